@@ -1,0 +1,1 @@
+//! Guest CPU state, interpreter and dynamic binary translator.

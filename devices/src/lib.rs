@@ -1,0 +1,1 @@
+//! Chips, buses and firmware tables of the emulated PC.

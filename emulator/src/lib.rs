@@ -1,0 +1,1 @@
+//! The machine, its options, boot, console and reports.

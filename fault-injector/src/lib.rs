@@ -1,0 +1,1 @@
+//! Fault plans, targets, corruption, ledger and reports.

@@ -1,0 +1,1 @@
+//! Guests of our own, assembled by the build.

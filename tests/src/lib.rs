@@ -1,0 +1,1 @@
+//! Whole-system, differential and property tests.
