@@ -1,0 +1,36 @@
+//! Instructions executed directly, one at a time: the fallback of the translator, the engine
+//! of hosts that have no translator, and the oracle of tests.
+
+mod memory;
+
+use iced_x86::Instruction;
+use mmu::{PhysMem, TlbSet};
+
+use crate::guest::{CpuState, Exception};
+use crate::platform::Platform;
+use crate::record::{self, Row};
+
+pub use memory::Access;
+
+/// The rows of the instruction table, by group.
+pub(crate) const ROWS: &[&[Row]] = &[];
+
+/// Everything that one instruction may touch.
+pub struct Context<'a> {
+    /// The processor.
+    pub cpu: &'a mut CpuState,
+    /// Its TLBs.
+    pub tlb: &'a mut TlbSet,
+    /// Guest-physical memory.
+    pub mem: &'a mut PhysMem,
+    /// The machine around the processor.
+    pub platform: &'a mut dyn Platform,
+}
+
+/// Executes one decoded instruction at RIP; see [`record::Execute`] for the contract.
+pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
+    match record::row(insn.mnemonic()) {
+        Some(row) => (row.execute)(cx, insn),
+        None => Err(Exception::invalid_opcode()),
+    }
+}

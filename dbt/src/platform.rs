@@ -1,0 +1,46 @@
+//! What a processor needs of the machine around it.
+
+use mmu::{GuestPhys, PhysMem};
+
+/// WRMSR refused: the processor raises #GP(0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+/// The machine as one processor sees it. `instructions` is the number of guest instructions
+/// completed when the access happens: with a deterministic clock, time is a function of it.
+pub trait Platform {
+    /// IN of 1, 2 or 4 bytes.
+    fn port_read(&mut self, mem: &mut PhysMem, instructions: u64, port: u16, size: u8) -> u32;
+    /// OUT of 1, 2 or 4 bytes.
+    fn port_write(&mut self, mem: &mut PhysMem, instructions: u64, port: u16, size: u8, value: u32);
+    /// A load of 1, 2, 4 or 8 bytes from an address that is not RAM.
+    fn mmio_read(&mut self, mem: &mut PhysMem, instructions: u64, address: GuestPhys, size: u8)
+    -> u64;
+    /// A store of 1, 2, 4 or 8 bytes to an address that is not RAM.
+    fn mmio_write(
+        &mut self,
+        mem: &mut PhysMem,
+        instructions: u64,
+        address: GuestPhys,
+        size: u8,
+        value: u64,
+    );
+    /// RDMSR of a register that belongs to the machine (the APIC's); `None`: not one of those.
+    fn msr_read(&mut self, instructions: u64, msr: u32) -> Option<u64>;
+    /// WRMSR likewise.
+    fn msr_write(&mut self, instructions: u64, msr: u32, value: u64) -> Option<Result<(), Refused>>;
+    /// CR8: the task priority, 0 to 15.
+    fn task_priority(&mut self) -> u8;
+    /// Sets CR8.
+    fn set_task_priority(&mut self, instructions: u64, priority: u8);
+    /// The machine's time-stamp counter, before the guest's own offset.
+    fn time_stamp(&mut self, instructions: u64) -> u64;
+    /// 64 random bits for RDRAND and RDSEED.
+    fn random(&mut self) -> u64;
+    /// Whether an unmasked interrupt waits for EFLAGS.IF.
+    fn interrupt_pending(&mut self) -> bool;
+    /// Takes the waiting interrupt's vector.
+    fn acknowledge_interrupt(&mut self, instructions: u64) -> Option<u8>;
+    /// Takes a waiting NMI.
+    fn take_nmi(&mut self) -> bool;
+}
