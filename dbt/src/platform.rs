@@ -14,8 +14,13 @@ pub trait Platform {
     /// OUT of 1, 2 or 4 bytes.
     fn port_write(&mut self, mem: &mut PhysMem, instructions: u64, port: u16, size: u8, value: u32);
     /// A load of 1, 2, 4 or 8 bytes from an address that is not RAM.
-    fn mmio_read(&mut self, mem: &mut PhysMem, instructions: u64, address: GuestPhys, size: u8)
-    -> u64;
+    fn mmio_read(
+        &mut self,
+        mem: &mut PhysMem,
+        instructions: u64,
+        address: GuestPhys,
+        size: u8,
+    ) -> u64;
     /// A store of 1, 2, 4 or 8 bytes to an address that is not RAM.
     fn mmio_write(
         &mut self,
@@ -28,7 +33,8 @@ pub trait Platform {
     /// RDMSR of a register that belongs to the machine (the APIC's); `None`: not one of those.
     fn msr_read(&mut self, instructions: u64, msr: u32) -> Option<u64>;
     /// WRMSR likewise.
-    fn msr_write(&mut self, instructions: u64, msr: u32, value: u64) -> Option<Result<(), Refused>>;
+    fn msr_write(&mut self, instructions: u64, msr: u32, value: u64)
+    -> Option<Result<(), Refused>>;
     /// CR8: the task priority, 0 to 15.
     fn task_priority(&mut self) -> u8;
     /// Sets CR8.

@@ -1,5 +1,19 @@
 //! Guest memory in several copies, page walks, TLBs and recovery.
+//!
+//! Nothing outside this crate holds a pointer into guest memory, except emitted code through
+//! TLB entries that this crate filled. Every other load and store passes the two doors,
+//! [`PhysMem::load`] and [`PhysMem::store`].
 
 mod address;
+mod audit;
+mod physical;
+mod poison;
+mod tlb;
+mod walk;
 
 pub use address::{Frame, GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+pub use audit::AuditError;
+pub use physical::{AccessError, MAX_COPIES, MemoryConfig, MemoryError, PhysMem};
+pub use poison::{Fate, LINE_SIZE, MemoryEvent, Verdict, decide};
+pub use tlb::{FETCH_ENTRIES, FetchTlb, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
+pub use walk::{Mapping, PHYSICAL_BITS, PageFault, PagingRegisters, Purpose, WalkError};

@@ -95,7 +95,10 @@ impl Mode {
         set(code64, Self::CODE64);
         set(!code64 && cs.attributes & Segment::BIG != 0, Self::CODE32);
         let ss = cpu.segment(SegmentIndex::Ss);
-        set(code64 || ss.attributes & Segment::BIG != 0, Self::WIDE_STACK);
+        set(
+            code64 || ss.attributes & Segment::BIG != 0,
+            Self::WIDE_STACK,
+        );
         set(cpl == 3, Self::USER);
         set(cpl == 0, Self::RING0);
         let iopl = ((cpu.system_flags & IOPL) >> 12) as u8;

@@ -1,0 +1,306 @@
+//! Translation look-aside buffers. Native and mirror translations are filled together: an
+//! entry gives the native host address, and the mirrors are a constant further.
+//!
+//! Emitted code reads [`TlbEntry`] through its field offsets. A tag matches when
+//! `address ^ tag <= 4096 - size`, one compare for the page and for staying inside it. The tag
+//! of an empty entry names a page that would stand at another index, so it never matches.
+
+use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+use crate::physical::PhysMem;
+use crate::walk::Mapping;
+
+/// Entries in one [`Tlb`].
+pub const TLB_ENTRIES: usize = 4096;
+/// Entries in one [`FetchTlb`].
+pub const FETCH_ENTRIES: usize = 1024;
+const LOG_ENTRIES: usize = 512;
+
+/// One translation, 32 bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct TlbEntry {
+    /// Linear page address that may be read directly.
+    pub read_tag: u64,
+    /// Linear page address that may be written directly, in every copy.
+    pub write_tag: u64,
+    /// Added to a linear address, gives the host address of its native byte.
+    pub addend: u64,
+    /// Guest-physical page address; bit 0 is set for a global page.
+    pub physical: u64,
+}
+
+/// The data translations of one privilege.
+#[repr(C)]
+pub struct Tlb {
+    /// The entries, by linear page number modulo [`TLB_ENTRIES`].
+    pub entries: [TlbEntry; TLB_ENTRIES],
+    /// Indexes filled since the last flush, while they fit.
+    log: [u16; LOG_ENTRIES],
+    logged: u32,
+    /// The log ran over: a flush clears everything.
+    overflowed: bool,
+    /// An entry of a page larger than 4 KiB is here: invalidating one page of it clears all.
+    has_large: bool,
+}
+
+/// One fetch translation: where code at a linear page is.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FetchEntry {
+    /// Linear page number, or all ones.
+    pub page: u64,
+    /// Guest-physical page address; bit 0 is set for a global page.
+    pub physical: u64,
+}
+
+/// Fetch translations of one privilege.
+#[repr(C)]
+pub struct FetchTlb {
+    entries: [FetchEntry; FETCH_ENTRIES],
+}
+
+/// Which set of data translations an access uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum View {
+    /// At CPL 3.
+    User = 0,
+    /// Supervisor, user pages out of reach (SMAP).
+    Supervisor = 1,
+    /// Supervisor, user pages reachable.
+    SupervisorOpen = 2,
+}
+
+/// All TLBs of one processor.
+#[repr(C)]
+pub struct TlbSet {
+    /// Data, by [`View`].
+    pub data: [Tlb; 3],
+    /// Fetch: supervisor, user.
+    pub fetch: [FetchTlb; 2],
+    /// Counts flushes of fetch translations: what is derived from them is stale when it moves.
+    pub fetch_epoch: u64,
+}
+
+const fn empty_tag(index: usize) -> u64 {
+    ((index ^ 1) as u64) << PAGE_SHIFT
+}
+
+impl Tlb {
+    fn clear(&mut self, index: usize) {
+        let entry = &mut self.entries[index];
+        entry.read_tag = empty_tag(index);
+        entry.write_tag = empty_tag(index);
+        entry.physical = u64::MAX;
+    }
+
+    fn clear_all(&mut self) {
+        for index in 0..TLB_ENTRIES {
+            self.clear(index);
+        }
+        self.logged = 0;
+        self.overflowed = false;
+        self.has_large = false;
+    }
+
+    fn flush(&mut self, global: bool) {
+        if self.overflowed {
+            for index in 0..TLB_ENTRIES {
+                if global || self.entries[index].physical & 1 == 0 {
+                    self.clear(index);
+                }
+            }
+            // Global entries that stay are no longer logged; the log stays overflowed for them.
+            self.overflowed = !global;
+            self.logged = 0;
+            self.has_large &= !global;
+            return;
+        }
+        let mut kept = 0;
+        for position in 0..self.logged as usize {
+            let index = self.log[position];
+            if !global && self.entries[index as usize].physical & 1 != 0 {
+                self.log[kept] = index;
+                kept += 1;
+            } else {
+                self.clear(index as usize);
+            }
+        }
+        self.logged = kept as u32;
+        self.has_large &= !global;
+    }
+
+    fn slots(&self) -> impl Iterator<Item = usize> + use<> {
+        let (log, logged) = if self.overflowed {
+            ([0; LOG_ENTRIES], 0)
+        } else {
+            (self.log, self.logged as usize)
+        };
+        let all = if self.overflowed { TLB_ENTRIES } else { 0 };
+        (0..all).chain((0..logged).map(move |position| log[position] as usize))
+    }
+
+    fn forget_physical(&mut self, page: GuestPhys) {
+        for index in self.slots() {
+            if self.entries[index].physical & !1 == page.0 {
+                self.clear(index);
+            }
+        }
+    }
+
+    /// The entry for an address, whatever it holds.
+    #[inline]
+    pub fn entry(&self, address: Linear) -> &TlbEntry {
+        &self.entries[address.page_number() as usize % TLB_ENTRIES]
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes if the entry allows.
+    #[inline]
+    pub fn read(&self, address: Linear, size: usize) -> Option<u64> {
+        let entry = self.entry(address);
+        if address.0 ^ entry.read_tag > PAGE_SIZE - size as u64 {
+            return None;
+        }
+        let host = address.0.wrapping_add(entry.addend) as *const u8;
+        // SAFETY: `fill` made the tag match only for a page of guest memory that the addend
+        // points to, stale pages are forgotten before the next access, and the compare keeps
+        // all `size` bytes within the page.
+        unsafe {
+            Some(match size {
+                1 => u64::from(host.read()),
+                2 => u64::from(host.cast::<u16>().read_unaligned()),
+                4 => u64::from(host.cast::<u32>().read_unaligned()),
+                _ => host.cast::<u64>().read_unaligned(),
+            })
+        }
+    }
+
+    /// Writes 1, 2, 4 or 8 bytes to every copy if the entry allows.
+    #[inline]
+    pub fn write(&self, mem: &PhysMem, address: Linear, size: usize, value: u64) -> bool {
+        let entry = self.entry(address);
+        if address.0 ^ entry.write_tag > PAGE_SIZE - size as u64 {
+            return false;
+        }
+        let native = address.0.wrapping_add(entry.addend) as *mut u8;
+        for copy in (0..mem.copies()).rev() {
+            // SAFETY: as in `read`; the mirrors of a slot are at multiples of the stride.
+            unsafe {
+                let host = native.add(copy * mem.stride());
+                match size {
+                    1 => host.write(value as u8),
+                    2 => host.cast::<u16>().write_unaligned(value as u16),
+                    4 => host.cast::<u32>().write_unaligned(value as u32),
+                    _ => host.cast::<u64>().write_unaligned(value),
+                }
+            }
+        }
+        true
+    }
+
+    /// Remembers a translation if the page may be reached directly; returns whether it may
+    /// (for a write if `write`).
+    pub fn fill(
+        &mut self,
+        mem: &mut PhysMem,
+        address: Linear,
+        mapping: &Mapping,
+        write: bool,
+    ) -> bool {
+        let page = address.0 & !(PAGE_SIZE - 1);
+        let Some(direct) = mem.direct(mapping.physical, mapping.write_ready) else {
+            return false;
+        };
+        let index = address.page_number() as usize % TLB_ENTRIES;
+        if self.entries[index].physical == u64::MAX && !self.overflowed {
+            if self.logged as usize == LOG_ENTRIES {
+                self.overflowed = true;
+            } else {
+                self.log[self.logged as usize] = index as u16;
+                self.logged += 1;
+            }
+        }
+        self.has_large |= mapping.page_shift > PAGE_SHIFT;
+        let writable = direct.writable && mapping.write_ready;
+        self.entries[index] = TlbEntry {
+            read_tag: page,
+            write_tag: if writable { page } else { empty_tag(index) },
+            addend: (direct.host as u64).wrapping_sub(page),
+            physical: mapping.physical.page().0 | u64::from(mapping.global),
+        };
+        !write || writable
+    }
+}
+
+impl FetchTlb {
+    /// The guest-physical address of code, if it is known.
+    #[inline]
+    pub fn lookup(&self, address: Linear) -> Option<GuestPhys> {
+        let entry = &self.entries[address.page_number() as usize % FETCH_ENTRIES];
+        (entry.page == address.page_number())
+            .then(|| GuestPhys((entry.physical & !1) | address.page_offset() as u64))
+    }
+
+    /// Remembers where a page of code is.
+    pub fn fill(&mut self, address: Linear, mapping: &Mapping) {
+        self.entries[address.page_number() as usize % FETCH_ENTRIES] = FetchEntry {
+            page: address.page_number(),
+            physical: mapping.physical.page().0 | u64::from(mapping.global),
+        };
+    }
+
+    fn flush(&mut self, global: bool) {
+        for entry in &mut self.entries {
+            if global || entry.physical & 1 == 0 {
+                entry.page = u64::MAX;
+            }
+        }
+    }
+}
+
+impl TlbSet {
+    /// Empties a set whose memory is zeroed or unknown.
+    pub fn reset(&mut self) {
+        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        for tlb in &mut self.data {
+            tlb.clear_all();
+        }
+        for fetch in &mut self.fetch {
+            fetch.flush(true);
+        }
+    }
+
+    /// Forgets every translation; those of global pages only if asked.
+    pub fn flush(&mut self, global: bool) {
+        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        for tlb in &mut self.data {
+            tlb.flush(global);
+        }
+        for fetch in &mut self.fetch {
+            fetch.flush(global);
+        }
+    }
+
+    /// Forgets the translations of one linear page, global ones too (INVLPG).
+    pub fn flush_page(&mut self, address: Linear) {
+        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        for tlb in &mut self.data {
+            // A large page is cached as 4 KiB entries: all of them have to go.
+            if tlb.has_large {
+                tlb.flush(true);
+            } else {
+                tlb.clear(address.page_number() as usize % TLB_ENTRIES);
+            }
+        }
+        for fetch in &mut self.fetch {
+            fetch.flush(true);
+        }
+    }
+
+    /// Forgets every translation to a guest-physical page.
+    pub fn forget_physical(&mut self, page: GuestPhys) {
+        for tlb in &mut self.data {
+            tlb.forget_physical(page);
+        }
+    }
+}
