@@ -1,0 +1,367 @@
+//! The block cache. The code region is divided into areas; when none is free the least
+//! recently used one is emptied. Blocks know who jumps to them, so that none is entered after
+//! it is gone.
+
+use std::collections::BTreeMap;
+
+use iced_x86::Instruction;
+use lru::LruCache;
+use mmu::{GuestPhys, PAGE_SIZE};
+use rustc_hash::FxHashMap;
+
+use super::region::{CodeOffset, CodeRegion};
+use crate::guest::Mode;
+
+/// Areas that the code region is divided into.
+const AREAS: u32 = 16;
+/// Code of a block at the most; an area keeps this much free.
+const LARGEST_BLOCK: u32 = 64 << 10;
+
+/// What a translation depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    /// Guest-physical address of the first byte.
+    pub physical: GuestPhys,
+    /// RIP of the first instruction.
+    pub rip: u64,
+    /// Mode bits.
+    pub mode: Mode,
+}
+
+/// A jump out of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// Where its displacement is.
+    pub site: CodeOffset,
+    /// Where it goes while unlinked.
+    pub stub: CodeOffset,
+    /// Guest RIP of its target.
+    pub target: u64,
+    /// The block it is linked to.
+    pub linked: Option<u32>,
+}
+
+/// A translated block.
+pub struct Block {
+    /// What it was made from.
+    pub key: Key,
+    /// Bytes of guest code.
+    pub len: u32,
+    /// Its instructions.
+    pub insns: Box<[Instruction]>,
+    /// First byte of its code.
+    pub base: CodeOffset,
+    /// Bytes of its code.
+    pub size: u32,
+    /// Entry without checks.
+    pub entry: CodeOffset,
+    /// Entry for backward jumps.
+    pub poll_entry: CodeOffset,
+    /// Entry for jumps from other pages.
+    pub guarded_entry: CodeOffset,
+    /// Entry for indirect jumps.
+    pub indirect_entry: CodeOffset,
+    /// Offset of each instruction's code from `base`, and of the end.
+    pub insn_starts: Box<[u32]>,
+    /// Jumps to known addresses.
+    pub exits: Vec<Exit>,
+    /// (block, exit) of every jump linked here.
+    pub incoming: Vec<(u32, u16)>,
+    /// What the page guard has to hold.
+    pub mapping: u32,
+    /// The mode's jump cache.
+    pub jump_cache: usize,
+    area: u32,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct CacheStatistics {
+    /// Blocks translated.
+    pub translated: u64,
+    /// Blocks dropped because their page was written.
+    pub invalidated: u64,
+    /// Areas emptied for room.
+    pub evictions: u64,
+}
+
+/// All translated blocks.
+pub struct BlockCache {
+    region: CodeRegion,
+    blocks: Vec<Option<Box<Block>>>,
+    by_key: FxHashMap<Key, u32>,
+    by_page: FxHashMap<GuestPhys, Vec<u32>>,
+    by_code: BTreeMap<CodeOffset, u32>,
+    areas: LruCache<u32, ()>,
+    free_areas: Vec<u32>,
+    current_area: u32,
+    /// Next free byte of the current area.
+    cursor: u32,
+    first: u32,
+    area_size: u32,
+    mappings: FxHashMap<(u64, GuestPhys, Mode), u32>,
+    /// Counts since the start.
+    pub statistics: CacheStatistics,
+}
+
+impl BlockCache {
+    /// An empty cache in a region whose first `reserved` bytes hold shared code.
+    pub fn new(region: CodeRegion, reserved: CodeOffset) -> BlockCache {
+        let area_size = (region.len() as u32 - reserved.0) / AREAS & !63;
+        BlockCache {
+            region,
+            blocks: vec![None],
+            by_key: FxHashMap::default(),
+            by_page: FxHashMap::default(),
+            by_code: BTreeMap::new(),
+            areas: LruCache::unbounded(),
+            free_areas: (1..AREAS).rev().collect(),
+            current_area: 0,
+            cursor: reserved.0,
+            first: reserved.0,
+            area_size,
+            mappings: FxHashMap::default(),
+            statistics: CacheStatistics::default(),
+        }
+    }
+
+    /// The code region.
+    pub fn region(&self) -> &CodeRegion {
+        &self.region
+    }
+
+    /// The code region, to write.
+    pub fn region_mut(&mut self) -> &mut CodeRegion {
+        &mut self.region
+    }
+
+    /// A block that still exists.
+    pub fn block(&self, id: u32) -> Option<&Block> {
+        self.blocks.get(id as usize)?.as_deref()
+    }
+
+    /// Finds a block.
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The identifier that the next block will have.
+    pub fn next_id(&self) -> u32 {
+        self.blocks.len() as u32
+    }
+
+    /// The identifier of a mapping of a linear page to a physical one under a mode; never 0,
+    /// and never given to another mapping.
+    pub fn mapping(&mut self, linear_page: u64, physical: GuestPhys, mode: Mode) -> u32 {
+        let next = self.mappings.len() as u32 + 1;
+        *self
+            .mappings
+            .entry((linear_page, physical.page(), mode))
+            .or_insert(next)
+    }
+
+    /// Where the next block's code goes. May empty an area: returns the blocks that went.
+    pub fn reserve(&mut self) -> (CodeOffset, Vec<Box<Block>>) {
+        let end = self.first + (self.current_area + 1) * self.area_size;
+        let mut gone = Vec::new();
+        if self.cursor + LARGEST_BLOCK > end {
+            self.areas.put(self.current_area, ());
+            let area = match self.free_areas.pop() {
+                Some(area) => area,
+                None => {
+                    let (area, ()) = self
+                        .areas
+                        .pop_lru()
+                        .expect("the area in use was put there just now");
+                    self.statistics.evictions += 1;
+                    gone = self.empty(area);
+                    area
+                }
+            };
+            self.current_area = area;
+            self.cursor = self.first + area * self.area_size;
+        }
+        (CodeOffset(self.cursor), gone)
+    }
+
+    fn empty(&mut self, area: u32) -> Vec<Box<Block>> {
+        let start = CodeOffset(self.first + area * self.area_size);
+        let end = CodeOffset(start.0 + self.area_size);
+        let ids: Vec<u32> = self.by_code.range(start..end).map(|(_, &id)| id).collect();
+        ids.into_iter().filter_map(|id| self.remove(id)).collect()
+    }
+
+    /// Adds a block whose code has been placed at `block.base`.
+    pub fn insert(&mut self, mut block: Block, code: &[u8]) -> u32 {
+        let id = self.next_id();
+        block.area = self.current_area;
+        self.region.write(block.base, code);
+        self.cursor = (block.base.0 + code.len() as u32).next_multiple_of(16);
+        self.by_key.insert(block.key, id);
+        self.by_page
+            .entry(block.key.physical.page())
+            .or_default()
+            .push(id);
+        self.by_code.insert(block.base, id);
+        self.blocks.push(Some(Box::new(block)));
+        self.statistics.translated += 1;
+        id
+    }
+
+    /// A block's area was used.
+    pub fn touch(&mut self, id: u32) {
+        let area = self.block(id).map(|block| block.area);
+        if let Some(area) = area
+            && area != self.current_area
+        {
+            self.areas.get(&area);
+        }
+    }
+
+    /// Links an exit to a block.
+    pub fn link(&mut self, from: u32, exit: usize, to: u32, entry: CodeOffset) {
+        let Some(Some(source)) = self.blocks.get_mut(from as usize) else {
+            return;
+        };
+        let Some(out) = source.exits.get_mut(exit) else {
+            return;
+        };
+        if out.linked.is_some() {
+            return;
+        }
+        out.linked = Some(to);
+        let site = out.site;
+        if let Some(Some(target)) = self.blocks.get_mut(to as usize) {
+            target.incoming.push((from, exit as u16));
+            self.region.patch_relative(site, entry);
+        }
+    }
+
+    /// Removes a block and every link to and from it.
+    pub fn remove(&mut self, id: u32) -> Option<Box<Block>> {
+        let block = self.blocks.get_mut(id as usize)?.take()?;
+        for &(from, exit) in &block.incoming {
+            if let Some(Some(source)) = self.blocks.get_mut(from as usize) {
+                let out = &mut source.exits[exit as usize];
+                if out.linked == Some(id) {
+                    out.linked = None;
+                    self.region.patch_relative(out.site, out.stub);
+                }
+            }
+        }
+        for exit in &block.exits {
+            if let Some(to) = exit.linked
+                && let Some(Some(target)) = self.blocks.get_mut(to as usize)
+            {
+                target.incoming.retain(|&(from, _)| from != id);
+            }
+        }
+        if self.by_key.get(&block.key) == Some(&id) {
+            self.by_key.remove(&block.key);
+        }
+        let page = block.key.physical.page();
+        if let Some(ids) = self.by_page.get_mut(&page) {
+            ids.retain(|&other| other != id);
+            if ids.is_empty() {
+                self.by_page.remove(&page);
+            }
+        }
+        self.by_code.remove(&block.base);
+        Some(block)
+    }
+
+    /// Removes the blocks made from any byte of a range; returns them.
+    pub fn invalidate(&mut self, at: GuestPhys, len: u32) -> Vec<Box<Block>> {
+        let mut gone = Vec::new();
+        let end = at.0 + u64::from(len);
+        let mut page = at.page();
+        while page.0 < end {
+            let hit: Vec<u32> = self
+                .by_page
+                .get(&page)
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(|&id| {
+                    self.block(id).is_some_and(|block| {
+                        let start = block.key.physical.0;
+                        start < end && at.0 < start + u64::from(block.len)
+                    })
+                })
+                .collect();
+            self.statistics.invalidated += hit.len() as u64;
+            gone.extend(hit.into_iter().filter_map(|id| self.remove(id)));
+            page = page.add(PAGE_SIZE);
+        }
+        gone
+    }
+
+    /// Whether any block was made from this page.
+    pub fn has_code(&self, page: GuestPhys) -> bool {
+        self.by_page.contains_key(&page.page())
+    }
+
+    /// The block that a host address belongs to, and the instruction.
+    pub fn at_code(&self, offset: CodeOffset) -> Option<(u32, usize)> {
+        let (_, &id) = self.by_code.range(..=offset).next_back()?;
+        let block = self.block(id)?;
+        let within = offset.0 - block.base.0;
+        if within >= block.size {
+            return None;
+        }
+        let insn = block
+            .insn_starts
+            .partition_point(|&start| start <= within)
+            .checked_sub(1)?;
+        Some((id, insn.min(block.insns.len() - 1)))
+    }
+
+    /// Bytes of host code in use.
+    pub fn code_bytes(&self) -> u64 {
+        self.by_code
+            .values()
+            .filter_map(|&id| self.block(id))
+            .map(|block| u64::from(block.size))
+            .sum()
+    }
+
+    /// Everything a new block needs but the area, which `insert` sets.
+    #[allow(clippy::too_many_arguments)]
+    pub fn make_block(
+        key: Key,
+        len: u32,
+        insns: Vec<Instruction>,
+        base: CodeOffset,
+        mapping: u32,
+        jump_cache: usize,
+        emitted: &crate::x86_64::Emitted,
+    ) -> Block {
+        let at = |offset: u32| CodeOffset(base.0 + offset);
+        Block {
+            key,
+            len,
+            insns: insns.into_boxed_slice(),
+            base,
+            size: emitted.code.len() as u32,
+            entry: at(emitted.entry),
+            poll_entry: at(emitted.poll_entry),
+            guarded_entry: at(emitted.guarded_entry),
+            indirect_entry: at(emitted.indirect_entry),
+            insn_starts: emitted.insn_starts.clone().into_boxed_slice(),
+            exits: emitted
+                .exits
+                .iter()
+                .map(|exit| Exit {
+                    site: exit.site,
+                    stub: exit.stub,
+                    target: exit.target,
+                    linked: None,
+                })
+                .collect(),
+            incoming: Vec::new(),
+            mapping,
+            jump_cache,
+            area: 0,
+        }
+    }
+}

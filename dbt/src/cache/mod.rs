@@ -1,0 +1,7 @@
+//! Translated blocks: where they are, how they are linked, when they go.
+
+mod blocks;
+mod region;
+
+pub use blocks::{Block, BlockCache, CacheStatistics, Exit, Key};
+pub use region::{CodeOffset, CodeRegion};

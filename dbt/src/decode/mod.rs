@@ -1,0 +1,136 @@
+//! From guest bytes to instructions.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use mmu::{GuestPhys, Linear, PAGE_SIZE};
+
+use crate::guest::{Exception, Mode, SegmentIndex};
+use crate::interpret::Context;
+
+/// The most instructions of a block.
+pub const BLOCK_LIMIT: usize = 64;
+/// The longest instruction, in bytes.
+const LONGEST: usize = 15;
+
+/// A straight run of instructions within one page.
+pub struct DecodedBlock {
+    /// Guest-physical address of the first byte.
+    pub physical: GuestPhys,
+    /// Bytes of code.
+    pub len: u32,
+    /// The instructions.
+    pub insns: Vec<Instruction>,
+}
+
+fn decoder(bytes: &[u8], mode: Mode, rip: u64) -> Decoder<'_> {
+    Decoder::with_ip(mode.code_size().bits(), bytes, rip, DecoderOptions::NONE)
+}
+
+/// Whether nothing behind this instruction is executed in sequence.
+fn ends_block(insn: &Instruction) -> bool {
+    !matches!(
+        insn.flow_control(),
+        FlowControl::Next | FlowControl::Interrupt | FlowControl::XbeginXabortXend
+    ) || insn.is_invalid()
+}
+
+/// Decodes the block at RIP. `None`: its first instruction crosses the page, is invalid, or is
+/// not in RAM; it is to be interpreted.
+pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
+    let rip = cx.cpu.rip;
+    let linear = code_address(cx, rip);
+    let physical = cx.translate_fetch(linear)?;
+    let mut bytes = [0u8; PAGE_SIZE as usize];
+    let offset = physical.page_offset();
+    let room = PAGE_SIZE as usize - offset;
+    // Blocks are short: most fit the first few hundred bytes.
+    let mut loaded = room.min(256);
+    if cx.mem.load(physical, &mut bytes[..loaded]).is_err() {
+        return Ok(None);
+    }
+    let mut insns = Vec::with_capacity(16);
+    let mut at = 0;
+    while insns.len() < BLOCK_LIMIT {
+        if at + LONGEST > loaded && loaded < room {
+            let more = (loaded + 512).min(room);
+            if cx
+                .mem
+                .load(physical.add(loaded as u64), &mut bytes[loaded..more])
+                .is_err()
+            {
+                break;
+            }
+            loaded = more;
+        }
+        let mut decoder = decoder(&bytes[at..loaded], cx.cpu.mode, rip.wrapping_add(at as u64));
+        let insn = decoder.decode();
+        if insn.is_invalid() {
+            break;
+        }
+        at += insn.len();
+        let ends = ends_block(&insn);
+        insns.push(insn);
+        if ends {
+            break;
+        }
+    }
+    cx.settle();
+    Ok((!insns.is_empty()).then_some(DecodedBlock {
+        physical,
+        len: at as u32,
+        insns,
+    }))
+}
+
+/// The linear address of an offset in CS.
+pub fn code_address(cx: &Context<'_>, rip: u64) -> Linear {
+    if cx.cpu.code64() {
+        return Linear(rip);
+    }
+    let base = cx.cpu.segment(SegmentIndex::Cs).base;
+    Linear(base.wrapping_add(rip) & 0xffff_ffff)
+}
+
+/// Fetches and decodes the one instruction at RIP.
+pub fn one(cx: &mut Context<'_>) -> Result<Instruction, Exception> {
+    let rip = cx.cpu.rip;
+    let linear = code_address(cx, rip);
+    let mut bytes = [0u8; LONGEST];
+    let room = PAGE_SIZE as usize - linear.page_offset();
+    let mut have = LONGEST.min(room);
+    if !cx.cpu.code64() {
+        // The segment's limit bounds the fetch (SDM volume 3, 5.3).
+        let limit = u64::from(cx.cpu.segment(SegmentIndex::Cs).limit);
+        if rip > limit {
+            return Err(Exception::general_protection(0));
+        }
+        have = have.min((limit - rip + 1).min(LONGEST as u64) as usize);
+    }
+    let physical = cx.translate_fetch(linear)?;
+    cx.load_physical(physical, &mut bytes[..have])?;
+    let mode = cx.cpu.mode;
+    let mut first = decoder(&bytes[..have], mode, rip);
+    let insn = first.decode();
+    if !insn.is_invalid() {
+        return Ok(insn);
+    }
+    if first.last_error() != DecoderError::NoMoreBytes {
+        return Err(Exception::invalid_opcode());
+    }
+    if have == LONGEST || have < room {
+        // Longer than 15 bytes, or cut by the segment's limit.
+        return Err(Exception::general_protection(0));
+    }
+    let next = code_address(cx, rip.wrapping_add(have as u64));
+    let physical = cx.translate_fetch(next)?;
+    cx.load_physical(physical, &mut bytes[have..])?;
+    let mut whole = decoder(&bytes, mode, rip);
+    let insn = whole.decode();
+    if insn.is_invalid() {
+        return Err(if whole.last_error() == DecoderError::NoMoreBytes {
+            Exception::general_protection(0)
+        } else {
+            Exception::invalid_opcode()
+        });
+    }
+    Ok(insn)
+}

@@ -1,0 +1,373 @@
+//! What kind of work a translator has with an instruction, from iced-x86's description of it.
+
+use iced_x86::{
+    Code, CpuidFeature, FlowControl, Instruction, InstructionInfoFactory,
+    InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
+};
+
+use crate::guest::Mode;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The same instruction on host registers and a checked memory operand.
+    Plain(Operand),
+    /// LEA: an address, but no access.
+    Lea,
+    /// Nothing to do.
+    Nop,
+    /// PUSH of a register, an immediate or memory, in the mode's own width.
+    Push,
+    /// POP to a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// Direct near JMP.
+    Jump,
+    /// Jcc.
+    Branch,
+    /// Direct near CALL.
+    Call,
+    /// Near RET.
+    Return,
+    /// Near JMP through a register or memory.
+    JumpIndirect,
+    /// Near CALL through a register or memory.
+    CallIndirect,
+    /// The interpreter executes it.
+    Helper,
+}
+
+/// What a plain instruction does with its memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operand {
+    /// It has none.
+    None,
+    /// Loads.
+    Read,
+    /// Stores, and may be executed once for each copy.
+    Write,
+    /// Stores, with a side effect (an x87 pop) that must happen once.
+    WriteOnce,
+    /// Loads, computes, stores.
+    Modify,
+}
+
+/// A translator's view of one instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct Class {
+    /// How it is translated.
+    pub kind: Kind,
+    /// What it does with each operand.
+    pub access: [OpAccess; 5],
+}
+
+/// Classifies instructions; keeps the factory that iced-x86 wants reused.
+pub struct Classifier {
+    factory: InstructionInfoFactory,
+}
+
+impl Default for Classifier {
+    fn default() -> Self {
+        Classifier {
+            factory: InstructionInfoFactory::new(),
+        }
+    }
+}
+
+impl Classifier {
+    /// Classifies one instruction under the mode bits of its block.
+    pub fn classify(&mut self, insn: &Instruction, mode: Mode) -> Class {
+        let info = self
+            .factory
+            .info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE);
+        let mut access = [OpAccess::None; 5];
+        for (index, access) in access.iter_mut().enumerate().take(insn.op_count() as usize) {
+            *access = info.op_access(index as u32);
+        }
+        let helper = Class {
+            kind: Kind::Helper,
+            access,
+        };
+        let word = if mode.has(Mode::CODE64) { 8 } else { 4 };
+        let kind = match insn.flow_control() {
+            FlowControl::Next => match insn.mnemonic() {
+                Mnemonic::Lea if insn.memory_base() != Register::EIP => Kind::Lea,
+                Mnemonic::Nop
+                | Mnemonic::Endbr32
+                | Mnemonic::Endbr64
+                | Mnemonic::Prefetchnta
+                | Mnemonic::Prefetcht0
+                | Mnemonic::Prefetcht1
+                | Mnemonic::Prefetcht2
+                | Mnemonic::Prefetchw
+                | Mnemonic::Prefetch => Kind::Nop,
+                Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
+                Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
+                    Kind::Pop
+                }
+                Mnemonic::Leave if insn.code() == Code::Leaveq || insn.code() == Code::Leaved => {
+                    if (insn.code() == Code::Leaveq) == (word == 8) {
+                        Kind::Leave
+                    } else {
+                        Kind::Helper
+                    }
+                }
+                _ => {
+                    let registers_ok = info.used_registers().iter().all(|used| {
+                        let register = used.register();
+                        !register.is_gpr()
+                            || names(insn, register)
+                            || matches!(
+                                register.full_register(),
+                                Register::RAX | Register::RCX | Register::RDX | Register::RBX
+                            )
+                    });
+                    if registers_ok {
+                        plain(insn, mode, &access).map_or(Kind::Helper, Kind::Plain)
+                    } else {
+                        Kind::Helper
+                    }
+                }
+            },
+            FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() && near(insn, word) => {
+                Kind::Jump
+            }
+            FlowControl::ConditionalBranch if insn.is_jcc_short_or_near() && near(insn, word) => {
+                Kind::Branch
+            }
+            FlowControl::Call if insn.is_call_near() && near(insn, word) => Kind::Call,
+            FlowControl::Return if is_near_return(insn, word) => Kind::Return,
+            FlowControl::IndirectBranch if indirect_width(insn) == word => Kind::JumpIndirect,
+            FlowControl::IndirectCall if indirect_width(insn) == word => Kind::CallIndirect,
+            _ => Kind::Helper,
+        };
+        let kind = if insn.has_rep_prefix() || insn.has_repne_prefix() {
+            match kind {
+                // REP RET and BND prefixes mean nothing; on PAUSE and string instructions
+                // they do.
+                Kind::Return
+                | Kind::Jump
+                | Kind::Branch
+                | Kind::Call
+                | Kind::JumpIndirect
+                | Kind::CallIndirect
+                | Kind::Nop => kind,
+                _ => Kind::Helper,
+            }
+        } else {
+            kind
+        };
+        Class { kind, ..helper }
+    }
+}
+
+/// Whether a register is an explicit operand, or part of the memory operand.
+fn names(insn: &Instruction, register: Register) -> bool {
+    let whole = register.full_register();
+    (0..insn.op_count()).any(|index| match insn.op_kind(index) {
+        OpKind::Register => insn.op_register(index).full_register() == whole,
+        OpKind::Memory => {
+            insn.memory_base().full_register() == whole
+                || insn.memory_index().full_register() == whole
+        }
+        _ => false,
+    })
+}
+
+fn stack_width(insn: &Instruction) -> u32 {
+    insn.stack_pointer_increment().unsigned_abs()
+}
+
+fn is_simple_push(insn: &Instruction) -> bool {
+    match insn.op0_kind() {
+        OpKind::Register => insn.op0_register().is_gpr(),
+        _ => true,
+    }
+}
+
+fn near(insn: &Instruction, word: u32) -> bool {
+    match insn.op0_kind() {
+        OpKind::NearBranch64 => word == 8,
+        OpKind::NearBranch32 => word == 4,
+        _ => false,
+    }
+}
+
+fn is_near_return(insn: &Instruction, word: u32) -> bool {
+    match insn.code() {
+        Code::Retnq | Code::Retnq_imm16 => word == 8,
+        Code::Retnd | Code::Retnd_imm16 => word == 4,
+        _ => false,
+    }
+}
+
+fn indirect_width(insn: &Instruction) -> u32 {
+    match insn.code() {
+        Code::Jmp_rm64 | Code::Call_rm64 => 8,
+        Code::Jmp_rm32 | Code::Call_rm32 => 4,
+        _ => 0,
+    }
+}
+
+/// Whether the mode lets the instruction's extension run without #NM or #UD.
+fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
+    use CpuidFeature as F;
+    Some(match feature {
+        F::INTEL8086 | F::INTEL186 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV
+        | F::POPCNT | F::LZCNT | F::BMI1 | F::BMI2 | F::ADX | F::MOVBE | F::LAHF_SAHF
+        | F::MULTIBYTENOP => true,
+        F::FPU | F::FPU287 | F::FPU387 | F::MMX => mode.has(Mode::X87),
+        F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::AES | F::PCLMULQDQ
+        | F::SHA => mode.has(Mode::SSE),
+        F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => mode.has(Mode::AVX),
+        _ => return None,
+    })
+}
+
+fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Operand> {
+    let vex_gpr = matches!(insn.encoding(), iced_x86::EncodingKind::VEX);
+    if insn.is_privileged()
+        || insn.is_string_instruction()
+        || insn.is_save_restore_instruction()
+        || insn.is_vsib()
+        || !matches!(
+            insn.encoding(),
+            iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX
+        )
+    {
+        return None;
+    }
+    for &feature in insn.cpuid_features() {
+        if !extension_enabled(feature, mode)? {
+            return None;
+        }
+    }
+    // MMX registers alias the x87 stack: both have to be enabled.
+    if (0..insn.op_count()).any(|op| insn.op_register(op).is_mm()) && !mode.has(Mode::X87) {
+        return None;
+    }
+    let _ = vex_gpr;
+    match insn.mnemonic() {
+        Mnemonic::Cli
+        | Mnemonic::Sti
+        | Mnemonic::Cld
+        | Mnemonic::Std
+        | Mnemonic::Pause
+        | Mnemonic::Hlt
+        | Mnemonic::In
+        | Mnemonic::Out
+        | Mnemonic::Cpuid
+        | Mnemonic::Rdtsc
+        | Mnemonic::Rsm
+        | Mnemonic::Bound
+        | Mnemonic::Enter
+        | Mnemonic::Xlatb
+        | Mnemonic::Pushf
+        | Mnemonic::Pushfd
+        | Mnemonic::Pushfq
+        | Mnemonic::Popf
+        | Mnemonic::Popfd
+        | Mnemonic::Popfq
+        | Mnemonic::Pusha
+        | Mnemonic::Pushad
+        | Mnemonic::Popa
+        | Mnemonic::Popad
+        | Mnemonic::Push
+        | Mnemonic::Pop
+        | Mnemonic::Cmpxchg8b
+        | Mnemonic::Cmpxchg16b
+        | Mnemonic::Maskmovq
+        | Mnemonic::Maskmovdqu
+        | Mnemonic::Vmaskmovdqu
+        | Mnemonic::Vmaskmovps
+        | Mnemonic::Vmaskmovpd
+        | Mnemonic::Vpmaskmovd
+        | Mnemonic::Vpmaskmovq
+        | Mnemonic::Fnstenv
+        | Mnemonic::Fstenv
+        | Mnemonic::Fldenv
+        | Mnemonic::Fnsave
+        | Mnemonic::Fsave
+        | Mnemonic::Frstor
+        | Mnemonic::Sldt
+        | Mnemonic::Str
+        | Mnemonic::Smsw
+        | Mnemonic::Sgdt
+        | Mnemonic::Sidt
+        | Mnemonic::Lar
+        | Mnemonic::Lsl
+        | Mnemonic::Verr
+        | Mnemonic::Verw
+        | Mnemonic::Arpl
+        | Mnemonic::Lds
+        | Mnemonic::Les
+        | Mnemonic::Lfs
+        | Mnemonic::Lgs
+        | Mnemonic::Lss
+        | Mnemonic::Aaa
+        | Mnemonic::Aas
+        | Mnemonic::Aam
+        | Mnemonic::Aad
+        | Mnemonic::Daa
+        | Mnemonic::Das
+        | Mnemonic::Salc
+        | Mnemonic::Into
+        | Mnemonic::Fwait
+        | Mnemonic::Clflush
+        | Mnemonic::Ud0
+        | Mnemonic::Ud1
+        | Mnemonic::Ud2 => return None,
+        _ => {}
+    }
+    let mut operand = Operand::None;
+    for index in 0..insn.op_count() {
+        match insn.op_kind(index) {
+            OpKind::Register => {
+                let register = insn.op_register(index);
+                if register.is_segment_register()
+                    || register.is_cr()
+                    || register.is_dr()
+                    || register.is_tr()
+                {
+                    return None;
+                }
+            }
+            OpKind::Memory => {
+                let bit_string = matches!(
+                    insn.mnemonic(),
+                    Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+                ) && insn.op1_kind() == OpKind::Register;
+                let size = insn.memory_size().size();
+                if bit_string || !(1..=64).contains(&size) {
+                    return None;
+                }
+                operand = match access[index as usize] {
+                    OpAccess::Read | OpAccess::CondRead => Operand::Read,
+                    OpAccess::Write => match insn.mnemonic() {
+                        Mnemonic::Fstp | Mnemonic::Fistp | Mnemonic::Fisttp | Mnemonic::Fbstp => {
+                            Operand::WriteOnce
+                        }
+                        _ => Operand::Write,
+                    },
+                    OpAccess::ReadWrite | OpAccess::ReadCondWrite => Operand::Modify,
+                    _ => return None,
+                };
+                if operand == Operand::Modify && size > 8 {
+                    return None;
+                }
+            }
+            OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+            | OpKind::Immediate8_2nd => {}
+            _ => return None,
+        }
+    }
+    Some(operand)
+}

@@ -1,0 +1,72 @@
+//! Which flags matter where: what each instruction of a block reads and overwrites, and from
+//! that, what must survive a memory check.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+
+/// CF, PF, AF, ZF, SF and OF, as iced-x86 names them.
+pub const ALL: u32 = RflagsBits::CF
+    | RflagsBits::PF
+    | RflagsBits::AF
+    | RflagsBits::ZF
+    | RflagsBits::SF
+    | RflagsBits::OF;
+
+/// Flags that an instruction reads.
+pub fn read(insn: &Instruction) -> u32 {
+    insn.rflags_read() & ALL
+}
+
+/// Flags that an instruction may change.
+pub fn changed(insn: &Instruction) -> u32 {
+    insn.rflags_modified() & ALL
+}
+
+/// Flags that an instruction overwrites whatever its operands are (to a value, or undefined).
+pub fn overwritten(insn: &Instruction) -> u32 {
+    let changed = changed(insn);
+    match insn.mnemonic() {
+        // A count of zero leaves the flags alone.
+        Mnemonic::Shl
+        | Mnemonic::Sal
+        | Mnemonic::Shr
+        | Mnemonic::Sar
+        | Mnemonic::Rol
+        | Mnemonic::Ror
+        | Mnemonic::Rcl
+        | Mnemonic::Rcr
+        | Mnemonic::Shld
+        | Mnemonic::Shrd => {
+            let last = insn.op_count() - 1;
+            let count_known = insn.op_kind(last) == OpKind::Immediate8
+                && insn.immediate8() & 31 != 0
+                && insn.op_register(last) != Register::CL;
+            if count_known { changed } else { 0 }
+        }
+        // So does a REP string instruction that iterates zero times.
+        Mnemonic::Cmpsb
+        | Mnemonic::Cmpsw
+        | Mnemonic::Cmpsd
+        | Mnemonic::Cmpsq
+        | Mnemonic::Scasb
+        | Mnemonic::Scasw
+        | Mnemonic::Scasd
+        | Mnemonic::Scasq => 0,
+        _ => changed,
+    }
+}
+
+/// For each instruction of a straight run, the flags that are needed before it: read by it or
+/// by a later one before being overwritten. `whole[i]` marks instructions that need all flags
+/// in their place because a helper executes them; `after` is what is needed at the end.
+pub fn needed_before(insns: &[Instruction], whole: &[bool], after: u32) -> Vec<u32> {
+    let mut live = after;
+    let mut needed = vec![0; insns.len()];
+    for (index, insn) in insns.iter().enumerate().rev() {
+        live = (live & !overwritten(insn)) | read(insn);
+        if whole[index] {
+            live = ALL;
+        }
+        needed[index] = live;
+    }
+    needed
+}

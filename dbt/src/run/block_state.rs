@@ -1,0 +1,206 @@
+//! The memory that emitted code reaches through the host's GS: the guest's registers, its
+//! TLBs, and what the run loop and emitted code tell each other.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::offset_of;
+use std::ptr::NonNull;
+
+use mmu::{TlbEntry, TlbSet, View};
+
+use crate::guest::CpuState;
+
+/// Entries of a jump cache.
+pub const JUMP_ENTRIES: usize = 4096;
+/// Modes that have a jump cache of their own at one time.
+pub const JUMP_CACHES: usize = 8;
+/// Entries of a page guard table.
+pub const GUARD_ENTRIES: usize = 1024;
+
+/// Where an indirect jump to `rip` continues in host code.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct JumpEntry {
+    /// Guest RIP.
+    pub rip: u64,
+    /// Host address of the block's indirect entry.
+    pub host: u64,
+}
+
+/// What emitted code and the run loop tell each other.
+#[repr(C)]
+pub struct Exchange {
+    /// The host stack pointer of the run loop.
+    pub host_rsp: u64,
+    /// Where restored code continues.
+    pub jump_target: u64,
+    /// Guest flags as `lahf; seto al` leaves them in AX, while they are not in EFLAGS.
+    pub saved_flags: u64,
+    /// Host EFLAGS on leaving emitted code.
+    pub host_flags: u64,
+    /// Result of a memory slow path: the host address of the access.
+    pub result_host: u64,
+    /// Result of a memory slow path: the addend of the TLB entry.
+    pub result_addend: u64,
+    /// Guest instructions left until the run loop wants control (counted mode).
+    pub budget: i64,
+    /// A scratch word for emitted code.
+    pub scratch: u64,
+    /// MXCSR of the host.
+    pub host_mxcsr: u32,
+    /// The vector of a host signal that emitted code raised.
+    pub signal: u32,
+    /// Host address of the instruction that raised it.
+    pub signal_address: u64,
+    /// The processor that owns this block, for upcalls.
+    pub vcpu: u64,
+    /// 512 bytes for instructions executed on a copy of their memory operand.
+    pub bounce: Bounce,
+}
+
+/// A buffer for the memory operand of one instruction, with FXSAVE's alignment.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Bounce(pub [u8; 512]);
+
+/// Everything behind GS.
+#[repr(C, align(4096))]
+pub struct CpuBlock {
+    /// The guest's registers.
+    pub cpu: CpuState,
+    /// The exchange.
+    pub exchange: Exchange,
+    /// For supervisor and user: the mapping identifier last confirmed for each page slot.
+    pub guards: [[u32; GUARD_ENTRIES]; 2],
+    /// Indirect jump targets, by mode.
+    pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
+    /// The TLBs.
+    pub tlb: TlbSet,
+}
+
+/// Offsets from GS.
+pub(crate) mod at {
+    use super::*;
+
+    pub const GPR: i32 = offset_of!(CpuBlock, cpu.gpr) as i32;
+    pub const RIP: i32 = offset_of!(CpuBlock, cpu.rip) as i32;
+    pub const ARITHMETIC_FLAGS: i32 = offset_of!(CpuBlock, cpu.arithmetic_flags) as i32;
+    pub const INTERRUPT_FLAG: i32 = offset_of!(CpuBlock, cpu.interrupt_flag) as i32;
+    pub const DIRECTION_FLAG: i32 = offset_of!(CpuBlock, cpu.direction_flag) as i32;
+    pub const EXIT_REQUEST: i32 = offset_of!(CpuBlock, cpu.exit_request) as i32;
+    pub const SEGMENTS: i32 = offset_of!(CpuBlock, cpu.segments) as i32;
+    pub const YMM: i32 = offset_of!(CpuBlock, cpu.vector.ymm) as i32;
+    pub const MXCSR: i32 = offset_of!(CpuBlock, cpu.vector.mxcsr) as i32;
+    pub const HOST_RSP: i32 = offset_of!(CpuBlock, exchange.host_rsp) as i32;
+    pub const JUMP_TARGET: i32 = offset_of!(CpuBlock, exchange.jump_target) as i32;
+    pub const SAVED_FLAGS: i32 = offset_of!(CpuBlock, exchange.saved_flags) as i32;
+    pub const HOST_FLAGS: i32 = offset_of!(CpuBlock, exchange.host_flags) as i32;
+    pub const RESULT_HOST: i32 = offset_of!(CpuBlock, exchange.result_host) as i32;
+    pub const RESULT_ADDEND: i32 = offset_of!(CpuBlock, exchange.result_addend) as i32;
+    pub const BUDGET: i32 = offset_of!(CpuBlock, exchange.budget) as i32;
+    pub const SCRATCH: i32 = offset_of!(CpuBlock, exchange.scratch) as i32;
+    pub const HOST_MXCSR: i32 = offset_of!(CpuBlock, exchange.host_mxcsr) as i32;
+    pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
+    pub const BOUNCE: i32 = offset_of!(CpuBlock, exchange.bounce) as i32;
+
+    /// A general-purpose register's slot.
+    pub fn gpr(index: usize) -> i32 {
+        GPR + 8 * index as i32
+    }
+
+    /// A segment's base.
+    pub fn segment_base(index: usize) -> i32 {
+        let size = size_of::<crate::guest::Segment>();
+        SEGMENTS + (index * size + offset_of!(crate::guest::Segment, base)) as i32
+    }
+
+    /// The first TLB entry of a view.
+    pub fn tlb(view: View) -> i32 {
+        let tlb = offset_of!(TlbSet, data) + view as usize * size_of::<mmu::Tlb>();
+        (offset_of!(CpuBlock, tlb) + tlb + offset_of!(mmu::Tlb, entries)) as i32
+    }
+
+    pub const READ_TAG: i32 = offset_of!(TlbEntry, read_tag) as i32;
+    pub const WRITE_TAG: i32 = offset_of!(TlbEntry, write_tag) as i32;
+    pub const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+
+    /// The guard word of a linear page.
+    pub fn guard(user: bool, page: u64) -> i32 {
+        let table = usize::from(user) * GUARD_ENTRIES + (page as usize % GUARD_ENTRIES);
+        (offset_of!(CpuBlock, guards) + table * 4) as i32
+    }
+
+    /// The first entry of a jump cache.
+    pub fn jumps(cache: usize) -> i32 {
+        (offset_of!(CpuBlock, jumps) + cache * JUMP_ENTRIES * size_of::<JumpEntry>()) as i32
+    }
+}
+
+/// Owns a [`CpuBlock`], which is too large for a stack.
+pub struct OwnedBlock(NonNull<CpuBlock>);
+
+impl OwnedBlock {
+    /// A processor at reset with empty TLBs.
+    pub fn new() -> OwnedBlock {
+        let layout = Layout::new::<CpuBlock>();
+        // SAFETY: the layout is not empty. All-zero bytes are a valid CpuBlock: it holds plain
+        // integers only.
+        let pointer = unsafe { alloc_zeroed(layout) }.cast::<CpuBlock>();
+        let Some(pointer) = NonNull::new(pointer) else {
+            handle_alloc_error(layout);
+        };
+        let mut block = OwnedBlock(pointer);
+        let content = block.get_mut();
+        content.cpu = CpuState::at_reset();
+        content.tlb.reset();
+        content.forget_jumps();
+        block
+    }
+
+    /// The block.
+    pub fn get(&self) -> &CpuBlock {
+        // SAFETY: allocated in `new`, freed in `drop`.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The block, to change.
+    pub fn get_mut(&mut self) -> &mut CpuBlock {
+        // SAFETY: as in `get`, and the borrow is exclusive.
+        unsafe { self.0.as_mut() }
+    }
+
+    /// Its address: what GS holds while emitted code runs.
+    pub fn as_ptr(&self) -> *mut CpuBlock {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for OwnedBlock {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout; nothing in it needs dropping but `cpu`,
+        // whose fields are plain data.
+        unsafe {
+            std::ptr::drop_in_place(&mut self.0.as_mut().cpu);
+            dealloc(self.0.as_ptr().cast(), Layout::new::<CpuBlock>());
+        }
+    }
+}
+
+impl CpuBlock {
+    /// Empties every jump cache.
+    pub fn forget_jumps(&mut self) {
+        for cache in &mut self.jumps {
+            cache.fill(JumpEntry {
+                // No block starts here: the address is not canonical.
+                rip: 1 << 63,
+                host: 0,
+            });
+        }
+    }
+
+    /// Empties the page guards: every mapping is to be confirmed again.
+    pub fn forget_guards(&mut self) {
+        for table in &mut self.guards {
+            table.fill(0);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One block from decoded instructions to host code.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::Instruction;
+
+use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable};
+use super::plain::Need;
+use crate::guest::Mode;
+use crate::record::classify::{Class, Classifier, Kind, Operand};
+use crate::record::liveness;
+use crate::run::{UpcallKind, at};
+
+/// Host code of one block. Offsets are from its first byte.
+pub struct Emitted {
+    /// The bytes.
+    pub code: Vec<u8>,
+    /// Entry for jumps within the page and forward: nothing to confirm.
+    pub entry: u32,
+    /// Entry for backward jumps within the page: polls for exit requests.
+    pub poll_entry: u32,
+    /// Entry for jumps from other pages: confirms that the page is still mapped here.
+    pub guarded_entry: u32,
+    /// Entry for indirect jumps: flags are saved; confirms and polls.
+    pub indirect_entry: u32,
+    /// Jumps to known addresses.
+    pub exits: Vec<ExitSite>,
+    /// Where each instruction's code starts.
+    pub insn_starts: Vec<u32>,
+}
+
+/// Whether blocks of this mode can be translated at all.
+pub fn translatable(mode: Mode) -> bool {
+    let wide = mode.has(Mode::CODE64)
+        || mode.has(Mode::CODE32 | Mode::FLAT | Mode::PROTECTED | Mode::WIDE_STACK);
+    wide && mode.0 & (Mode::STEPPED | Mode::ALIGNED | Mode::VM86) == 0
+}
+
+/// Translates the instructions of a block.
+pub fn emit(
+    classifier: &mut Classifier,
+    insns: &[Instruction],
+    rip: u64,
+    target: Target<'_>,
+) -> Emitted {
+    let mode = target.mode;
+    let user = mode.has(Mode::USER);
+    let guard = at::guard(user, rip >> 12);
+    let mapping = target.mapping as i32;
+    let counted = target.counted;
+    let classes: Vec<Class> = insns
+        .iter()
+        .map(|insn| classifier.classify(insn, mode))
+        .collect();
+    let whole: Vec<bool> = classes
+        .iter()
+        .map(|class| class.kind == Kind::Helper)
+        .collect();
+    let needed = liveness::needed_before(insns, &whole, liveness::ALL);
+    let live = needed[0] != 0;
+    let mut emitter = Emitter::new(target);
+
+    // Entry for jumps from other pages, then for backward jumps, then the block itself.
+    let guarded_entry = emitter.here();
+    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+        dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
+    });
+    let poll_entry = emitter.here();
+    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+        dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [at::EXIT_REQUEST], 0 ; jne =>label);
+    });
+    let entry = emitter.here();
+    let entry_label = emitter.ops.new_dynamic_label();
+    dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
+    if counted {
+        emitter.count(insns.len() as i32, live);
+    }
+    emitter.flags = FlagsPlace {
+        host: true,
+        saved: false,
+    };
+    for (index, insn) in insns.iter().enumerate() {
+        emitter.insn_starts.push(emitter.here());
+        let need = Need {
+            before: needed[index],
+            after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
+        };
+        let flags = emitter.flags;
+        let stubs = emitter.stubs.len();
+        let start = emitter.here();
+        if emitter.instruction(index, insn, &classes[index], need).is_err() {
+            // Forms are refused before anything is emitted for them.
+            debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
+            emitter.flags = flags;
+            emitter.stubs.truncate(stubs);
+            emitter.helper(index);
+        }
+    }
+    // Behind a block that ends without a jump comes the next instruction.
+    let last = insns[insns.len() - 1];
+    let ends = classes[insns.len() - 1].kind;
+    emitter.insn_starts.push(emitter.here());
+    if !matches!(
+        ends,
+        Kind::Jump
+            | Kind::Branch
+            | Kind::Call
+            | Kind::Return
+            | Kind::JumpIndirect
+            | Kind::CallIndirect
+    ) {
+        emitter.restore_flags();
+        emitter.direct_exit(last.next_ip(), None);
+    }
+    // Entry for indirect jumps, out of line.
+    let indirect_entry = emitter.here();
+    let record = {
+        let mut record = emitter.record(UpcallKind::Leave, 0);
+        record.flags_saved = 1;
+        record
+    };
+    let leave = emitter.stub(None, record);
+    dynasm!(emitter.ops
+        ; .arch x64
+        ; gs cmp DWORD [guard], mapping
+        ; jne =>leave
+        ; gs cmp DWORD [at::EXIT_REQUEST], 0
+        ; jne =>leave
+    );
+    if live {
+        emitter.flags = FlagsPlace {
+            host: false,
+            saved: true,
+        };
+        emitter.restore_flags();
+    }
+    dynasm!(emitter.ops ; .arch x64 ; jmp =>entry_label);
+    let (code, exits, insn_starts) = emitter.finish();
+    Emitted {
+        code,
+        entry,
+        poll_entry,
+        guarded_entry,
+        indirect_entry,
+        exits,
+        insn_starts,
+    }
+}
+
+impl Emitter<'_> {
+    /// A compare at an entry that may leave the block before it begins.
+    fn entry_check(
+        &mut self,
+        live: bool,
+        kind: UpcallKind,
+        compare: impl FnOnce(&mut Self, dynasmrt::DynamicLabel),
+    ) {
+        self.flags = FlagsPlace {
+            host: true,
+            saved: false,
+        };
+        self.spoil_flags(live);
+        let record = self.record(kind, 0);
+        let label = self.stub(None, record);
+        compare(self, label);
+        self.restore_flags();
+    }
+
+    /// Counts the block's instructions in advance; leaves if the budget does not cover them.
+    fn count(&mut self, count: i32, live: bool) {
+        self.flags = FlagsPlace {
+            host: true,
+            saved: false,
+        };
+        self.spoil_flags(live);
+        let record = self.record(UpcallKind::Leave, 0);
+        let label = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::GiveBack {
+            label,
+            count,
+            record,
+        });
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs sub QWORD [at::BUDGET], count
+            ; js =>label
+        );
+        self.restore_flags();
+    }
+
+    fn instruction(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: &Class,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        let needed = need.before != 0;
+        match class.kind {
+            Kind::Plain(operand) => self.plain(index, insn, class, operand, need),
+            Kind::Lea => self.address_of(insn, class),
+            Kind::Nop => Ok(()),
+            Kind::Push => self.push(index, insn, needed),
+            Kind::Pop => self.pop(index, insn, needed),
+            Kind::Leave => self.leave(index, needed),
+            Kind::Jump => {
+                self.restore_flags();
+                self.direct_exit(insn.near_branch_target(), None);
+                Ok(())
+            }
+            Kind::Branch => {
+                self.branch(insn);
+                Ok(())
+            }
+            Kind::Call => self.call(index, insn, needed),
+            Kind::Return => self.ret(index, insn),
+            Kind::JumpIndirect => self.jump_indirect(index, insn),
+            Kind::CallIndirect => self.call_indirect(index, insn),
+            Kind::Helper => Err(Unencodable),
+        }
+    }
+
+    /// Has the interpreter execute an instruction. Afterwards the flags are in both places.
+    fn helper(&mut self, index: usize) {
+        let record = self.record(UpcallKind::Interpret, index);
+        self.upcall(record);
+        self.flags = FlagsPlace {
+            host: true,
+            saved: true,
+        };
+    }
+
+    /// Emits one plain instruction on its own, its memory operand replaced by the bounce
+    /// buffer: what the interpreter runs for instructions it has no portable form of.
+    /// Ends by leaving.
+    pub fn alone(mut self, insn: &Instruction, class: &Class) -> Result<Vec<u8>, Unencodable> {
+        let Kind::Plain(operand) = class.kind else {
+            return Err(Unencodable);
+        };
+        self.alone_plain(insn, class, operand)?;
+        self.save_flags();
+        self.flags.host = false;
+        let record = self.record(UpcallKind::Alone, 0);
+        self.upcall(record);
+        let _ = Operand::None;
+        Ok(self.finish().0)
+    }
+}

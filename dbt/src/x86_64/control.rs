@@ -1,0 +1,248 @@
+//! Stack instructions and jumps.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, OpKind, Register};
+
+use super::emitter::{Emitter, Unencodable};
+use super::memory::Address;
+use super::registers::{T0, T1, number, pinned};
+use crate::guest::{Mode, Register as Guest};
+use crate::run::{JUMP_ENTRIES, UpcallKind, at};
+
+/// The host register that holds the guest's stack pointer.
+const STACK: u8 = 11;
+
+impl Emitter<'_> {
+    fn word(&self) -> u32 {
+        if self.target.mode.has(Mode::CODE64) { 8 } else { 4 }
+    }
+
+    /// Moves the guest's stack pointer; the flags stay.
+    fn move_stack(&mut self, by: i32) {
+        if self.word() == 8 {
+            dynasm!(self.ops ; .arch x64 ; lea Rq(STACK), [Rq(STACK) + by]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; lea Rd(STACK), [Rq(STACK) + by]);
+        }
+    }
+
+    /// PUSH.
+    pub(super) fn push(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let word = self.word();
+        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
+        let memory = slot.host_memory();
+        match insn.op0_kind() {
+            OpKind::Register => {
+                let guest = number(insn.op0_register());
+                self.check(index, &slot, word, true, needed)?;
+                let from = match pinned(guest) {
+                    Some(host) => Register::RAX + u32::from(host),
+                    None => {
+                        self.load_guest(T1, guest);
+                        T1
+                    }
+                };
+                self.store_register(memory, from, word)?;
+            }
+            OpKind::Memory => {
+                let from = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
+                self.check(index, &from, word, false, needed)?;
+                let load = self.move_load(T1, from.host_memory(), word)?;
+                self.bytes(&load);
+                dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
+                self.check(index, &slot, word, true, needed)?;
+                dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
+                self.store_register(memory, T1, word)?;
+            }
+            _ => {
+                let value = insn.immediate(0);
+                self.check(index, &slot, word, true, needed)?;
+                self.load_constant(T1, value);
+                self.store_register(memory, T1, word)?;
+            }
+        }
+        self.move_stack(-(word as i32));
+        Ok(())
+    }
+
+    fn load_constant(&mut self, into: Register, value: u64) {
+        let into = Self::scratch(into);
+        if value <= u64::from(u32::MAX) {
+            dynasm!(self.ops ; .arch x64 ; mov Rd(into), DWORD value as i32);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; mov Rq(into), QWORD value as i64);
+        }
+    }
+
+    /// POP to a register.
+    pub(super) fn pop(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let word = self.word();
+        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        self.check(index, &slot, word, false, needed)?;
+        let guest = number(insn.op0_register());
+        let load = self.move_load(T1, slot.host_memory(), word)?;
+        self.bytes(&load);
+        if guest != Guest::RSP {
+            self.move_stack(word as i32);
+        }
+        self.store_guest(guest, T1);
+        Ok(())
+    }
+
+    /// LEAVE.
+    pub(super) fn leave(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
+        let word = self.word();
+        let slot = Address::based(Guest::RBP, 0, self.target.mode);
+        self.check(index, &slot, word, false, needed)?;
+        let load = self.move_load(T1, slot.host_memory(), word)?;
+        self.bytes(&load);
+        if word == 8 {
+            dynasm!(self.ops ; .arch x64 ; lea Rq(STACK), [rbp + 8]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; lea Rd(STACK), [rbp + 4]);
+        }
+        self.store_guest(Guest::RBP, T1);
+        Ok(())
+    }
+
+    /// Pushes a return address.
+    fn push_return(&mut self, index: usize, address: u64, needed: bool) -> Result<(), Unencodable> {
+        let word = self.word();
+        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
+        self.check(index, &slot, word, true, needed)?;
+        self.load_constant(T1, address);
+        self.store_register(slot.host_memory(), T1, word)?;
+        self.move_stack(-(word as i32));
+        Ok(())
+    }
+
+    /// Direct near CALL.
+    pub(super) fn call(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        self.push_return(index, insn.next_ip(), needed)?;
+        self.restore_flags();
+        self.direct_exit(insn.near_branch_target(), None);
+        Ok(())
+    }
+
+    /// Jcc: both ways are exits.
+    pub(super) fn branch(&mut self, insn: &Instruction) {
+        self.restore_flags();
+        let condition = insn.condition_code() as u8;
+        // iced-x86 numbers conditions from 1 in the encoding's order.
+        self.direct_exit(insn.near_branch_target(), Some(condition - 1));
+        self.direct_exit(insn.next_ip(), None);
+    }
+
+    /// With the target's RIP in T0 and the flags saved: finds the host address in the jump
+    /// cache, leaving the entry's offset in T1; a miss has the interpreter execute the
+    /// instruction.
+    fn look_up_jump(&mut self, index: usize) {
+        let cache = at::jumps(self.target.jump_cache);
+        let record = self.record(UpcallKind::Interpret, index);
+        let miss = self.stub(None, record);
+        let mask = JUMP_ENTRIES as i32 - 1;
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov edi, esi
+            ; and edi, mask
+            ; shl edi, 4
+            ; gs cmp rsi, [rdi + cache]
+            ; jne =>miss
+        );
+    }
+
+    fn jump_found(&mut self) {
+        let host = at::jumps(self.target.jump_cache) + 8;
+        dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [rdi + host]);
+    }
+
+    /// The flags go to the next block in their saved place.
+    fn flags_to_saved(&mut self) {
+        self.save_flags();
+        self.flags.host = false;
+    }
+
+    /// Near RET.
+    pub(super) fn ret(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
+        let word = self.word();
+        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        self.check(index, &slot, word, false, true)?;
+        let load = self.move_load(T0, slot.host_memory(), word)?;
+        self.bytes(&load);
+        self.look_up_jump(index);
+        let more = if insn.op_count() == 1 {
+            i32::from(insn.immediate16())
+        } else {
+            0
+        };
+        self.move_stack(word as i32 + more);
+        self.jump_found();
+        Ok(())
+    }
+
+    /// Puts the target of an indirect jump or call into T0.
+    fn indirect_target(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
+        if insn.op0_kind() == OpKind::Register {
+            self.flags_to_saved();
+            let guest = number(insn.op0_register());
+            self.load_guest(T0, guest);
+            if self.word() == 4 {
+                dynasm!(self.ops ; .arch x64 ; mov esi, esi);
+            }
+        } else {
+            let address = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
+            let word = self.word();
+            self.check(index, &address, word, false, true)?;
+            let load = self.move_load(T0, address.host_memory(), word)?;
+            self.bytes(&load);
+        }
+        Ok(())
+    }
+
+    /// Near JMP through a register or memory.
+    pub(super) fn jump_indirect(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+    ) -> Result<(), Unencodable> {
+        self.indirect_target(index, insn)?;
+        self.look_up_jump(index);
+        self.jump_found();
+        Ok(())
+    }
+
+    /// Near CALL through a register or memory. The target is found before the return address
+    /// is pushed: a bad target faults without a trace.
+    pub(super) fn call_indirect(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+    ) -> Result<(), Unencodable> {
+        self.indirect_target(index, insn)?;
+        self.look_up_jump(index);
+        let host = at::jumps(self.target.jump_cache) + 8;
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov rsi, [rdi + host]
+            ; gs mov [at::SCRATCH], rsi
+        );
+        self.push_return(index, insn.next_ip(), true)?;
+        dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::SCRATCH]);
+        Ok(())
+    }
+}

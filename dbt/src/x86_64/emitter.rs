@@ -1,0 +1,306 @@
+//! The state of emitting one block: the assembler, what is known of the flags, and the slow
+//! paths that go behind the block's end.
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use iced_x86::{Encoder, Instruction, Register};
+
+use super::registers::{T0, T1, T2, number, pinned};
+use super::trampoline::Trampolines;
+use crate::cache::CodeOffset;
+use crate::guest::Mode;
+use crate::run::{Upcall, UpcallKind, at};
+
+/// What a block is emitted for, and where.
+pub struct Target<'a> {
+    /// The block's identifier, for upcalls.
+    pub id: u32,
+    /// Mode bits of the block's key.
+    pub mode: Mode,
+    /// Where its first byte goes.
+    pub base: CodeOffset,
+    /// The shared code.
+    pub trampolines: &'a Trampolines,
+    /// Copies of guest memory.
+    pub copies: usize,
+    /// Bytes from one copy to the next.
+    pub stride: i32,
+    /// Index of the mode's jump cache.
+    pub jump_cache: usize,
+    /// The identifier that the page guard must hold.
+    pub mapping: u32,
+    /// Whether executed instructions are counted.
+    pub counted: bool,
+}
+
+/// Where the guest's arithmetic flags are at a point of the code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlagsPlace {
+    /// In EFLAGS.
+    pub host: bool,
+    /// In `exchange.saved_flags`.
+    pub saved: bool,
+}
+
+/// A jump out of the block to a known guest address.
+#[derive(Clone, Copy, Debug)]
+pub struct ExitSite {
+    /// Where the displacement of the jump is.
+    pub site: CodeOffset,
+    /// Where the jump goes while it is not linked.
+    pub stub: CodeOffset,
+    /// Guest RIP of the target.
+    pub target: u64,
+}
+
+/// Code behind the block's end.
+pub(super) enum Stub {
+    /// An upcall: linear address to compute first, if any.
+    Upcall {
+        label: DynamicLabel,
+        lea: Option<Vec<u8>>,
+        record: Upcall,
+    },
+    /// The unlinked end of an exit.
+    Link { label: DynamicLabel, exit: usize },
+    /// Gives back the instructions counted in advance, then leaves.
+    GiveBack {
+        label: DynamicLabel,
+        count: i32,
+        record: Upcall,
+    },
+}
+
+/// Emits one block.
+pub struct Emitter<'a> {
+    pub(super) ops: VecAssembler<X64Relocation>,
+    encoder: Encoder,
+    pub(super) target: Target<'a>,
+    pub(super) flags: FlagsPlace,
+    pub(super) stubs: Vec<Stub>,
+    pub(super) exits: Vec<ExitSite>,
+    /// Resume points of memory slow paths: (index of the stub, offset in the block).
+    pub(super) insn_starts: Vec<u32>,
+    pub(super) bmi2: bool,
+}
+
+/// The instruction cannot be encoded with host registers: a helper has to do it.
+#[derive(Debug)]
+pub struct Unencodable;
+
+impl<'a> Emitter<'a> {
+    /// An empty block.
+    pub fn new(target: Target<'a>) -> Emitter<'a> {
+        Emitter {
+            ops: VecAssembler::new_with_capacity(target.base.0 as usize, 2048, 0, 0, 16, 0, 16),
+            encoder: Encoder::new(64),
+            target,
+            flags: FlagsPlace {
+                host: true,
+                saved: false,
+            },
+            stubs: Vec::new(),
+            exits: Vec::new(),
+            insn_starts: Vec::new(),
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+        }
+    }
+
+    /// Offset of the next byte from the block's start.
+    pub(super) fn here(&self) -> u32 {
+        self.ops.offset().0 as u32
+    }
+
+    /// Encodes an instruction that names host registers only.
+    pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Vec<u8>, Unencodable> {
+        self.encoder.set_buffer(Vec::with_capacity(16));
+        let done = self.encoder.encode(insn, 0);
+        let bytes = self.encoder.take_buffer();
+        done.map(|_| bytes).map_err(|_| Unencodable)
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.ops.extend(bytes.iter());
+    }
+
+    /// Number of a scratch register.
+    pub(super) fn scratch(register: Register) -> u8 {
+        number(register) as u8
+    }
+
+    /// Loads a guest register (64 bits) into a host register.
+    pub(super) fn load_guest(&mut self, into: Register, guest: usize) {
+        let into = Self::scratch(into);
+        match pinned(guest) {
+            Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(into), Rq(host)),
+            None => dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [at::gpr(guest)]),
+        }
+    }
+
+    /// Stores a host register (64 bits) into a guest register.
+    pub(super) fn store_guest(&mut self, guest: usize, from: Register) {
+        let from = Self::scratch(from);
+        match pinned(guest) {
+            Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(host), Rq(from)),
+            None => dynasm!(self.ops ; .arch x64 ; gs mov [at::gpr(guest)], Rq(from)),
+        }
+    }
+
+    /// Makes sure that the flags are in `exchange.saved_flags`, and that EFLAGS may be spoilt.
+    /// Uses T2 only.
+    pub(super) fn save_flags(&mut self) {
+        if !self.flags.saved {
+            debug_assert!(self.flags.host, "flags are nowhere");
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov r8, rax
+                ; lahf
+                ; seto al
+                ; gs mov [at::SAVED_FLAGS], eax
+                ; mov rax, r8
+            );
+            self.flags.saved = true;
+        }
+    }
+
+    /// Makes sure that the flags are in EFLAGS. Uses T2 only.
+    pub(super) fn restore_flags(&mut self) {
+        if !self.flags.host {
+            debug_assert!(self.flags.saved, "flags are nowhere");
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov r8, rax
+                ; gs mov eax, [at::SAVED_FLAGS]
+                ; add al, 0x7f
+                ; sahf
+                ; mov rax, r8
+            );
+            self.flags.host = true;
+        }
+    }
+
+    /// EFLAGS is about to be spoilt by a check. If the guest's flags are still needed they are
+    /// saved first; otherwise they are forgotten.
+    pub(super) fn spoil_flags(&mut self, needed: bool) {
+        if needed {
+            self.save_flags();
+            self.flags.host = false;
+        } else {
+            // Dead: what is in EFLAGS will do.
+            self.flags = FlagsPlace {
+                host: true,
+                saved: false,
+            };
+        }
+    }
+
+    /// An upcall record for an instruction of the block, with the flags as they are here.
+    pub(super) fn record(&self, kind: UpcallKind, insn: usize) -> Upcall {
+        Upcall {
+            block: self.target.id,
+            insn: insn as u16,
+            kind,
+            flags_saved: u8::from(!self.flags.host && self.flags.saved),
+            size: 0,
+            write: 0,
+            wants_addend: 0,
+            extra: 0,
+        }
+    }
+
+    /// Emits an upcall in line.
+    pub(super) fn upcall(&mut self, record: Upcall) {
+        // call rel32, then the record.
+        let call_end = self.target.base.0 + self.here() + 5;
+        let displacement = self.target.trampolines.upcall.0.wrapping_sub(call_end);
+        self.ops.push(0xe8);
+        self.ops.push_u32(displacement);
+        self.bytes(&record.to_bytes());
+    }
+
+    /// Adds a stub that calls up, to be jumped to.
+    pub(super) fn stub(&mut self, lea: Option<Vec<u8>>, record: Upcall) -> DynamicLabel {
+        let label = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::Upcall { label, lea, record });
+        label
+    }
+
+    /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
+    pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>) {
+        let label = self.ops.new_dynamic_label();
+        match condition {
+            // jcc rel32
+            Some(code) => {
+                self.ops.push(0x0f);
+                self.ops.push(0x80 | code);
+            }
+            None => self.ops.push(0xe9),
+        }
+        let site = CodeOffset(self.target.base.0 + self.here());
+        self.ops.push_u32(0);
+        let exit = self.exits.len();
+        self.exits.push(ExitSite {
+            site,
+            stub: CodeOffset(0),
+            target,
+        });
+        self.stubs.push(Stub::Link { label, exit });
+    }
+
+    /// Emits everything that goes behind the block's end, and returns the code.
+    pub(super) fn finish(mut self) -> (Vec<u8>, Vec<ExitSite>, Vec<u32>) {
+        let stubs = std::mem::take(&mut self.stubs);
+        for stub in stubs {
+            match stub {
+                Stub::Upcall { label, lea, record } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    if let Some(lea) = lea {
+                        self.bytes(&lea);
+                    }
+                    self.upcall(record);
+                }
+                Stub::Link { label, exit } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.exits[exit].stub = CodeOffset(self.target.base.0 + self.here());
+                    self.flags = FlagsPlace {
+                        host: true,
+                        saved: false,
+                    };
+                    let mut record = self.record(UpcallKind::Link, 0);
+                    record.extra = exit as u32;
+                    self.upcall(record);
+                }
+                Stub::GiveBack {
+                    label,
+                    count,
+                    record,
+                } => {
+                    // LEA and MOV leave the flags alone; T1 is free at a block's entry.
+                    let t1 = Self::scratch(T1);
+                    dynasm!(self.ops
+                        ; .arch x64
+                        ; =>label
+                        ; gs mov Rq(t1), [at::BUDGET]
+                        ; lea Rq(t1), [Rq(t1) + count]
+                        ; gs mov [at::BUDGET], Rq(t1)
+                    );
+                    self.upcall(record);
+                }
+            }
+        }
+        let base = self.target.base.0;
+        let mut code = self
+            .ops
+            .finalize()
+            .expect("every label of a block is defined by its stub");
+        for exit in &self.exits {
+            let at = (exit.site.0 - base) as usize;
+            let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
+            code[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+        }
+        (code, self.exits, self.insn_starts)
+    }
+
+    /// The scratch registers, in the order in which operands are staged.
+    pub(super) const STAGING: [Register; 3] = [T1, T2, T0];
+}

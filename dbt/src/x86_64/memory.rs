@@ -1,0 +1,414 @@
+//! Memory accesses in emitted code: the address, the TLB check, and the one place that emits
+//! stores to all copies.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
+use mmu::{PAGE_SIZE, TLB_ENTRIES};
+
+use super::emitter::{Emitter, Unencodable};
+use super::registers::{T0, T1, T2, number, pinned, sized};
+use crate::guest::Mode;
+use crate::interpret::view;
+use crate::run::{UpcallKind, at};
+
+/// A checked operand in host memory.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMemory {
+    pub base: Register,
+    pub index: Register,
+    pub displacement: i32,
+}
+
+/// How the linear address of an operand is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Address {
+    /// Guest base register number.
+    pub base: Option<usize>,
+    /// Guest index register number and scale.
+    pub index: Option<(usize, u32)>,
+    /// Displacement, or the whole address when there is neither base nor index.
+    pub displacement: u64,
+    /// Segment register whose base is added (FS or GS).
+    pub segment: Option<usize>,
+    /// The address wraps at 32 bits.
+    pub narrow: bool,
+}
+
+impl Address {
+    /// The address of an instruction's memory operand; `None` for forms left to helpers.
+    pub fn of(insn: &Instruction, mode: Mode) -> Option<Address> {
+        let code64 = mode.has(Mode::CODE64);
+        let segment = match insn.memory_segment() {
+            Register::FS => Some(4),
+            Register::GS => Some(5),
+            _ => None,
+        };
+        if segment.is_some() && !code64 {
+            return None;
+        }
+        let mut address = Address {
+            base: None,
+            index: None,
+            displacement: insn.memory_displacement64(),
+            segment,
+            narrow: !code64,
+        };
+        let base = insn.memory_base();
+        if base.is_ip() {
+            if base == Register::EIP {
+                return None;
+            }
+            return Some(address);
+        }
+        for register in [base, insn.memory_index()] {
+            if register != Register::None {
+                if !register.is_gpr32() && !register.is_gpr64() {
+                    return None;
+                }
+                address.narrow |= register.is_gpr32();
+            }
+        }
+        if code64 && address.narrow && segment.is_some() {
+            return None;
+        }
+        if base == Register::None && insn.memory_index() == Register::None {
+            if code64 && insn.memory_displ_size() == 4 {
+                // A bare 32-bit address under an address-size prefix is not sign-extended;
+                // iced-x86 has already extended it as the encoding says.
+                address.narrow = false;
+            }
+            return Some(address);
+        }
+        if base != Register::None {
+            address.base = Some(number(base));
+        }
+        if insn.memory_index() != Register::None {
+            address.index = Some((number(insn.memory_index()), insn.memory_index_scale()));
+        }
+        i32::try_from(address.displacement as i64)
+            .or_else(|_| i32::try_from(address.displacement as u32 as i32))
+            .ok()?;
+        Some(address)
+    }
+
+    /// A plain base register with a displacement.
+    pub fn based(base: usize, displacement: i32, mode: Mode) -> Address {
+        Address {
+            base: Some(base),
+            index: None,
+            displacement: displacement as i64 as u64,
+            segment: None,
+            narrow: !mode.has(Mode::CODE64),
+        }
+    }
+
+    fn constant(&self) -> Option<u64> {
+        (self.base.is_none() && self.index.is_none()).then_some(if self.narrow {
+            self.displacement & 0xffff_ffff
+        } else {
+            self.displacement
+        })
+    }
+
+    /// The base register, where the host operand can be addend + base + displacement.
+    fn simple_base(&self) -> Option<u8> {
+        let near = (self.displacement as i64).unsigned_abs() < 1 << 28;
+        if self.narrow || self.segment.is_some() || self.index.is_some() || !near {
+            return None;
+        }
+        pinned(self.base?)
+    }
+
+    /// The host operand that [`Emitter::check`] will leave for this address.
+    pub fn host_memory(&self) -> HostMemory {
+        match self.simple_base() {
+            Some(base) => HostMemory {
+                base: T0,
+                index: sized(base, 8),
+                displacement: self.displacement as i32,
+            },
+            None => HostMemory {
+                base: T0,
+                index: Register::None,
+                displacement: 0,
+            },
+        }
+    }
+}
+
+impl HostMemory {
+    /// The same operand in another copy.
+    pub fn further(self, bytes: i32) -> HostMemory {
+        HostMemory {
+            displacement: self.displacement + bytes,
+            ..self
+        }
+    }
+
+    /// As iced-x86 takes it.
+    pub fn operand(self) -> MemoryOperand {
+        MemoryOperand::new(
+            self.base,
+            self.index,
+            1,
+            i64::from(self.displacement),
+            u32::from(self.displacement != 0),
+            false,
+            Register::None,
+        )
+    }
+
+    /// Replaces an instruction's memory operand.
+    pub fn apply(self, insn: &mut Instruction) {
+        insn.set_segment_prefix(Register::None);
+        insn.set_memory_base(self.base);
+        insn.set_memory_index(self.index);
+        insn.set_memory_index_scale(1);
+        insn.set_memory_displacement64(i64::from(self.displacement) as u64);
+        insn.set_memory_displ_size(u32::from(self.displacement != 0));
+    }
+}
+
+impl Emitter<'_> {
+    /// Puts an address's linear value into T0; may use T1. Leaves the flags alone unless a
+    /// segment base is added.
+    fn linear(&mut self, address: &Address) -> Result<(), Unencodable> {
+        if let Some(constant) = address.constant() {
+            dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
+        } else {
+            let bytes = self.lea(address)?;
+            for (register, guest) in [
+                (T0, address.base),
+                (T1, address.index.map(|(index, _)| index)),
+            ] {
+                if let Some(guest) = guest
+                    && pinned(guest).is_none()
+                {
+                    self.load_guest(register, guest);
+                }
+            }
+            self.bytes(&bytes);
+        }
+        if let Some(segment) = address.segment {
+            dynasm!(self.ops ; .arch x64 ; gs add rsi, [at::segment_base(segment)]);
+        }
+        Ok(())
+    }
+
+    /// `lea T0, …` of the base, index and displacement.
+    fn lea(&mut self, address: &Address) -> Result<Vec<u8>, Unencodable> {
+        let place = |guest: usize, staged: Register| match pinned(guest) {
+            Some(host) => sized(host, 8),
+            None => staged,
+        };
+        let base = address.base.map_or(Register::None, |guest| place(guest, T0));
+        let (index, scale) = address
+            .index
+            .map_or((Register::None, 1), |(guest, scale)| {
+                (place(guest, T1), scale)
+            });
+        let displacement = i64::from(address.displacement as i32);
+        let memory = MemoryOperand::new(
+            base,
+            index,
+            scale,
+            displacement,
+            if base == Register::None { 8 } else { u32::from(displacement != 0) },
+            false,
+            Register::None,
+        );
+        let (code, into) = if address.narrow {
+            (Code::Lea_r32_m, Register::ESI)
+        } else {
+            (Code::Lea_r64_m, Register::RSI)
+        };
+        let lea = Instruction::with2(code, into, memory).map_err(|_| Unencodable)?;
+        self.encode(&lea)
+    }
+
+    /// Emits the translation of an access of `size` bytes: afterwards the operand is at
+    /// `address.host_memory()`. On a miss, or where the page needs the doors, the slow path
+    /// fills the TLB and resumes, or executes the whole instruction and goes on behind it.
+    /// `needed`: the guest's flags must survive.
+    pub(super) fn check(
+        &mut self,
+        insn: usize,
+        address: &Address,
+        size: u32,
+        write: bool,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let tlb = at::tlb(view(self.target.mode));
+        let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
+        let addend = tlb + at::ADDEND;
+        let mask = ((TLB_ENTRIES - 1) * 32) as i32;
+        let limit = PAGE_SIZE as i32 - size as i32;
+        self.spoil_flags(needed);
+        let mut record = self.record(UpcallKind::Memory, insn);
+        record.size = size as u16;
+        record.write = u8::from(write);
+        let constant = address.constant().filter(|constant| {
+            address.segment.is_none()
+                && constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
+                && constant % PAGE_SIZE <= i32::MAX as u64
+        });
+        let stub = if let Some(constant) = constant {
+            let offset = (constant % PAGE_SIZE) as i32;
+            let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
+            let stub = self.stub(None, record);
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov rsi, QWORD constant as i64
+                ; lea r8, [rsi - offset]
+                ; gs cmp r8, [entry + tag]
+                ; jne =>stub
+                ; gs add rsi, [entry + addend]
+            );
+            stub
+        } else if let Some(base) = address.simple_base() {
+            let lea = self.lea(address)?;
+            record.wants_addend = 1;
+            let stub = self.stub(Some(lea), record);
+            let displacement = address.displacement as i32;
+            if displacement == 0 {
+                dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base));
+            } else {
+                dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
+            }
+            if self.bmi2 {
+                dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
+            } else {
+                dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
+            }
+            dynasm!(self.ops
+                ; .arch x64
+                ; and edi, mask
+                ; gs xor r8, [rdi + tag]
+                ; cmp r8, limit
+                ; ja =>stub
+                ; gs mov rsi, [rdi + addend]
+            );
+            stub
+        } else {
+            self.linear(address)?;
+            let stub = self.stub(None, record);
+            if self.bmi2 {
+                dynasm!(self.ops ; .arch x64 ; rorx edi, esi, 7);
+            } else {
+                dynasm!(self.ops ; .arch x64 ; mov edi, esi ; shr edi, 7);
+            }
+            dynasm!(self.ops
+                ; .arch x64
+                ; and edi, mask
+                ; mov r8, rsi
+                ; gs xor r8, [rdi + tag]
+                ; cmp r8, limit
+                ; ja =>stub
+                ; gs add rsi, [rdi + addend]
+            );
+            stub
+        };
+        let resume = self.target.base.0 + self.here();
+        let _ = stub;
+        if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.last_mut() {
+            record.extra = resume;
+        }
+        Ok(())
+    }
+
+    /// The doubled store: `emit` writes one copy; it is called for the mirrors first, then for
+    /// the native copy (under total store order, whoever sees the native store then also sees
+    /// the mirror's). No other place emits a store to guest memory.
+    pub(super) fn store_all(
+        &mut self,
+        memory: HostMemory,
+        mut emit: impl FnMut(&mut Self, HostMemory) -> Result<(), Unencodable>,
+    ) -> Result<(), Unencodable> {
+        for copy in (0..self.target.copies as i32).rev() {
+            emit(self, memory.further(copy * self.target.stride))?;
+        }
+        Ok(())
+    }
+
+    /// Copies `size` bytes from the native operand to the mirrors: for instructions that write
+    /// memory but cannot be executed twice. Uses T1.
+    pub(super) fn mirror_from_native(
+        &mut self,
+        memory: HostMemory,
+        size: u32,
+    ) -> Result<(), Unencodable> {
+        let mut done = 0;
+        while done < size {
+            let piece = match size - done {
+                8.. => 8,
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            let at = memory.further(done as i32);
+            let load = self.move_load(T1, at, piece)?;
+            self.bytes(&load);
+            for copy in 1..self.target.copies as i32 {
+                let store = self.move_store(at.further(copy * self.target.stride), T1, piece)?;
+                self.bytes(&store);
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes.
+    pub(super) fn move_load(
+        &mut self,
+        register: Register,
+        memory: HostMemory,
+        size: u32,
+    ) -> Result<Vec<u8>, Unencodable> {
+        let code = match size {
+            1 => Code::Mov_r8_rm8,
+            2 => Code::Mov_r16_rm16,
+            4 => Code::Mov_r32_rm32,
+            _ => Code::Mov_r64_rm64,
+        };
+        let register = sized(number(register) as u8, size as usize);
+        let insn =
+            Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
+        self.encode(&insn)
+    }
+
+    /// `mov [memory], register` of 1, 2, 4 or 8 bytes.
+    pub(super) fn move_store(
+        &mut self,
+        memory: HostMemory,
+        register: Register,
+        size: u32,
+    ) -> Result<Vec<u8>, Unencodable> {
+        let code = match size {
+            1 => Code::Mov_rm8_r8,
+            2 => Code::Mov_rm16_r16,
+            4 => Code::Mov_rm32_r32,
+            _ => Code::Mov_rm64_r64,
+        };
+        let register = sized(number(register) as u8, size as usize);
+        let insn =
+            Instruction::with2(code, memory.operand(), register).map_err(|_| Unencodable)?;
+        self.encode(&insn)
+    }
+
+    /// Stores a register to all copies.
+    pub(super) fn store_register(
+        &mut self,
+        memory: HostMemory,
+        register: Register,
+        size: u32,
+    ) -> Result<(), Unencodable> {
+        self.store_all(memory, |emitter, memory| {
+            let bytes = emitter.move_store(memory, register, size)?;
+            emitter.bytes(&bytes);
+            Ok(())
+        })
+    }
+
+    /// A scratch register that holds nothing a check needs afterwards.
+    pub(super) const SPARE: Register = T2;
+}

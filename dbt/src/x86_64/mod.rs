@@ -1,0 +1,13 @@
+//! From records to x86-64 host code.
+
+mod block;
+mod control;
+mod emitter;
+mod memory;
+mod plain;
+pub mod registers;
+mod trampoline;
+
+pub use block::{Emitted, emit, translatable};
+pub use emitter::{Emitter, ExitSite, Target, Unencodable};
+pub use trampoline::{Trampolines, emit as emit_trampolines};

@@ -1,0 +1,373 @@
+//! Instructions that run on the host as they are, with registers substituted and the memory
+//! operand replaced by a checked host address.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+use super::emitter::{Emitter, Unencodable};
+use super::memory::{Address, HostMemory};
+use super::registers::{T1, host, is_high_byte, number, pinned, sized};
+use crate::record::classify::{Class, Operand};
+use crate::record::liveness;
+
+/// Guest registers that stay in memory, and the scratch registers they are staged in.
+#[derive(Default)]
+struct Staging {
+    /// (guest number, scratch register, load before, store after)
+    staged: Vec<(usize, Register, bool, bool)>,
+}
+
+impl Staging {
+    fn place(&self, register: Register) -> Option<Register> {
+        if let Some(host) = host(register) {
+            return Some(host);
+        }
+        let guest = number(register);
+        self.staged
+            .iter()
+            .find(|staged| staged.0 == guest)
+            .map(|staged| sized(number(staged.1) as u8, register.size()))
+    }
+}
+
+/// Flags that must survive up to this instruction, and whether it needs them in EFLAGS.
+#[derive(Clone, Copy)]
+pub(super) struct Need {
+    /// Needed before the instruction.
+    pub before: u32,
+    /// Needed after it.
+    pub after: u32,
+}
+
+impl Need {
+    /// Whether the instruction must find the guest's flags in EFLAGS: it reads some, or
+    /// changes only part of those that are needed afterwards.
+    pub fn in_host(self, insn: &Instruction) -> bool {
+        let kept = self.after & !liveness::overwritten(insn);
+        liveness::read(insn) != 0 || (liveness::changed(insn) != 0 && kept != 0)
+    }
+}
+
+/// Forms that exist only outside 64-bit mode, and moffs forms, as their general equivalents.
+pub(super) fn general_form(insn: &Instruction) -> Instruction {
+    let mut general = *insn;
+    let code = match insn.code() {
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        // The accumulator forms name RAX only, which keeps its place; the exchange with an
+        // accumulator does not fit every register.
+        Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
+        Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
+        Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
+        other => other,
+    };
+    general.set_code(code);
+    general
+}
+
+impl Emitter<'_> {
+    /// Emits a plain instruction.
+    pub(super) fn plain(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: &Class,
+        operand: Operand,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        let mut insn = general_form(insn);
+        insn.set_has_lock_prefix(false);
+        insn.set_has_xacquire_prefix(false);
+        insn.set_has_xrelease_prefix(false);
+        insn.set_segment_prefix(Register::None);
+        if operand == Operand::None {
+            return self.on_registers(&insn, class, need);
+        }
+        let original = general_form(&insn);
+        let _ = original;
+        self.on_memory(index, &insn, class, operand, need)
+    }
+
+    fn on_registers(
+        &mut self,
+        insn: &Instruction,
+        class: &Class,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        let staging = stage(insn, class, &Self::STAGING)?;
+        let mut out = *insn;
+        substitute(&mut out, &staging)?;
+        let bytes = self.encode(&out)?;
+        if need.in_host(insn) {
+            self.restore_flags();
+        }
+        self.load_staged(&staging);
+        self.bytes(&bytes);
+        self.store_staged(&staging);
+        self.changed_flags(insn);
+        Ok(())
+    }
+
+    fn on_memory(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: &Class,
+        operand: Operand,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        let address = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
+        let memory = address.host_memory();
+        let size = insn.memory_size().size() as u32;
+        // A modified value takes T1; the linear address took T0.
+        let scratch: &[Register] = if operand == Operand::Modify {
+            &Self::STAGING[1..2]
+        } else {
+            &Self::STAGING[..2]
+        };
+        let staging = stage(insn, class, scratch)?;
+        let high_byte = (0..insn.op_count()).any(|op| {
+            insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op))
+        });
+        // Everything is encoded before anything is emitted: what cannot be is left to a helper.
+        let mut out = *insn;
+        substitute(&mut out, &staging)?;
+        let encoded = |emitter: &mut Self, memory: HostMemory| {
+            let mut out = out;
+            memory.apply(&mut out);
+            emitter.encode(&out)
+        };
+        let native = encoded(self, memory)?;
+        let on_register = match operand {
+            Operand::Modify if !high_byte => {
+                let memory_op = (0..insn.op_count())
+                    .find(|&op| insn.op_kind(op) == OpKind::Memory)
+                    .ok_or(Unencodable)?;
+                let mut out = out;
+                let mut plain = out;
+                plain.set_memory_base(Register::None);
+                plain.set_memory_index(Register::None);
+                out = plain;
+                out.set_op_kind(memory_op, OpKind::Register);
+                out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
+                self.encode(&out)?
+            }
+            _ => Vec::new(),
+        };
+        let write = matches!(
+            operand,
+            Operand::Write | Operand::WriteOnce | Operand::Modify
+        );
+        self.check(index, &address, size, write, need.before != 0)?;
+        if need.in_host(insn) {
+            self.restore_flags();
+        }
+        self.load_staged(&staging);
+        match operand {
+            Operand::None | Operand::Read => self.bytes(&native),
+            Operand::Write => self.store_all(memory, |emitter, memory| {
+                let bytes = encoded(emitter, memory)?;
+                emitter.bytes(&bytes);
+                Ok(())
+            })?,
+            Operand::WriteOnce => {
+                self.bytes(&native);
+                self.mirror_from_native(memory, size)?;
+            }
+            Operand::Modify if high_byte => {
+                self.bytes(&native);
+                self.mirror_from_native(memory, size)?;
+            }
+            Operand::Modify => {
+                let load = self.move_load(T1, memory, size)?;
+                self.bytes(&load);
+                self.bytes(&on_register);
+                self.store_register(memory, T1, size)?;
+            }
+        }
+        self.store_staged(&staging);
+        self.changed_flags(insn);
+        Ok(())
+    }
+
+    /// After an instruction that changes flags, EFLAGS holds the guest's.
+    fn changed_flags(&mut self, insn: &Instruction) {
+        if liveness::changed(insn) != 0 {
+            self.flags.host = true;
+            self.flags.saved = false;
+        }
+    }
+
+    fn load_staged(&mut self, staging: &Staging) {
+        for &(guest, scratch, load, _) in &staging.staged {
+            if load {
+                self.load_guest(scratch, guest);
+            }
+        }
+    }
+
+    fn store_staged(&mut self, staging: &Staging) {
+        for &(guest, scratch, _, store) in &staging.staged {
+            if store {
+                self.store_guest(guest, scratch);
+            }
+        }
+    }
+
+    /// LEA: the address as a value.
+    pub(super) fn address_of(&mut self, insn: &Instruction, class: &Class) -> Result<(), Unencodable> {
+        if insn.memory_base() == Register::RIP {
+            let value = insn.memory_displacement64();
+            let guest = number(insn.op0_register());
+            let value = match insn.op0_register().size() {
+                8 => value,
+                4 => value & 0xffff_ffff,
+                _ => return Err(Unencodable),
+            };
+            match pinned(guest) {
+                Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(host), QWORD value as i64),
+                None => {
+                    dynasm!(self.ops ; .arch x64 ; mov rdi, QWORD value as i64);
+                    self.store_guest(guest, T1);
+                }
+            }
+            return Ok(());
+        }
+        let narrow_mode = !self.target.mode.has(crate::guest::Mode::CODE64);
+        let registers = [insn.memory_base(), insn.memory_index()];
+        if registers
+            .iter()
+            .any(|&register| register != Register::None && register.size() == 2)
+            || (registers == [Register::None; 2] && narrow_mode)
+        {
+            return Err(Unencodable);
+        }
+        let mut out = *insn;
+        out.set_segment_prefix(Register::None);
+        let staging = stage(insn, class, &Self::STAGING)?;
+        substitute(&mut out, &staging)?;
+        for (register, set) in [
+            (
+                insn.memory_base(),
+                Instruction::set_memory_base as fn(&mut Instruction, Register),
+            ),
+            (insn.memory_index(), Instruction::set_memory_index),
+        ] {
+            if register != Register::None {
+                let placed = staging.place(register).ok_or(Unencodable)?;
+                set(&mut out, placed);
+            }
+        }
+        // The base and index change places in their encoding's rules: let the encoder choose
+        // the displacement's size anew.
+        if out.memory_base() != Register::None {
+            out.set_memory_displ_size(1);
+        }
+        let bytes = self.encode(&out)?;
+        self.load_staged(&staging);
+        self.bytes(&bytes);
+        self.store_staged(&staging);
+        Ok(())
+    }
+}
+
+/// Finds a scratch register for every guest register that stays in memory.
+fn stage(
+    insn: &Instruction,
+    class: &Class,
+    scratch: &[Register],
+) -> Result<Staging, Unencodable> {
+    let mut staging = Staging::default();
+    let mut add = |register: Register, load: bool, store: bool| {
+        let guest = number(register);
+        if let Some(staged) = staging.staged.iter_mut().find(|staged| staged.0 == guest) {
+            staged.2 |= load;
+            staged.3 |= store;
+            return Ok(());
+        }
+        let used = staging.staged.len();
+        let register = *scratch.get(used).ok_or(Unencodable)?;
+        staging.staged.push((guest, register, load, store));
+        Ok(())
+    };
+    for op in 0..insn.op_count() {
+        if insn.op_kind(op) != OpKind::Register {
+            continue;
+        }
+        let register = insn.op_register(op);
+        if !register.is_gpr() || host(register).is_some() {
+            continue;
+        }
+        let access = class.access[op as usize];
+        let writes = matches!(
+            access,
+            OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
+        );
+        // A narrow or conditional write keeps what is there.
+        let reads = access != OpAccess::Write || register.size() < 4;
+        add(register, reads, writes)?;
+    }
+    if insn.mnemonic() == Mnemonic::Lea {
+        for register in [insn.memory_base(), insn.memory_index()] {
+            if register != Register::None && host(register).is_none() {
+                add(register, true, false)?;
+            }
+        }
+    }
+    Ok(staging)
+}
+
+/// Replaces the general-purpose registers among the operands by host registers.
+fn substitute(insn: &mut Instruction, staging: &Staging) -> Result<(), Unencodable> {
+    for op in 0..insn.op_count() {
+        if insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_gpr() {
+            let placed = staging
+                .place(insn.op_register(op))
+                .ok_or(Unencodable)?;
+            insn.set_op_register(op, placed);
+        }
+    }
+    Ok(())
+}
+
+impl Emitter<'_> {
+    /// As [`Emitter::plain`], with the memory operand in the bounce buffer instead of guest
+    /// memory.
+    pub(super) fn alone_plain(
+        &mut self,
+        insn: &Instruction,
+        class: &Class,
+        operand: Operand,
+    ) -> Result<(), Unencodable> {
+        let mut insn = general_form(insn);
+        insn.set_has_lock_prefix(false);
+        insn.set_segment_prefix(Register::None);
+        let staging = stage(&insn, class, &Self::STAGING[..2])?;
+        let mut out = insn;
+        substitute(&mut out, &staging)?;
+        if operand != Operand::None {
+            let memory = HostMemory {
+                base: super::registers::T0,
+                index: Register::None,
+                displacement: 0,
+            };
+            memory.apply(&mut out);
+        }
+        let bytes = self.encode(&out)?;
+        self.load_staged(&staging);
+        // The run loop left the bounce buffer's address in T0.
+        self.bytes(&bytes);
+        self.store_staged(&staging);
+        Ok(())
+    }
+}

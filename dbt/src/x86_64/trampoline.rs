@@ -1,0 +1,145 @@
+//! The code that every block shares: entering emitted code, leaving it, and calling up into
+//! Rust with the guest's registers put away.
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+
+use super::registers::all_pinned;
+use crate::cache::CodeOffset;
+use crate::guest::Register;
+use crate::run::at;
+
+/// Offsets of the shared pieces in the code region.
+#[derive(Clone, Copy, Debug)]
+pub struct Trampolines {
+    /// `extern "sysv64" fn()`: enters at `exchange.jump_target`, returns when code leaves.
+    pub enter: CodeOffset,
+    /// Called by emitted code with a [`crate::run::Upcall`] behind the call.
+    pub upcall: CodeOffset,
+    /// Jumped to by the signal handler, with the guest's registers in place.
+    pub signal: CodeOffset,
+    /// The first free byte.
+    pub end: CodeOffset,
+}
+
+/// Emits the shared pieces for the start of the region. `upcall` and `signal` are the Rust
+/// functions behind them: `extern "sysv64" fn(vcpu, record, linear) -> host address or 0`.
+pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
+    let mut ops: VecAssembler<X64Relocation> = VecAssembler::new(0);
+    let avx = std::arch::is_x86_feature_detected!("avx");
+    let enter = here(&ops);
+    dynasm!(ops
+        ; .arch x64
+        ; push rbx
+        ; push rbp
+        ; push r12
+        ; push r13
+        ; push r14
+        ; push r15
+        ; sub rsp, 8
+        ; gs mov [at::HOST_RSP], rsp
+        ; gs stmxcsr [at::HOST_MXCSR]
+        ; ->resume:
+    );
+    for index in 0..16u8 {
+        let slot = at::YMM + 32 * i32::from(index);
+        if avx {
+            dynasm!(ops ; .arch x64 ; gs vmovdqu Ry(index), [slot]);
+        } else {
+            dynasm!(ops ; .arch x64 ; gs movdqu Rx(index), [slot]);
+        }
+    }
+    dynasm!(ops
+        ; .arch x64
+        ; gs ldmxcsr [at::MXCSR]
+        ; gs mov eax, [at::SAVED_FLAGS]
+        ; add al, 0x7f
+        ; sahf
+    );
+    for (guest, host) in all_pinned() {
+        dynasm!(ops ; .arch x64 ; gs mov Rq(host), [at::gpr(guest)]);
+    }
+    dynasm!(ops
+        ; .arch x64
+        ; gs mov rsi, [at::RESULT_HOST]
+        ; gs jmp QWORD [at::JUMP_TARGET]
+    );
+    let leave_emitted = |ops: &mut VecAssembler<X64Relocation>, target: u64| {
+        for (guest, host) in all_pinned() {
+            if guest != Register::RAX {
+                dynasm!(ops ; .arch x64 ; gs mov [at::gpr(guest)], Rq(host));
+            }
+        }
+        for index in 0..16u8 {
+            let slot = at::YMM + 32 * i32::from(index);
+            if avx {
+                dynasm!(ops ; .arch x64 ; gs vmovdqu [slot], Ry(index));
+            } else {
+                dynasm!(ops ; .arch x64 ; gs movdqu [slot], Rx(index));
+            }
+        }
+        if avx {
+            dynasm!(ops ; .arch x64 ; vzeroupper);
+        }
+        dynasm!(ops
+            ; .arch x64
+            ; gs stmxcsr [at::MXCSR]
+            ; gs ldmxcsr [at::HOST_MXCSR]
+            ; mov rdx, rsi
+            ; mov rsi, r8
+            ; gs mov rdi, [at::VCPU]
+            ; mov rax, QWORD target as i64
+            ; call rax
+            ; test rax, rax
+            ; jz ->leave
+            ; gs mov [at::JUMP_TARGET], rax
+            ; jmp ->resume
+        );
+    };
+    let upcall_offset = here(&ops);
+    dynasm!(ops
+        ; .arch x64
+        ; pop r8
+        ; gs mov [at::gpr(Register::RAX)], rax
+        ; lahf
+        ; seto al
+        ; gs mov [at::HOST_FLAGS], eax
+    );
+    leave_emitted(&mut ops, upcall);
+    let signal_offset = here(&ops);
+    // The handler put RFLAGS away itself, and the stack is as at a call's return.
+    dynasm!(ops
+        ; .arch x64
+        ; gs mov [at::gpr(Register::RAX)], rax
+        ; gs mov rsp, [at::HOST_RSP]
+    );
+    leave_emitted(&mut ops, signal);
+    dynasm!(ops
+        ; .arch x64
+        ; ->leave:
+        ; gs mov rsp, [at::HOST_RSP]
+        ; add rsp, 8
+        ; pop r15
+        ; pop r14
+        ; pop r13
+        ; pop r12
+        ; pop rbp
+        ; pop rbx
+        ; ret
+    );
+    let code = ops
+        .finalize()
+        .expect("the trampolines' labels are all defined above");
+    let end = CodeOffset((code.len() as u32).next_multiple_of(64));
+    let trampolines = Trampolines {
+        enter,
+        upcall: upcall_offset,
+        signal: signal_offset,
+        end,
+    };
+    (code, trampolines)
+}
+
+fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {
+    CodeOffset(ops.offset().0 as u32)
+}
