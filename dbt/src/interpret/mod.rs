@@ -1,7 +1,11 @@
 //! Instructions executed directly, one at a time: the fallback of the translator, the engine
 //! of hosts that have no translator, and the oracle of tests.
 
+pub mod address;
+pub(crate) mod integer;
 mod memory;
+pub mod operand;
+mod string;
 
 use iced_x86::Instruction;
 use mmu::{PhysMem, TlbSet};
@@ -13,7 +17,20 @@ use crate::record::{self, Row};
 pub use memory::Access;
 
 /// The rows of the instruction table, by group.
-pub(crate) const ROWS: &[&[Row]] = &[];
+pub(crate) const ROWS: &[&[Row]] = &[
+    integer::alu::ROWS,
+    integer::bcd::ROWS,
+    integer::bits::ROWS,
+    integer::branch::ROWS,
+    integer::flag_moves::ROWS,
+    integer::moves::ROWS,
+    integer::multiply::ROWS,
+    integer::other::ROWS,
+    integer::shift::ROWS,
+    integer::stack::ROWS,
+    string::MEMORY,
+    string::PORTS,
+];
 
 /// Everything that one instruction may touch.
 pub struct Context<'a> {
