@@ -6,6 +6,7 @@ pub(crate) mod integer;
 mod memory;
 pub mod operand;
 mod string;
+pub mod system;
 
 use iced_x86::Instruction;
 use mmu::{PhysMem, TlbSet};
@@ -30,6 +31,16 @@ pub(crate) const ROWS: &[&[Row]] = &[
     integer::stack::ROWS,
     string::MEMORY,
     string::PORTS,
+    system::control::ROWS,
+    system::fast_call::ROWS,
+    system::inspect::ROWS,
+    system::iret::ROWS,
+    system::msr::ROWS,
+    system::port::ROWS,
+    system::processor::ROWS,
+    system::segment_loads::ROWS,
+    system::software_interrupt::ROWS,
+    system::table_registers::ROWS,
 ];
 
 /// Everything that one instruction may touch.
