@@ -1,11 +1,13 @@
 //! The guest processor as plain data: registers, segments, modes, exceptions.
 
+pub mod cpuid;
 mod exception;
 pub mod flags;
 mod mode;
 mod segment;
 mod state;
 
+pub use cpuid::{CpuModel, CpuModelError, Feature};
 pub use exception::Exception;
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, Segment, SegmentIndex};

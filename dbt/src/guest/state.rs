@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU32;
 
+use super::cpuid::CpuModel;
 use super::flags::*;
 use super::mode::Mode;
 use super::segment::{DescriptorTable, Segment, SegmentIndex};
@@ -132,6 +133,10 @@ pub struct CpuState {
     pub msrs: Msrs,
     /// Vector and floating-point registers.
     pub vector: VectorState,
+    /// What CPUID says.
+    pub model: CpuModel,
+    /// 1 if no single-step trap follows the instruction that has just completed.
+    pub step_suppressed: u8,
 }
 
 impl Default for CpuState {
@@ -192,6 +197,8 @@ impl CpuState {
             msrs: Msrs {
                 pat: 0x0007_0406_0007_0406,
                 misc_enable: 1,
+                // Locked by firmware, local machine checks allowed.
+                feature_control: 0x10_0001,
                 ..Msrs::default()
             },
             vector: VectorState {
@@ -199,8 +206,10 @@ impl CpuState {
                 fxsave,
                 mxcsr: 0x1f80,
             },
+            model: CpuModel::default(),
+            step_suppressed: 0,
         };
-        cpu.gpr[Register::RDX] = 0x0005_06e3;
+        cpu.gpr[Register::RDX] = u64::from(cpu.model.signature());
         cpu.refresh_mode();
         cpu
     }

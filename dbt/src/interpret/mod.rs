@@ -1,7 +1,12 @@
 //! Instructions executed directly, one at a time: the fallback of the translator, the engine
 //! of hosts that have no translator, and the oracle of tests.
 
+pub mod address;
+pub(crate) mod integer;
 mod memory;
+pub mod operand;
+mod string;
+pub mod system;
 
 use iced_x86::Instruction;
 use mmu::{PhysMem, TlbSet};
@@ -13,7 +18,30 @@ use crate::record::{self, Row};
 pub use memory::Access;
 
 /// The rows of the instruction table, by group.
-pub(crate) const ROWS: &[&[Row]] = &[];
+pub(crate) const ROWS: &[&[Row]] = &[
+    integer::alu::ROWS,
+    integer::bcd::ROWS,
+    integer::bits::ROWS,
+    integer::branch::ROWS,
+    integer::flag_moves::ROWS,
+    integer::moves::ROWS,
+    integer::multiply::ROWS,
+    integer::other::ROWS,
+    integer::shift::ROWS,
+    integer::stack::ROWS,
+    string::MEMORY,
+    string::PORTS,
+    system::control::ROWS,
+    system::fast_call::ROWS,
+    system::inspect::ROWS,
+    system::iret::ROWS,
+    system::msr::ROWS,
+    system::port::ROWS,
+    system::processor::ROWS,
+    system::segment_loads::ROWS,
+    system::software_interrupt::ROWS,
+    system::table_registers::ROWS,
+];
 
 /// Everything that one instruction may touch.
 pub struct Context<'a> {
