@@ -1,8 +1,13 @@
 //! Guest CPU state, interpreter and dynamic binary translator.
 
+pub mod cache;
+pub mod decode;
 pub mod guest;
 pub mod interpret;
 mod platform;
 pub mod record;
+pub mod run;
+pub mod x86_64;
 
 pub use platform::{Platform, Refused};
+pub use run::{EngineOptions, Stop, Vcpu, VcpuError};

@@ -11,4 +11,4 @@ pub use cpuid::{CpuModel, CpuModelError, Feature};
 pub use exception::Exception;
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, Segment, SegmentIndex};
-pub use state::{Control, CpuState, Msrs, Register, VectorState};
+pub use state::{Control, CpuState, FxsaveArea, Msrs, Register, VectorState};

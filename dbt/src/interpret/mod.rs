@@ -4,6 +4,7 @@
 pub mod address;
 pub(crate) mod integer;
 mod memory;
+pub mod native;
 pub mod operand;
 mod string;
 pub mod system;
@@ -16,6 +17,7 @@ use crate::platform::Platform;
 use crate::record::{self, Row};
 
 pub use memory::Access;
+pub(crate) use memory::view;
 
 /// The rows of the instruction table, by group.
 pub(crate) const ROWS: &[&[Row]] = &[
@@ -59,6 +61,6 @@ pub struct Context<'a> {
 pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     match record::row(insn.mnemonic()) {
         Some(row) => (row.execute)(cx, insn),
-        None => Err(Exception::invalid_opcode()),
+        None => native::execute(cx, insn),
     }
 }

@@ -215,7 +215,7 @@ fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
     use CpuidFeature as F;
     Some(match feature {
         F::INTEL8086 | F::INTEL186 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV
-        | F::POPCNT | F::LZCNT | F::BMI1 | F::BMI2 | F::ADX | F::MOVBE | F::LAHF_SAHF
+        | F::POPCNT | F::LZCNT | F::BMI1 | F::BMI2 | F::ADX | F::MOVBE
         | F::MULTIBYTENOP => true,
         F::FPU | F::FPU287 | F::FPU387 | F::MMX => mode.has(Mode::X87),
         F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::AES | F::PCLMULQDQ
@@ -313,7 +313,6 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
         | Mnemonic::Das
         | Mnemonic::Salc
         | Mnemonic::Into
-        | Mnemonic::Fwait
         | Mnemonic::Clflush
         | Mnemonic::Ud0
         | Mnemonic::Ud1

@@ -1,6 +1,9 @@
 //! The instruction table: one row a mnemonic, from which the interpreter, the translator and
 //! the tests are driven.
 
+pub mod classify;
+pub mod liveness;
+
 use std::sync::LazyLock;
 
 use iced_x86::{Instruction, Mnemonic};

@@ -142,15 +142,16 @@ impl OwnedBlock {
     /// A processor at reset with empty TLBs.
     pub fn new() -> OwnedBlock {
         let layout = Layout::new::<CpuBlock>();
-        // SAFETY: the layout is not empty. All-zero bytes are a valid CpuBlock: it holds plain
-        // integers only.
+        // SAFETY: the layout is not empty. All-zero bytes are valid for every field but `cpu`,
+        // which is written below before anything refers to it.
         let pointer = unsafe { alloc_zeroed(layout) }.cast::<CpuBlock>();
         let Some(pointer) = NonNull::new(pointer) else {
             handle_alloc_error(layout);
         };
+        // SAFETY: the field is within the allocation just made, and not yet initialised.
+        unsafe { std::ptr::addr_of_mut!((*pointer.as_ptr()).cpu).write(CpuState::at_reset()) };
         let mut block = OwnedBlock(pointer);
         let content = block.get_mut();
-        content.cpu = CpuState::at_reset();
         content.tlb.reset();
         content.forget_jumps();
         block
@@ -176,8 +177,7 @@ impl OwnedBlock {
 
 impl Drop for OwnedBlock {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; nothing in it needs dropping but `cpu`,
-        // whose fields are plain data.
+        // SAFETY: allocated in `new` with this layout; nothing else in it needs dropping.
         unsafe {
             std::ptr::drop_in_place(&mut self.0.as_mut().cpu);
             dealloc(self.0.as_ptr().cast(), Layout::new::<CpuBlock>());

@@ -352,7 +352,8 @@ impl Emitter<'_> {
         let mut insn = general_form(insn);
         insn.set_has_lock_prefix(false);
         insn.set_segment_prefix(Register::None);
-        let staging = stage(&insn, class, &Self::STAGING[..2])?;
+        let free = if operand == Operand::None { 3 } else { 2 };
+        let staging = stage(&insn, class, &Self::STAGING[..free])?;
         let mut out = insn;
         substitute(&mut out, &staging)?;
         if operand != Operand::None {

@@ -1,0 +1,280 @@
+//! Instructions that the interpreter has no portable form of, run one at a time on the host
+//! processor: registers loaded, memory operand in a bounce buffer, results taken back.
+
+use std::cell::RefCell;
+
+use iced_x86::{CpuidFeature, Instruction};
+use rustc_hash::FxHashMap;
+
+use super::{Access, Context, address};
+use crate::cache::{CodeOffset, CodeRegion};
+use crate::guest::{Exception, Mode, flags};
+use crate::record::classify::{Class, Classifier, Kind, Operand};
+use crate::run::{self, CpuBlock, FaultSite, GsBase, OwnedBlock, Upcall};
+use crate::x86_64::{Emitter, Target, Trampolines, emit_trampolines};
+
+const REGION_BYTES: usize = 4 << 20;
+const SNIPPET_LIMIT: u32 = 512;
+
+/// Compiled snippets of one thread.
+struct Engine {
+    region: CodeRegion,
+    trampolines: Trampolines,
+    block: OwnedBlock,
+    snippets: FxHashMap<(Instruction, Mode), CodeOffset>,
+    cursor: u32,
+    classifier: Classifier,
+    _registration: crate::run::Registration,
+}
+
+thread_local! {
+    static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
+    /// Whether the host's x87 registers hold the guest's: true inside the run loop.
+    static X87_LIVE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Says whether the host's x87 registers hold the guest's on this thread.
+pub(crate) fn set_x87_live(live: bool) {
+    X87_LIVE.set(live);
+}
+
+/// Whether the host's x87 registers hold the guest's on this thread.
+pub(crate) fn x87_live() -> bool {
+    X87_LIVE.get()
+}
+
+extern "sysv64" fn done(_: u64, _: *const Upcall, _: u64) -> u64 {
+    0
+}
+
+extern "sysv64" fn faulted(_: u64, _: *const Upcall, _: u64) -> u64 {
+    0
+}
+
+impl Engine {
+    fn new() -> Option<Engine> {
+        let mut region = CodeRegion::new(REGION_BYTES).ok()?;
+        let done = done as extern "sysv64" fn(u64, *const Upcall, u64) -> u64;
+        let faulted = faulted as extern "sysv64" fn(u64, *const Upcall, u64) -> u64;
+        let (code, trampolines) = emit_trampolines(done as usize as u64, faulted as usize as u64);
+        region.write(CodeOffset(0), &code);
+        let block = OwnedBlock::new();
+        let start = region.address(CodeOffset(0));
+        let registration = run::register_region(FaultSite {
+            start,
+            end: start + region.len() as u64,
+            code_start: region.address(trampolines.end),
+            resume: region.address(trampolines.signal),
+            block: block.as_ptr() as u64,
+        })?;
+        Some(Engine {
+            cursor: trampolines.end.0,
+            region,
+            trampolines,
+            block,
+            snippets: FxHashMap::default(),
+            classifier: Classifier::default(),
+            _registration: registration,
+        })
+    }
+
+    fn snippet(&mut self, insn: &Instruction, class: &Class, mode: Mode) -> Option<CodeOffset> {
+        // Snippets are small: a block of one instruction and its leaving.
+        if self.cursor + SNIPPET_LIMIT > self.region.len() as u32 {
+            self.snippets.clear();
+            self.cursor = self.trampolines.end.0;
+        }
+        let base = CodeOffset(self.cursor);
+        let emitter = Emitter::new(Target {
+            id: 0,
+            mode,
+            base,
+            trampolines: &self.trampolines,
+            copies: 1,
+            stride: 0,
+            jump_cache: 0,
+            mapping: 0,
+            counted: false,
+        });
+        let code = emitter.alone(insn, class).ok()?;
+        self.region.write(base, &code);
+        self.cursor = (self.cursor + code.len() as u32).next_multiple_of(16);
+        Some(base)
+    }
+}
+
+/// What an instruction of an extension raises when the extension is switched off.
+fn disabled(cx: &Context<'_>, insn: &Instruction) -> Option<Exception> {
+    use CpuidFeature as F;
+    let control = &cx.cpu.control;
+    let em = control.cr0 & flags::CR0_EM != 0;
+    let ts = control.cr0 & flags::CR0_TS != 0;
+    for &feature in insn.cpuid_features() {
+        match feature {
+            F::FPU | F::FPU287 | F::FPU387 if em || ts => {
+                return Some(Exception::device_not_available());
+            }
+            F::MMX if em => return Some(Exception::invalid_opcode()),
+            F::MMX if ts => return Some(Exception::device_not_available()),
+            F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA => {
+                if em || control.cr4 & flags::CR4_OSFXSR == 0 {
+                    return Some(Exception::invalid_opcode());
+                }
+                if ts {
+                    return Some(Exception::device_not_available());
+                }
+            }
+            F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => {
+                let on = control.cr4 & flags::CR4_OSXSAVE != 0 && control.xcr0 & 6 == 6;
+                if !on || !cx.cpu.protected() {
+                    return Some(Exception::invalid_opcode());
+                }
+                if ts {
+                    return Some(Exception::device_not_available());
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Raises what the instruction's extension demands while it is switched off.
+pub(crate) fn check_enabled(cx: &Context<'_>, insn: &Instruction) -> Result<(), Exception> {
+    disabled(cx, insn).map_or(Ok(()), Err)
+}
+
+/// Executes one instruction on the host processor. #UD if it is none that can run there.
+pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
+    check_enabled(cx, insn)?;
+    ENGINE.with(|engine| {
+        let mut engine = engine.borrow_mut();
+        if engine.is_none() {
+            *engine = Engine::new();
+        }
+        match engine.as_mut() {
+            Some(engine) => execute_with(engine, cx, insn),
+            None => Err(Exception::invalid_opcode()),
+        }
+    })
+}
+
+fn execute_with(
+    engine: &mut Engine,
+    cx: &mut Context<'_>,
+    insn: &Instruction,
+) -> Result<(), Exception> {
+    let class = engine.classifier.classify(insn, cx.cpu.mode);
+    let Kind::Plain(operand) = class.kind else {
+        return Err(Exception::invalid_opcode());
+    };
+    let mut linear = None;
+    let mut offset = 0;
+    let size = insn.memory_size().size();
+    if operand != Operand::None {
+        let op = (0..insn.op_count())
+            .find(|&op| insn.op_kind(op) == iced_x86::OpKind::Memory)
+            .ok_or(Exception::invalid_opcode())?;
+        let writes = operand != Operand::Read;
+        let access = if writes { Access::Write } else { Access::Read };
+        let at = address::linear(cx, insn, op, size, access)?;
+        if writes {
+            cx.authorise_write(at, size)?;
+        }
+        // The operand keeps its alignment, which some instructions insist on.
+        offset = (at.0 & 63) as usize;
+        let mut bytes = [0u8; 64];
+        if matches!(operand, Operand::Read | Operand::Modify) {
+            cx.load_bytes(at, &mut bytes[..size])?;
+        }
+        let bounce = &mut engine.block.get_mut().exchange.bounce.0;
+        bounce[offset..offset + size].copy_from_slice(&bytes[..size]);
+        linear = writes.then_some(at);
+    }
+    let key = (*insn, cx.cpu.mode);
+    let start = match engine.snippets.get(&key) {
+        Some(&start) => start,
+        None => {
+            let start = engine
+                .snippet(insn, &class, cx.cpu.mode)
+                .ok_or(Exception::invalid_opcode())?;
+            engine.snippets.insert(key, start);
+            start
+        }
+    };
+    let target = engine.region.address(start);
+    let enter = engine.region.address(engine.trampolines.enter);
+    let block = engine.block.get_mut();
+    block.cpu.gpr = cx.cpu.gpr;
+    block.cpu.vector.ymm = cx.cpu.vector.ymm;
+    block.cpu.vector.mxcsr = cx.cpu.vector.mxcsr;
+    let exchange = &mut block.exchange;
+    exchange.saved_flags = pack_flags(cx.cpu.arithmetic_flags);
+    exchange.jump_target = target;
+    exchange.result_host = exchange.bounce.0.as_ptr() as u64 + offset as u64;
+    exchange.signal = u32::MAX;
+    exchange.vcpu = 0;
+    run_alone(block, enter, cx);
+    let exchange = &block.exchange;
+    if exchange.signal != u32::MAX {
+        let vector = exchange.signal as u8;
+        return Err(match vector {
+            Exception::GP | Exception::AC => Exception::with_code(vector, 0),
+            _ => Exception::plain(vector),
+        });
+    }
+    let arithmetic = unpack_flags(exchange.saved_flags);
+    let result = exchange.bounce.0;
+    if let Some(at) = linear {
+        cx.store_bytes(at, &result[offset..offset + size])?;
+    }
+    cx.cpu.gpr = block.cpu.gpr;
+    cx.cpu.arithmetic_flags = arithmetic;
+    cx.cpu.vector.ymm = block.cpu.vector.ymm;
+    cx.cpu.vector.mxcsr = block.cpu.vector.mxcsr;
+    let mask = if cx.cpu.code64() {
+        u64::MAX
+    } else {
+        0xffff_ffff
+    };
+    cx.cpu.rip = insn.next_ip() & mask;
+    Ok(())
+}
+
+fn run_alone(block: &mut CpuBlock, enter: u64, cx: &mut Context<'_>) {
+    let live = x87_live();
+    if !live {
+        run::load_x87(&cx.cpu.vector.fxsave);
+    }
+    {
+        let _gs = GsBase::set(std::ptr::from_mut(block) as u64);
+        // SAFETY: `enter` is the trampoline of this thread's engine, GS points to its block,
+        // and the snippet ends with the upcall that leaves. What it clobbers beyond the
+        // C convention the trampoline saves.
+        unsafe {
+            let enter: extern "sysv64" fn() = std::mem::transmute(enter);
+            enter();
+        }
+    }
+    if !live {
+        run::store_x87(&mut cx.cpu.vector.fxsave);
+    }
+}
+
+/// The six arithmetic flags as `lahf; seto al` leaves them in AX.
+pub(crate) fn pack_flags(arithmetic: u64) -> u64 {
+    (arithmetic & 0xff | 2) << 8 | (arithmetic >> 11 & 1)
+}
+
+/// The reverse of [`pack_flags`].
+pub(crate) fn unpack_flags(packed: u64) -> u64 {
+    ((packed >> 8 & 0xff) | (packed & 1) << 11) & flags::ARITHMETIC
+}

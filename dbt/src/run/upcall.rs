@@ -1,0 +1,57 @@
+//! The records behind calls from emitted code into Rust.
+
+/// Why emitted code calls up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum UpcallKind {
+    /// A memory access missed the TLB, or its page needs the doors.
+    Memory = 0,
+    /// The interpreter is to execute an instruction.
+    Interpret = 1,
+    /// A jump to a known address is to be linked.
+    Link = 2,
+    /// The block leaves before it begins.
+    Leave = 3,
+    /// One instruction run on its own is done.
+    Alone = 4,
+}
+
+/// What emitted code says with a call: 16 bytes behind the call instruction.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct Upcall {
+    /// The block's identifier.
+    pub block: u32,
+    /// Index of the instruction in it.
+    pub insn: u16,
+    /// Why.
+    pub kind: UpcallKind,
+    /// The guest's flags are in `saved_flags`, not in EFLAGS.
+    pub flags_saved: u8,
+    /// Bytes of the access.
+    pub size: u16,
+    /// The access stores.
+    pub write: u8,
+    /// The resumed code wants the TLB entry's addend, not the host address.
+    pub wants_addend: u8,
+    /// Offset to resume at, or the index of the exit.
+    pub extra: u32,
+}
+
+impl Upcall {
+    /// As it stands in code.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&self.block.to_le_bytes());
+        bytes[4..6].copy_from_slice(&{ self.insn }.to_le_bytes());
+        bytes[6] = self.kind as u8;
+        bytes[7] = self.flags_saved;
+        bytes[8..10].copy_from_slice(&{ self.size }.to_le_bytes());
+        bytes[10] = self.write;
+        bytes[11] = self.wants_addend;
+        bytes[12..].copy_from_slice(&{ self.extra }.to_le_bytes());
+        bytes
+    }
+}
+
+const _: () = assert!(size_of::<Upcall>() == 16);

@@ -1,0 +1,245 @@
+//! What emitted code calls up for.
+
+use mmu::Linear;
+
+use super::upcall::{Upcall, UpcallKind};
+use super::vcpu::Vcpu;
+use crate::cache::CodeOffset;
+use crate::guest::{Exception, Mode, flags};
+use crate::interpret::native::{pack_flags, unpack_flags};
+use crate::interpret::{self};
+
+/// Leaves emitted code for the dispatch loop.
+const LEAVE: u64 = 0;
+
+/// Called by the upcall trampoline with the guest's registers put away. Returns the host
+/// address at which to continue, or [`LEAVE`].
+pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, linear: u64) -> u64 {
+    // SAFETY: `Vcpu::run` put its own address into the exchange, it is waiting for the emitted
+    // code that calls here, and touches nothing meanwhile. The record is in code that
+    // emitted it behind the call.
+    let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
+    vcpu.take_flags(record.flags_saved != 0);
+    match record.kind {
+        UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
+        UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
+        UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
+        UpcallKind::Leave | UpcallKind::Alone => {
+            if let Some(block) = vcpu.cache.block(record.block) {
+                let rip = block.key.rip;
+                vcpu.cpu_mut().rip = rip;
+            }
+            LEAVE
+        }
+    }
+}
+
+/// Called when the host processor raised a fault in emitted code.
+pub(super) extern "sysv64" fn signal(vcpu: *mut Vcpu, _: *const Upcall, _: u64) -> u64 {
+    // SAFETY: as in `upcall`.
+    let vcpu = unsafe { &mut *vcpu };
+    vcpu.host_fault();
+    LEAVE
+}
+
+impl Vcpu {
+    fn take_flags(&mut self, saved: bool) {
+        let block = self.block.get_mut();
+        let packed = if saved {
+            block.exchange.saved_flags
+        } else {
+            block.exchange.host_flags
+        };
+        block.cpu.arithmetic_flags = unpack_flags(packed);
+    }
+
+    /// Continues in emitted code at an address, with the flags as the registers say.
+    fn resume(&mut self, address: u64) -> u64 {
+        let block = self.block.get_mut();
+        block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
+        address
+    }
+
+    fn memory(&mut self, record: &Upcall, linear: Linear) -> u64 {
+        let (id, index) = (record.block, record.insn as usize);
+        let Some(block) = self.cache.block(id) else {
+            // Its own block was dropped under it: only a bug could get here.
+            unreachable!("an upcall from a block that is gone");
+        };
+        let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let epoch = self.block.get().tlb.fetch_epoch;
+        self.publish_count_within(total, index);
+        self.cpu_mut().rip = rip;
+        let size = record.size as usize;
+        let write = record.write != 0;
+        let mut cx = self.context();
+        let view = interpret::view(cx.cpu.mode);
+        if linear.page_offset() + size <= mmu::PAGE_SIZE as usize {
+            let access = if write {
+                interpret::Access::Write
+            } else {
+                interpret::Access::Read
+            };
+            if let Err(exception) = cx.translate(linear, access) {
+                self.give_back(total, index);
+                self.raise(exception);
+                return LEAVE;
+            }
+            let entry = cx.tlb.data[view as usize].entry(linear);
+            let tag = if write {
+                entry.write_tag
+            } else {
+                entry.read_tag
+            };
+            let addend = entry.addend;
+            if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && !cx.mem.has_news() {
+                let exchange = &mut self.block.get_mut().exchange;
+                exchange.result_host = if record.wants_addend != 0 {
+                    addend
+                } else {
+                    addend.wrapping_add(linear.0)
+                };
+                // The flags go back to where they were: the garbage of a dead EFLAGS too.
+                if record.flags_saved == 0 {
+                    let packed = exchange.host_flags;
+                    exchange.saved_flags = packed;
+                }
+                debug_assert_eq!(epoch, self.block.get().tlb.fetch_epoch);
+                return self.cache.region().address(CodeOffset(record.extra));
+            }
+        }
+        self.interpret_in_block(id, index)
+    }
+
+    /// Interprets one instruction of a block and goes on behind it, or wherever it jumped.
+    fn interpret_in_block(&mut self, id: u32, index: usize) -> u64 {
+        let Some(block) = self.cache.block(id) else {
+            unreachable!("an upcall from a block that is gone");
+        };
+        let total = block.insns.len();
+        let insn = block.insns[index];
+        let mode = block.key.mode;
+        let next = self
+            .cache
+            .region()
+            .address(CodeOffset(block.base.0 + block.insn_starts[index + 1]));
+        let epoch = self.block.get().tlb.fetch_epoch;
+        self.publish_count_within(total, index);
+        let mut cx = self.context();
+        cx.cpu.rip = insn.ip();
+        if let Err(exception) = interpret::execute(&mut cx, &insn) {
+            self.give_back(total, index);
+            self.raise(exception);
+            return LEAVE;
+        }
+        let cpu = self.cpu();
+        let rip = cpu.rip;
+        let same = cpu.mode == mode;
+        if rip == insn.ip() && insn.is_string_instruction() {
+            self.give_back(total, index);
+            return LEAVE;
+        }
+        self.settle();
+        let interrupted = self.interrupted();
+        let straight = rip == insn.next_ip()
+            && same
+            && epoch == self.block.get().tlb.fetch_epoch
+            && self.cache.block(id).is_some();
+        if straight && !interrupted {
+            return self.resume(next);
+        }
+        self.give_back(total, index + 1);
+        if interrupted || !crate::x86_64::translatable(self.cpu().mode) {
+            return LEAVE;
+        }
+        self.jump_to_rip()
+    }
+
+    /// Continues at RIP in emitted code if it can.
+    fn jump_to_rip(&mut self) -> u64 {
+        let Ok(Some(id)) = self.block_at_rip() else {
+            return LEAVE;
+        };
+        self.remember_jump(id);
+        match self.cache.block(id) {
+            Some(block) => {
+                let entry = block.indirect_entry;
+                let address = self.cache.region().address(entry);
+                self.resume(address)
+            }
+            None => LEAVE,
+        }
+    }
+
+    fn link(&mut self, from: u32, exit: usize) -> u64 {
+        let Some(source) = self.cache.block(from) else {
+            unreachable!("an upcall from a block that is gone");
+        };
+        let target = source.exits[exit].target;
+        let last = source.insns[source.insns.len() - 1].ip();
+        let source_page = source.key.rip >> 12;
+        let backward = target <= last;
+        self.cpu_mut().rip = target;
+        if !self.target_allowed(target) {
+            // The jump itself faults: let the interpreter say how.
+            self.cpu_mut().rip = last;
+            self.give_back(1, 0);
+            self.step_outside();
+            return LEAVE;
+        }
+        if self.interrupted() {
+            return LEAVE;
+        }
+        let Ok(Some(to)) = self.block_at_rip() else {
+            return LEAVE;
+        };
+        let Some(block) = self.cache.block(to) else {
+            return LEAVE;
+        };
+        let entry = if source_page != target >> 12 {
+            block.guarded_entry
+        } else if backward {
+            block.poll_entry
+        } else {
+            block.entry
+        };
+        self.cache.link(from, exit, to, entry);
+        let address = self.cache.region().address(entry);
+        self.resume(address)
+    }
+
+    /// Whether a direct jump may go there: canonical in 64-bit mode.
+    fn target_allowed(&self, target: u64) -> bool {
+        !self.cpu().mode.has(Mode::CODE64) || (target as i64) << 16 >> 16 == target as i64
+    }
+
+    fn step_outside(&mut self) {
+        self.step();
+    }
+
+    /// The host processor raised a fault in a block: the guest's own instruction did.
+    fn host_fault(&mut self) {
+        let exchange = &self.block.get().exchange;
+        let vector = exchange.signal as u8;
+        let rflags = exchange.host_flags;
+        let address = exchange.signal_address;
+        let site = self
+            .cache
+            .region()
+            .offset_of(address)
+            .and_then(|offset| self.cache.at_code(offset));
+        let Some((id, index)) = site else {
+            panic!("fault {vector} in emitted code outside any block, at {address:#x}");
+        };
+        let block = self.cache.block(id).expect("found by its code");
+        let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let cpu = self.cpu_mut();
+        cpu.arithmetic_flags = rflags & flags::ARITHMETIC;
+        cpu.rip = rip;
+        self.give_back(total, index);
+        self.raise(match vector {
+            Exception::GP | Exception::AC => Exception::with_code(vector, 0),
+            _ => Exception::plain(vector),
+        });
+    }
+}

@@ -1,0 +1,538 @@
+//! One virtual processor: the dispatch loop over translated blocks and the interpreter.
+
+use std::sync::atomic::Ordering;
+
+use mmu::{GuestPhys, PhysMem};
+
+use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
+use super::host::{GsBase, load_x87, store_x87};
+use super::signal::{FaultSite, Registration, register_region};
+use super::upcall::Upcall;
+use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
+use crate::decode;
+use crate::guest::{CpuState, Exception, Mode};
+use crate::interpret::native::{pack_flags, set_x87_live};
+use crate::interpret::system::deliver;
+use crate::interpret::{self, Context};
+use crate::platform::Platform;
+use crate::record::classify::Classifier;
+use crate::x86_64::{self, Target, Trampolines, translatable};
+
+/// Switches of the engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Count guest instructions exactly, so that time and faults can be a function of them.
+    pub counted: bool,
+    /// Interpret everything.
+    pub interpret_only: bool,
+    /// Bytes of host code kept at the most.
+    pub code_bytes: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            counted: false,
+            interpret_only: false,
+            code_bytes: 64 << 20,
+        }
+    }
+}
+
+/// The engine could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// No executable memory.
+    #[error("cannot map {bytes} bytes for translated code: {source}")]
+    CodeMemory {
+        /// The size asked for.
+        bytes: usize,
+        /// The host's reason.
+        source: std::io::Error,
+    },
+    /// Too many processors in this process.
+    #[error("too many virtual processors in one process")]
+    TooMany,
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Somebody asked for control.
+    Requested,
+    /// HLT: nothing to do until an interrupt.
+    Halted,
+    /// The instruction budget is used up (counted mode).
+    Budget,
+    /// A triple fault: the processor stopped.
+    Shutdown,
+}
+
+/// A virtual processor, with the memory and the machine it works on.
+pub struct Vcpu {
+    pub(super) block: OwnedBlock,
+    /// Guest-physical memory.
+    pub mem: PhysMem,
+    /// The machine around it.
+    pub platform: Box<dyn Platform>,
+    pub(super) cache: BlockCache,
+    trampolines: Trampolines,
+    classifier: Classifier,
+    options: EngineOptions,
+    /// Modes that have a jump cache, oldest first.
+    jump_modes: Vec<Mode>,
+    next_jump_cache: usize,
+    fetch_epoch: u64,
+    /// The instruction count at which the budget is used up.
+    goal: u64,
+    /// Set by an upcall when delivering failed.
+    pub(super) shutdown: bool,
+    _registration: Registration,
+}
+
+impl Vcpu {
+    /// A processor at reset.
+    pub fn new(
+        mem: PhysMem,
+        platform: Box<dyn Platform>,
+        options: EngineOptions,
+    ) -> Result<Vcpu, VcpuError> {
+        let bytes = options.code_bytes;
+        let mut region =
+            CodeRegion::new(bytes).map_err(|source| VcpuError::CodeMemory { bytes, source })?;
+        let upcall = super::upcalls::upcall as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
+        let signal = super::upcalls::signal as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
+        let (code, trampolines) =
+            x86_64::emit_trampolines(upcall as usize as u64, signal as usize as u64);
+        region.write(CodeOffset(0), &code);
+        let block = OwnedBlock::new();
+        let start = region.address(CodeOffset(0));
+        let registration = register_region(FaultSite {
+            start,
+            end: start + region.len() as u64,
+            code_start: region.address(trampolines.end),
+            resume: region.address(trampolines.signal),
+            block: block.as_ptr() as u64,
+        })
+        .ok_or(VcpuError::TooMany)?;
+        Ok(Vcpu {
+            block,
+            mem,
+            platform,
+            cache: BlockCache::new(region, trampolines.end),
+            trampolines,
+            classifier: Classifier::default(),
+            options,
+            jump_modes: Vec::new(),
+            next_jump_cache: 0,
+            fetch_epoch: 0,
+            goal: 0,
+            shutdown: false,
+            _registration: registration,
+        })
+    }
+
+    /// The guest's registers.
+    pub fn cpu(&self) -> &CpuState {
+        &self.block.get().cpu
+    }
+
+    /// The guest's registers, to change while the processor does not run.
+    pub fn cpu_mut(&mut self) -> &mut CpuState {
+        &mut self.block.get_mut().cpu
+    }
+
+    /// The word that asks the processor to return from [`Vcpu::run`]; any thread may set it to
+    /// a nonzero value while this processor exists.
+    pub fn exit_request(&self) -> *const std::sync::atomic::AtomicU32 {
+        &raw const self.block.get().cpu.exit_request
+    }
+
+    /// Counts of the block cache.
+    pub fn statistics(&self) -> CacheStatistics {
+        self.cache.statistics
+    }
+
+    /// Guest instructions executed so far; exact in counted mode only.
+    pub fn instructions(&self) -> u64 {
+        if self.options.counted {
+            let left = self.block.get().exchange.budget;
+            self.goal.wrapping_sub(left as u64)
+        } else {
+            self.cpu().instructions
+        }
+    }
+
+    /// Lets `run` go on until this many instructions have been executed in all (counted mode).
+    pub fn set_goal(&mut self, goal: u64) {
+        let now = self.instructions();
+        self.goal = goal;
+        self.block.get_mut().exchange.budget = goal.wrapping_sub(now) as i64;
+    }
+
+    /// Everything that one instruction may touch.
+    pub fn context(&mut self) -> Context<'_> {
+        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
+        Context {
+            cpu,
+            tlb,
+            mem: &mut self.mem,
+            platform: &mut *self.platform,
+        }
+    }
+
+    /// Forgets every translation and TLB entry: after memory or mode were changed from outside.
+    pub fn forget_everything(&mut self) {
+        let block = self.block.get_mut();
+        block.tlb.flush(true);
+        block.forget_guards();
+        for id in 0..self.cache.next_id() {
+            if let Some(block) = self.cache.remove(id) {
+                self.mem.unmark_code(block.key.physical);
+            }
+        }
+        self.block.get_mut().forget_jumps();
+        self.settle();
+    }
+
+    /// Runs guest code until something needs the caller.
+    pub fn run(&mut self) -> Stop {
+        let _gs = GsBase::set(self.block.as_ptr() as u64);
+        let vcpu = std::ptr::from_mut(self);
+        self.block.get_mut().exchange.vcpu = vcpu as u64;
+        load_x87(&self.block.get().cpu.vector.fxsave);
+        set_x87_live(true);
+        let stop = self.dispatch();
+        set_x87_live(false);
+        store_x87(&mut self.block.get_mut().cpu.vector.fxsave);
+        stop
+    }
+
+    fn dispatch(&mut self) -> Stop {
+        loop {
+            if self.shutdown {
+                self.shutdown = false;
+                return Stop::Shutdown;
+            }
+            if self.cpu().exit_request.swap(0, Ordering::Acquire) != 0 {
+                return Stop::Requested;
+            }
+            self.settle();
+            if self.options.counted && self.block.get().exchange.budget <= 0 {
+                return Stop::Budget;
+            }
+            self.publish_count();
+            match deliver::pending(&mut self.context()) {
+                Ok(_) => {}
+                Err(deliver::Shutdown) => return Stop::Shutdown,
+            }
+            if self.cpu().halted != 0 {
+                return Stop::Halted;
+            }
+            let cpu = self.cpu();
+            let step = self.options.interpret_only
+                || cpu.interrupt_shadow != 0
+                || !translatable(cpu.mode);
+            if step {
+                self.step();
+                continue;
+            }
+            match self.block_at_rip() {
+                Ok(Some(id)) => {
+                    let block = self.cache.block(id).expect("just found");
+                    let count = block.insns.len() as i64;
+                    let entry = block.entry;
+                    if self.options.counted && self.block.get().exchange.budget < count {
+                        self.step();
+                        continue;
+                    }
+                    self.enter(entry);
+                }
+                Ok(None) => self.step(),
+                Err(exception) => self.raise(exception),
+            }
+        }
+    }
+
+    fn enter(&mut self, entry: CodeOffset) {
+        let target = self.cache.region().address(entry);
+        let enter = self.cache.region().address(self.trampolines.enter);
+        let block = self.block.get_mut();
+        block.exchange.jump_target = target;
+        block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
+        // SAFETY: `enter` is the trampoline of this processor's region, GS points to its block,
+        // and `target` is the entry of a block that exists. Emitted code reaches memory only
+        // through GS and TLB entries, and returns through the trampoline, which keeps the
+        // C convention.
+        unsafe {
+            let enter: extern "sysv64" fn() = std::mem::transmute(enter);
+            enter();
+        }
+    }
+
+    /// Delivers an exception of the instruction at RIP.
+    pub(super) fn raise(&mut self, exception: Exception) {
+        if deliver::exception(&mut self.context(), exception).is_err() {
+            self.shutdown = true;
+        }
+    }
+
+    /// Interprets one instruction.
+    pub fn step(&mut self) {
+        let mut cx = self.context();
+        let before = cx.cpu.rip;
+        let shadow = cx.cpu.interrupt_shadow;
+        let stepped = cx.cpu.mode.has(Mode::STEPPED);
+        let tf = cx.cpu.system_flags & crate::guest::flags::TF != 0;
+        let result = if stepped {
+            interpret::system::debug::before_instruction(&mut cx)
+        } else {
+            Ok(())
+        };
+        let result = result
+            .and_then(|()| decode::one(&mut cx))
+            .and_then(|insn| interpret::execute(&mut cx, &insn).map(|()| insn));
+        match result {
+            Ok(insn) => {
+                if shadow != 0 {
+                    cx.cpu.interrupt_shadow = 0;
+                }
+                if stepped || tf {
+                    interpret::system::debug::after_instruction(&mut cx, tf);
+                }
+                let unfinished = cx.cpu.rip == before && insn.is_string_instruction();
+                self.count(i64::from(!unfinished));
+            }
+            Err(exception) => {
+                if shadow != 0 {
+                    cx.cpu.interrupt_shadow = 0;
+                }
+                self.raise(exception);
+            }
+        }
+    }
+
+    /// Counts executed instructions that were not counted in advance.
+    fn count(&mut self, executed: i64) {
+        let block = self.block.get_mut();
+        if self.options.counted {
+            block.exchange.budget -= executed;
+        } else {
+            block.cpu.instructions = block.cpu.instructions.wrapping_add(executed as u64);
+        }
+    }
+
+    /// Makes the exact count visible to the platform.
+    fn publish_count(&mut self) {
+        if self.options.counted {
+            let now = self.instructions();
+            self.block.get_mut().cpu.instructions = now;
+        }
+    }
+
+    /// In a block of `total` instructions of which `executed` are done: makes the exact count
+    /// visible, without giving back what was counted in advance.
+    pub(super) fn publish_count_within(&mut self, total: usize, executed: usize) {
+        if self.options.counted {
+            let ahead = (total - executed) as u64;
+            let now = self.instructions().wrapping_sub(ahead);
+            self.block.get_mut().cpu.instructions = now;
+        }
+    }
+
+    /// Gives back the instructions that were counted in advance and not executed.
+    pub(super) fn give_back(&mut self, total: usize, executed: usize) {
+        if self.options.counted {
+            self.block.get_mut().exchange.budget += (total - executed) as i64;
+        }
+    }
+
+    /// Whether something waits that the dispatch loop has to look at.
+    pub(super) fn interrupted(&mut self) -> bool {
+        let block = self.block.get();
+        let cpu = &block.cpu;
+        if cpu.exit_request.load(Ordering::Relaxed) != 0
+            || cpu.halted != 0
+            || cpu.interrupt_shadow != 0
+            || cpu.pending_debug != 0
+            || self.shutdown
+        {
+            return true;
+        }
+        cpu.interrupt_flag != 0 && self.platform.interrupt_pending()
+    }
+
+    /// Drops what has gone stale: TLB entries of changed pages, blocks of overwritten code,
+    /// confirmed mappings after a flush.
+    pub(super) fn settle(&mut self) {
+        if self.mem.has_news() {
+            for (at, len) in self.mem.take_code_writes() {
+                let gone = self.cache.invalidate(at, len);
+                self.forget_blocks(&gone);
+                let mut page = at.page();
+                while page.0 < at.0 + u64::from(len) {
+                    if !self.cache.has_code(page) {
+                        self.mem.unmark_code(page);
+                    }
+                    page = page.add(mmu::PAGE_SIZE);
+                }
+            }
+            let stale = self.mem.take_stale_pages();
+            let tlb = &mut self.block.get_mut().tlb;
+            for page in stale {
+                tlb.forget_physical(page);
+            }
+        }
+        let block = self.block.get_mut();
+        if block.tlb.fetch_epoch != self.fetch_epoch {
+            self.fetch_epoch = block.tlb.fetch_epoch;
+            block.forget_guards();
+        }
+    }
+
+    /// Removes blocks that are gone from the jump caches.
+    fn forget_blocks(&mut self, gone: &[Box<Block>]) {
+        for block in gone {
+            let host = self.cache.region().address(block.indirect_entry);
+            let slot = jump_slot(block.key.rip);
+            let entry = &mut self.block.get_mut().jumps[block.jump_cache][slot];
+            if entry.host == host {
+                *entry = JumpEntry {
+                    rip: 1 << 63,
+                    host: 0,
+                };
+            }
+        }
+    }
+
+    /// Finds or makes the block at RIP. `None`: the instruction there is to be interpreted.
+    pub(super) fn block_at_rip(&mut self) -> Result<Option<u32>, Exception> {
+        let mut cx = self.context();
+        let rip = cx.cpu.rip;
+        let mode = cx.cpu.mode;
+        let linear = decode::code_address(&cx, rip);
+        let physical = cx.translate_fetch(linear)?;
+        let key = Key {
+            physical,
+            rip,
+            mode,
+        };
+        let id = match self.cache.find(&key) {
+            Some(id) => Some(id),
+            None => self.translate(key)?,
+        };
+        if let Some(id) = id {
+            self.confirm(id);
+        }
+        Ok(id)
+    }
+
+    /// Notes in the page guard that the block's page is mapped where the block expects it.
+    fn confirm(&mut self, id: u32) {
+        // A fetch that walked the tables may have flushed nothing, but a flush before it must
+        // be noticed before the guard is set.
+        self.settle();
+        if let Some(block) = self.cache.block(id) {
+            let user = usize::from(block.key.mode.has(Mode::USER));
+            let slot = (block.key.rip >> 12) as usize % super::block_state::GUARD_ENTRIES;
+            let mapping = block.mapping;
+            self.block.get_mut().guards[user][slot] = mapping;
+        }
+        self.cache.touch(id);
+    }
+
+    fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
+        let Some(decoded) = decode::block(&mut self.context())? else {
+            return Ok(None);
+        };
+        let jump_cache = self.jump_cache(key.mode);
+        let (base, gone) = self.cache.reserve();
+        self.forget_blocks(&gone);
+        for block in &gone {
+            let page = block.key.physical.page();
+            if !self.cache.has_code(page) {
+                self.mem.unmark_code(page);
+            }
+        }
+        let mapping = self
+            .cache
+            .mapping(key.rip >> 12, key.physical, key.mode);
+        let target = Target {
+            id: self.cache.next_id(),
+            mode: key.mode,
+            base,
+            trampolines: &self.trampolines,
+            copies: self.mem.copies(),
+            stride: self.mem.mirror_stride(),
+            jump_cache,
+            mapping,
+            counted: self.options.counted,
+        };
+        let emitted = x86_64::emit(&mut self.classifier, &decoded.insns, key.rip, target);
+        self.mem.mark_code(key.physical);
+        let block = BlockCache::make_block(
+            key,
+            decoded.len,
+            decoded.insns,
+            base,
+            mapping,
+            jump_cache,
+            &emitted,
+        );
+        let id = self.cache.insert(block, &emitted.code);
+        self.settle();
+        // Settling may drop the block again if its page has just been written.
+        Ok(self.cache.block(id).is_some().then_some(id))
+    }
+
+    /// The jump cache of a mode; the oldest mode loses its own when there are too many.
+    fn jump_cache(&mut self, mode: Mode) -> usize {
+        if let Some(index) = self.jump_modes.iter().position(|&known| known == mode) {
+            return index;
+        }
+        if self.jump_modes.len() < JUMP_CACHES {
+            self.jump_modes.push(mode);
+            return self.jump_modes.len() - 1;
+        }
+        let index = self.next_jump_cache;
+        self.next_jump_cache = (index + 1) % JUMP_CACHES;
+        // Blocks of the old mode still refer to this cache: they have to go with it.
+        let old = std::mem::replace(&mut self.jump_modes[index], mode);
+        for id in 0..self.cache.next_id() {
+            let of_old = self
+                .cache
+                .block(id)
+                .is_some_and(|block| block.key.mode == old);
+            if of_old && let Some(block) = self.cache.remove(id) {
+                let page = block.key.physical.page();
+                if !self.cache.has_code(page) {
+                    self.mem.unmark_code(page);
+                }
+            }
+        }
+        self.block.get_mut().jumps[index].fill(JumpEntry {
+            rip: 1 << 63,
+            host: 0,
+        });
+        index
+    }
+
+    /// Remembers where an indirect jump to a block goes.
+    pub(super) fn remember_jump(&mut self, id: u32) {
+        if let Some(block) = self.cache.block(id) {
+            let host = self.cache.region().address(block.indirect_entry);
+            let (rip, cache) = (block.key.rip, block.jump_cache);
+            self.block.get_mut().jumps[cache][jump_slot(rip)] = JumpEntry { rip, host };
+        }
+    }
+
+    /// Runs the guest's code at a physical address no longer: it was changed from outside.
+    pub fn invalidate(&mut self, at: GuestPhys, len: u32) {
+        let gone = self.cache.invalidate(at, len);
+        self.forget_blocks(&gone);
+    }
+}
+
+fn jump_slot(rip: u64) -> usize {
+    rip as usize % super::block_state::JUMP_ENTRIES
+}
