@@ -116,6 +116,11 @@ impl AcpiPm {
         self.update_deadline();
     }
 
+    /// The timer has 32 bits rather than 24.
+    pub fn wide_timer(&self) -> bool {
+        self.timer_bits == 32
+    }
+
     /// Level of the system control interrupt.
     pub fn irq(&self) -> bool {
         let state = &self.state;

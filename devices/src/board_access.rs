@@ -2,7 +2,8 @@
 //! registers, model-specific registers.
 
 use crate::acpi_pm::Request;
-use crate::board::{Board, BoardEvent, SOURCE_TEST};
+use crate::board::{Board, SOURCE_TEST};
+use crate::board_config::BoardEvent;
 use crate::debug_ports::DebugExit;
 use crate::lapic::{Effect, GeneralProtection};
 use crate::wiring::Chip;

@@ -1,54 +1,28 @@
 //! Local APIC of the one processor: xAPIC and x2APIC register views, priority
 //! logic and delivery (SDM volume 3, chapter 11).
 //!
-//! The timer is in `lapic_timer.rs`. The bus is the board: what leaves the chip
+//! The timer is in `lapic_timer.rs`, the register views in `lapic_registers.rs`. The bus is the board: what leaves the chip
 //! (an end of interrupt for the I/O APIC) is returned, not called.
 
 use crate::clock::NEVER;
-use crate::lapic_timer::{Mode, Timer, TimerState};
+use crate::lapic_timer::{Timer, TimerState};
 
 /// Where the registers appear after reset.
 pub const DEFAULT_BASE: u64 = 0xFEE0_0000;
 
-const VERSION: u32 = 0x0006_0014; // seven local vectors, integrated APIC
+pub(crate) const VERSION: u32 = 0x0006_0014; // seven local vectors, integrated APIC
 const BASE_BSP: u64 = 1 << 8;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ENABLE: u64 = 1 << 11;
 
-const LVT_MASKED: u32 = 1 << 16;
-const LVT_LEVEL: u32 = 1 << 15;
-const LVT_REMOTE_IRR: u32 = 1 << 14;
-const SVR_ENABLE: u32 = 1 << 8;
+pub(crate) const LVT_MASKED: u32 = 1 << 16;
+pub(crate) const LVT_LEVEL: u32 = 1 << 15;
+pub(crate) const LVT_REMOTE_IRR: u32 = 1 << 14;
+pub(crate) const SVR_ENABLE: u32 = 1 << 8;
 
 const ERROR_SEND_VECTOR: u32 = 1 << 5;
 const ERROR_RECEIVE_VECTOR: u32 = 1 << 6;
-const ERROR_REGISTER: u32 = 1 << 7;
-
-/// Register numbers: MMIO offset / 16, and MSR 0x800 + number.
-mod register {
-    pub const ID: u32 = 0x02;
-    pub const VERSION: u32 = 0x03;
-    pub const TPR: u32 = 0x08;
-    pub const APR: u32 = 0x09;
-    pub const PPR: u32 = 0x0A;
-    pub const EOI: u32 = 0x0B;
-    pub const LDR: u32 = 0x0D;
-    pub const DFR: u32 = 0x0E;
-    pub const SVR: u32 = 0x0F;
-    pub const ISR: u32 = 0x10;
-    pub const TMR: u32 = 0x18;
-    pub const IRR: u32 = 0x20;
-    pub const ESR: u32 = 0x28;
-    pub const LVT_CMCI: u32 = 0x2F;
-    pub const ICR_LOW: u32 = 0x30;
-    pub const ICR_HIGH: u32 = 0x31;
-    pub const LVT_TIMER: u32 = 0x32;
-    pub const LVT_ERROR: u32 = 0x37;
-    pub const INITIAL_COUNT: u32 = 0x38;
-    pub const CURRENT_COUNT: u32 = 0x39;
-    pub const DIVIDE: u32 = 0x3E;
-    pub const SELF_IPI: u32 = 0x3F;
-}
+pub(crate) const ERROR_REGISTER: u32 = 1 << 7;
 
 /// Index into [`State::lvt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,17 +43,6 @@ pub enum Lvt {
     Error = 6,
 }
 
-/// Bits of each local vector register that software can write.
-const LVT_WRITABLE: [u32; 7] = [
-    0x0001_07FF,
-    0x0007_00FF,
-    0x0001_07FF,
-    0x0001_07FF,
-    0x0001_A7FF,
-    0x0001_A7FF,
-    0x0001_00FF,
-];
-
 /// A 256-bit vector set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vectors(pub [u64; 4]);
@@ -98,7 +61,7 @@ impl Vectors {
         let word = self.0.iter().rposition(|&word| word != 0)?;
         Some((word as u32 * 64 + 63 - self.0[word].leading_zeros()) as u8)
     }
-    fn register(&self, index: u32) -> u32 {
+    pub(crate) fn register(&self, index: u32) -> u32 {
         (self.0[(index >> 1 & 3) as usize] >> (32 * (index & 1))) as u32
     }
 }
@@ -156,8 +119,8 @@ pub struct GeneralProtection;
 /// A local APIC with ID 0 on the bootstrap processor.
 #[derive(Debug)]
 pub struct Lapic {
-    state: State,
-    timer: Timer,
+    pub(crate) state: State,
+    pub(crate) timer: Timer,
     reserved_address: u64,
     /// Highest requested vector that beats the processor priority; 0 when none.
     deliverable: u8,
@@ -235,15 +198,15 @@ impl Lapic {
         self.state.base & BASE_ENABLE != 0
     }
 
-    fn x2apic(&self) -> bool {
+    pub(crate) fn x2apic(&self) -> bool {
         self.state.base & BASE_X2APIC != 0
     }
 
-    fn software_enabled(&self) -> bool {
+    pub(crate) fn software_enabled(&self) -> bool {
         self.enabled() && self.state.svr & SVR_ENABLE != 0
     }
 
-    fn lvt(&self, lvt: Lvt) -> u32 {
+    pub(crate) fn lvt(&self, lvt: Lvt) -> u32 {
         self.state.lvt[lvt as usize]
     }
 
@@ -300,7 +263,7 @@ impl Lapic {
         self.update();
     }
 
-    fn processor_priority(&self) -> u8 {
+    pub(crate) fn processor_priority(&self) -> u8 {
         let service = self.state.isr.highest().unwrap_or(0);
         if self.state.tpr >> 4 >= service >> 4 {
             self.state.tpr
@@ -309,7 +272,7 @@ impl Lapic {
         }
     }
 
-    fn update(&mut self) {
+    pub(crate) fn update(&mut self) {
         self.deliverable = match self.state.irr.highest() {
             Some(vector)
                 if self.software_enabled() && vector >> 4 > self.processor_priority() >> 4 =>
@@ -384,7 +347,7 @@ impl Lapic {
         self.update();
     }
 
-    fn error(&mut self, bit: u32) {
+    pub(crate) fn error(&mut self, bit: u32) {
         // One interrupt for each new kind of error; an illegal error vector must not recurse.
         if self.state.errors & bit == 0 {
             self.state.errors |= bit;
@@ -432,7 +395,7 @@ impl Lapic {
         }
     }
 
-    fn end_of_interrupt(&mut self) -> Effect {
+    pub(crate) fn end_of_interrupt(&mut self) -> Effect {
         let Some(vector) = self.state.isr.highest() else {
             return Effect::None;
         };
@@ -475,115 +438,8 @@ impl Lapic {
         self.timer.guest_tsc(now)
     }
 
-    /// Reads the register at MMIO offset `offset` (0 to 0xFFF). Parts of a
-    /// register can be read; reserved ones give 0 and note an error.
-    pub fn mmio_read(&mut self, now: u64, offset: u64) -> u32 {
-        self.advance(now);
-        let value = match (offset >> 4) as u32 {
-            register::ID => 0,
-            register::LDR => self.state.ldr,
-            register::DFR => self.state.dfr,
-            register::APR | register::EOI => 0,
-            register::ICR_HIGH => (self.state.icr >> 32) as u32,
-            number => self.read_common(now, number).unwrap_or_else(|| {
-                self.error(ERROR_REGISTER);
-                0
-            }),
-        };
-        value.checked_shr(8 * (offset & 0xF) as u32).unwrap_or(0)
-    }
-
-    /// Writes the register at the 16-byte aligned MMIO offset `offset`.
-    pub fn mmio_write(&mut self, now: u64, offset: u64, value: u32) -> Effect {
-        if offset & 0xF != 0 {
-            return Effect::None;
-        }
-        self.advance(now);
-        match (offset >> 4) as u32 {
-            register::EOI => return self.end_of_interrupt(),
-            register::ID => {}
-            register::LDR => self.state.ldr = value & 0xFF00_0000,
-            register::DFR => self.state.dfr = value | 0x0FFF_FFFF,
-            register::ICR_HIGH => {
-                self.state.icr = self.state.icr & 0xFFFF_FFFF | u64::from(value) << 32;
-            }
-            register::ICR_LOW => {
-                let icr = self.state.icr & !0xFFFF_FFFF | u64::from(value);
-                self.send(icr, (icr >> 56) as u32);
-            }
-            register::TPR => self.write_common(now, register::TPR, value & 0xFF),
-            number if is_read_only(number) => {}
-            number if is_common(number) => self.write_common(now, number, value),
-            _ => self.error(ERROR_REGISTER),
-        }
-        Effect::None
-    }
-
-    fn read_common(&self, now: u64, number: u32) -> Option<u32> {
-        Some(match number {
-            register::VERSION => VERSION,
-            register::TPR => u32::from(self.state.tpr),
-            register::PPR => u32::from(self.processor_priority()),
-            register::SVR => self.state.svr,
-            register::ISR..register::TMR => self.state.isr.register(number - register::ISR),
-            register::TMR..register::IRR => self.state.tmr.register(number - register::TMR),
-            register::IRR..register::ESR => self.state.irr.register(number - register::IRR),
-            register::ESR => self.state.esr,
-            register::ICR_LOW => self.state.icr as u32,
-            register::LVT_CMCI => self.lvt(Lvt::Cmci),
-            register::LVT_TIMER..=register::LVT_ERROR => {
-                self.state.lvt[(number - register::LVT_TIMER + 1) as usize]
-            }
-            register::INITIAL_COUNT => self.timer.initial_count(),
-            register::CURRENT_COUNT => self.timer.current_count(now),
-            register::DIVIDE => self.timer.divide(),
-            _ => return None,
-        })
-    }
-
-    fn write_common(&mut self, now: u64, number: u32, value: u32) {
-        match number {
-            register::TPR => self.state.tpr = value as u8,
-            register::SVR => {
-                self.state.svr = value & 0x1FF;
-                if value & SVR_ENABLE == 0 {
-                    for lvt in &mut self.state.lvt {
-                        *lvt |= LVT_MASKED;
-                    }
-                }
-            }
-            register::ESR => self.state.esr = std::mem::take(&mut self.state.errors),
-            register::LVT_CMCI => self.write_lvt(now, 0, value),
-            register::LVT_TIMER..=register::LVT_ERROR => {
-                self.write_lvt(now, (number - register::LVT_TIMER + 1) as usize, value);
-            }
-            register::INITIAL_COUNT => self.timer.set_initial_count(now, value),
-            register::DIVIDE => self.timer.set_divide(now, value),
-            _ => {}
-        }
-        self.update();
-    }
-
-    fn write_lvt(&mut self, now: u64, index: usize, value: u32) {
-        let mut value = value & LVT_WRITABLE[index] | self.state.lvt[index] & LVT_REMOTE_IRR;
-        if !self.software_enabled() {
-            value |= LVT_MASKED;
-        }
-        if value & LVT_LEVEL == 0 {
-            value &= !LVT_REMOTE_IRR;
-        }
-        self.state.lvt[index] = value;
-        if index == Lvt::Timer as usize {
-            self.timer.set_mode(Mode::from_lvt(value));
-            self.advance(now);
-        } else if index == Lvt::Lint0 as usize {
-            // A level that is already there is seen as soon as the entry is open.
-            self.set_lint0(self.state.lint0);
-        }
-    }
-
     /// Sends an interprocessor interrupt; there is nobody but this processor.
-    fn send(&mut self, icr: u64, destination: u32) {
+    pub(crate) fn send(&mut self, icr: u64, destination: u32) {
         self.state.icr = icr & !(1 << 12); // delivery is immediate
         let (vector, mode) = (icr as u8, (icr >> 8 & 7) as u8);
         if mode <= 1 && vector < 16 {
@@ -645,73 +501,6 @@ impl Lapic {
         self.timer.set_tsc_deadline(now, value);
         self.advance(now);
     }
-
-    /// Reads x2APIC MSR 0x800 + `number`; none raises #GP.
-    pub fn x2apic_read(&mut self, now: u64, number: u32) -> Option<u64> {
-        if !self.x2apic() {
-            return None;
-        }
-        self.advance(now);
-        match number {
-            register::ID => Some(0),
-            register::LDR => Some(1),
-            register::ICR_LOW => Some(self.state.icr),
-            _ => self.read_common(now, number).map(u64::from),
-        }
-    }
-
-    /// Writes x2APIC MSR 0x800 + `number`; reserved bits and registers raise #GP.
-    pub fn x2apic_write(
-        &mut self,
-        now: u64,
-        number: u32,
-        value: u64,
-    ) -> Result<Effect, GeneralProtection> {
-        if !self.x2apic() {
-            return Err(GeneralProtection);
-        }
-        self.advance(now);
-        if number == register::ICR_LOW {
-            if value & 0xFFF3_2000 & 0xFFFF_FFFF != 0 {
-                return Err(GeneralProtection);
-            }
-            self.send(value, (value >> 32) as u32);
-            return Ok(Effect::None);
-        }
-        let allowed: u64 = match number {
-            register::EOI | register::ESR => 0,
-            register::TPR | register::SELF_IPI => 0xFF,
-            register::SVR => 0x1FF,
-            register::LVT_CMCI => u64::from(LVT_WRITABLE[0] | 1 << 12),
-            register::LVT_TIMER..=register::LVT_ERROR => {
-                let index = (number - register::LVT_TIMER + 1) as usize;
-                u64::from(LVT_WRITABLE[index] | 1 << 12 | LVT_REMOTE_IRR)
-            }
-            register::INITIAL_COUNT => 0xFFFF_FFFF,
-            register::DIVIDE => 0xB,
-            _ => return Err(GeneralProtection),
-        };
-        if value & !allowed != 0 {
-            return Err(GeneralProtection);
-        }
-        match number {
-            register::EOI => return Ok(self.end_of_interrupt()),
-            register::SELF_IPI => self.send(1 << 18 | value, 0),
-            _ => self.write_common(now, number, value as u32),
-        }
-        Ok(Effect::None)
-    }
-}
-
-fn is_read_only(number: u32) -> bool {
-    use register::{APR, CURRENT_COUNT, ESR, ISR, PPR, VERSION};
-    matches!(number, VERSION | APR | PPR | CURRENT_COUNT) || (ISR..ESR).contains(&number)
-}
-
-fn is_common(number: u32) -> bool {
-    use register::{DIVIDE, ESR, INITIAL_COUNT, LVT_CMCI, LVT_ERROR, LVT_TIMER, SVR};
-    matches!(number, SVR | ESR | LVT_CMCI | INITIAL_COUNT | DIVIDE)
-        || (LVT_TIMER..=LVT_ERROR).contains(&number)
 }
 
 #[cfg(test)]

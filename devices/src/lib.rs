@@ -8,8 +8,12 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi_pm;
+pub mod acpi_tables;
+pub mod aml;
 pub mod board;
 mod board_access;
+pub mod board_config;
+pub mod board_state;
 pub mod bus;
 pub mod calendar;
 pub mod clock;
@@ -18,6 +22,7 @@ pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
 pub mod lapic;
+mod lapic_registers;
 pub mod lapic_timer;
 pub mod pic;
 pub mod pit;
@@ -27,6 +32,8 @@ pub mod serial;
 pub mod testdev;
 pub mod wiring;
 
-pub use board::{Board, BoardConfig, BoardError, BoardEvent, ram_layout};
+pub use acpi_tables::AcpiTables;
+pub use board::Board;
+pub use board_config::{BoardConfig, BoardError, BoardEvent, ram_layout};
 pub use debug_ports::DebugExit;
 pub use lapic::GeneralProtection;

@@ -241,6 +241,13 @@ impl Pic {
         }
     }
 
+    /// Drops all latched edges, as initialisation does.
+    pub fn clear_edges(&mut self) {
+        for chip in &mut self.state.chips {
+            chip.edges = 0;
+        }
+    }
+
     /// Level of the master's INT output.
     pub fn output(&self) -> bool {
         self.state.chips[MASTER].best(true).is_some()

@@ -88,7 +88,11 @@ fn update_interrupt_every_second() {
     rtc.advance(SECOND);
     assert!(rtc.irq());
     assert_eq!(rtc.next_deadline(), NEVER);
-    assert_eq!(get(&mut rtc, SECOND, 0x0C), 0xD0, "the periodic flag is set at its rate too");
+    assert_eq!(
+        get(&mut rtc, SECOND, 0x0C),
+        0xD0,
+        "the periodic flag is set at its rate too"
+    );
     assert!(!rtc.irq());
     assert_eq!(get(&mut rtc, SECOND, 0x0C), 0);
     assert_eq!(rtc.next_deadline(), 2 * SECOND);

@@ -1,7 +1,7 @@
 //! Unit-test device, as QEMU's `pc-testdev` presents itself: an echo port, ports
 //! that drive interrupt lines, and a window of plain memory-mapped bytes.
 
-/// First port of the echo registers; flush at +4, byte-wise echo at +8.
+/// First port of the echo registers; flush at +4, the echo's first byte at +8.
 pub const PORT: u16 = 0xE0;
 /// First of the 24 ports that drive an interrupt line each.
 pub const LINES: u16 = 0x2000;
@@ -37,6 +37,11 @@ impl TestDevice {
         }
     }
 
+    /// Whether the device is there.
+    pub fn is_present(&self) -> bool {
+        !self.state.memory.is_empty()
+    }
+
     /// A copy of the state.
     pub fn save(&self) -> State {
         self.state.clone()
@@ -56,7 +61,7 @@ impl TestDevice {
     /// Reads `size` bytes at [`PORT`] + `offset`.
     pub fn read_port(&self, offset: u16) -> u32 {
         match offset {
-            0..4 | 8..12 => self.state.echo >> (8 * (offset & 3)),
+            0..4 | 8 => self.state.echo >> (8 * (offset & 3)),
             _ => u32::MAX, // the flush port is for writing
         }
     }
@@ -64,7 +69,7 @@ impl TestDevice {
     /// Writes `size` bytes at [`PORT`] + `offset`. The flush port takes a page
     /// address and needs nothing here: device memory is not cached.
     pub fn write_port(&mut self, offset: u16, size: u8, value: u32) {
-        if matches!(offset, 0..4 | 8..12) {
+        if matches!(offset, 0..4 | 8) {
             let mask = (1u64 << (8 * u32::from(size.min(4)))) - 1;
             let shift = 8 * u32::from(offset & 3);
             let mask = (mask << shift) as u32;
@@ -101,7 +106,7 @@ mod tests {
     fn echoes_by_bytes_and_words() {
         let mut device = TestDevice::new(true);
         device.write_port(0, 4, 0x1234_5678);
-        device.write_port(9, 1, 0xAB);
+        device.write_port(1, 1, 0xAB);
         assert_eq!(device.read_port(8), 0x1234_AB78);
         assert_eq!(device.read_port(2) & 0xFFFF, 0x1234);
     }

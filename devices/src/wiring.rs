@@ -107,7 +107,8 @@ pub(crate) const ROWS: &[Row] = &[
     bytes("fast A20", Chip::FastA20, 0x92, 1),
     bytes("slave 8259A", Chip::Pic(1), 0xA0, 2),
     bytes("SMI command", Chip::SmiCommand, acpi_pm::SMI_COMMAND, 2),
-    wide("unit-test ports", Chip::TestPorts, testdev::PORT, 12),
+    // Only the first of four echo bytes: 0xE9 may be the console.
+    wide("unit-test ports", Chip::TestPorts, testdev::PORT, 9),
     bytes("debug console", Chip::DebugConsole, 0xE9, 1),
     serial("COM4", 3),
     serial("COM2", 1),
