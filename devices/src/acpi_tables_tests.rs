@@ -17,7 +17,7 @@ fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, &byte| sum.wrapping_add(byte))
 }
 
-fn find<'a>(tables: &'a AcpiTables, at: u64) -> &'a [u8] {
+fn find(tables: &AcpiTables, at: u64) -> &[u8] {
     &tables
         .tables
         .iter()

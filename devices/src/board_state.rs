@@ -83,7 +83,7 @@ impl Board {
             hpet.restore(state);
         }
         self.debug.restore(&state.debug);
-        if self.test.is_present() == !state.test.memory.is_empty() {
+        if self.test.is_present() != state.test.memory.is_empty() {
             self.test.restore(&state.test);
         }
         self.drivers = state.drivers;

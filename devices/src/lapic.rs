@@ -466,13 +466,11 @@ impl Lapic {
     pub fn set_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
         let reserved = 0x2FF | self.reserved_address;
         let mode = |base: u64| (base & BASE_ENABLE != 0, base & BASE_X2APIC != 0);
-        let legal = match (mode(self.state.base), mode(value)) {
-            (_, (false, true)) => false,
-            ((true, true), (true, false)) => false,
-            ((false, _), (true, true)) => false,
-            _ => true,
-        };
-        if !legal || value & reserved != 0 {
+        let illegal = matches!(
+            (mode(self.state.base), mode(value)),
+            (_, (false, true)) | ((true, true), (true, false)) | ((false, _), (true, true))
+        );
+        if illegal || value & reserved != 0 {
             return Err(GeneralProtection);
         }
         let was = self.enabled();

@@ -449,7 +449,7 @@ impl Pit {
     /// Reads port 0x61: gate and speaker bits, the refresh toggle (bit 4, every
     /// 15 microseconds) and counter 2's output (bit 5).
     pub fn read_control_port(&self, now: u64) -> u8 {
-        let refresh = now / 15_085 & 1 != 0;
+        let refresh = (now / 15_085) & 1 != 0;
         u8::from(self.state.counters[2].gate)
             | u8::from(self.state.speaker) << 1
             | u8::from(refresh) << 4

@@ -269,7 +269,7 @@ impl Rtc {
         if self.state.cmos[REG_B] & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 
