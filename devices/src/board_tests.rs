@@ -89,6 +89,28 @@ fn overlap_is_refused() {
 }
 
 #[test]
+fn a_board_with_everything_has_no_overlap() {
+    let sink = || Some(Box::new(io::sink()) as Box<dyn io::Write + Send>);
+    let config = BoardConfig {
+        serials: [sink(), sink(), sink(), sink()],
+        debug_exit: Some(DebugExit::default()),
+        debug_console: sink(),
+        test_device: true,
+        ..BoardConfig::default()
+    };
+    let mut board = Board::new(config).unwrap();
+    assert_eq!(board.port_read(0, 0x2EF, 1), 0, "COM4's scratch register");
+    let none = BoardConfig {
+        hpet: false,
+        i8042: false,
+        ..BoardConfig::default()
+    };
+    let mut bare = Board::new(none).unwrap();
+    assert_eq!(bare.port_read(0, 0x64, 1), 0xFF);
+    assert!(!bare.is_mmio(0xFED0_0000));
+}
+
+#[test]
 fn wide_accesses_are_split() {
     let mut board = board();
     board.port_write(0, 0x3FB, 1, 0x80);

@@ -237,7 +237,7 @@ impl Rtc {
 
     /// Nanoseconds since 1970 on this clock.
     fn clock(&self, now: u64) -> i128 {
-        self.state.offset + i128::from(now)
+        self.state.offset.wrapping_add(i128::from(now))
     }
 
     fn second(&self, now: u64) -> i64 {
@@ -360,7 +360,7 @@ impl Rtc {
     }
 
     fn time_of_second(&self, second: i64) -> u64 {
-        let time = i128::from(second) * i128::from(NANOSECONDS) - self.state.offset;
+        let time = (i128::from(second) * i128::from(NANOSECONDS)).wrapping_sub(self.state.offset);
         u64::try_from(time.max(0)).unwrap_or(NEVER)
     }
 
