@@ -1,1 +1,7 @@
 //! The machine, its options, boot, console and reports.
+
+pub mod clock;
+pub mod linux;
+pub mod machine;
+pub mod pc;
+pub mod wake;

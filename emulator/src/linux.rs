@@ -1,0 +1,224 @@
+//! Starting a Linux kernel by its boot protocol (Documentation/arch/x86/boot.rst): the 32-bit
+//! entry of a bzImage.
+
+use std::path::Path;
+
+use dbt::Vcpu;
+use dbt::guest::{Segment, flags};
+use mmu::{GuestPhys, PhysMem};
+
+const ZERO_PAGE: GuestPhys = GuestPhys(0x1_0000);
+const GDT: GuestPhys = GuestPhys(0x1_2000);
+const COMMAND_LINE: GuestPhys = GuestPhys(0x2_0000);
+const KERNEL: GuestPhys = GuestPhys(0x10_0000);
+/// RAM below this is conventional memory; the extended BIOS data area would follow.
+const LOW_MEMORY_END: u64 = 0x9_fc00;
+const FIRMWARE_START: u64 = 0xe_0000;
+const ONE_MIB: u64 = 0x10_0000;
+
+/// A kernel or initrd that cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The host's reason.
+        source: std::io::Error,
+    },
+    /// Not a bzImage.
+    #[error("{path} is not a Linux kernel (bzImage): {why}")]
+    NotAKernel {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Memory is too small.
+    #[error("{what} of {need} bytes does not fit into {ram} bytes of RAM; give the guest more with -m")]
+    TooLarge {
+        /// What does not fit.
+        what: String,
+        /// Its size.
+        need: u64,
+        /// The RAM there is.
+        ram: u64,
+    },
+    /// The command line is too long.
+    #[error("the kernel command line has {len} bytes; this kernel takes at most {limit}")]
+    CommandLine {
+        /// Its length.
+        len: usize,
+        /// What the kernel takes.
+        limit: usize,
+    },
+}
+
+/// Reads a file, naming it in the error.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, LinuxError> {
+    std::fs::read(path).map_err(|source| LinuxError::Read {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// Places a kernel, its initrd and its command line in memory, and the processor at its entry.
+pub fn load(
+    vcpu: &mut Vcpu,
+    path: &Path,
+    initrd: Option<&Path>,
+    command_line: &str,
+) -> Result<(), LinuxError> {
+    let image = read_file(path)?;
+    let not_a_kernel = |why: &str| LinuxError::NotAKernel {
+        path: path.display().to_string(),
+        why: why.to_string(),
+    };
+    let word = |at: usize| {
+        image
+            .get(at..at + 2)
+            .map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
+    };
+    let long = |at: usize| {
+        image
+            .get(at..at + 4)
+            .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    };
+    if word(0x1fe) != Some(0xaa55) || image.get(0x202..0x206) != Some(b"HdrS") {
+        return Err(not_a_kernel("the boot signature is missing"));
+    }
+    let version = word(0x206).unwrap_or(0);
+    if version < 0x20a {
+        return Err(not_a_kernel("its boot protocol is older than 2.10"));
+    }
+    if image[0x211] & 1 == 0 {
+        return Err(not_a_kernel("it is a zImage, which loads below 1 MiB"));
+    }
+    let setup_sectors = match image[0x1f1] {
+        0 => 4,
+        count => usize::from(count),
+    };
+    let setup_size = (setup_sectors + 1) * 512;
+    let system_size = long(0x1f4).unwrap_or(0) as usize * 16;
+    let kernel = image
+        .get(setup_size..)
+        .filter(|kernel| !kernel.is_empty())
+        .ok_or_else(|| not_a_kernel("the file is truncated"))?;
+    // The size is in paragraphs and may be rounded up.
+    if kernel.len() + 15 < system_size {
+        return Err(not_a_kernel(&format!(
+            "the file is truncated: {} bytes of {}",
+            image.len(),
+            setup_size + system_size
+        )));
+    }
+    let ram = vcpu.mem.ram_bytes();
+    let low = vcpu.mem.low_ram_bytes();
+    let too_large = |what: String, need: u64| LinuxError::TooLarge { what, need, ram };
+    let init_size = u64::from(long(0x260).unwrap_or(0)).max(kernel.len() as u64);
+    if KERNEL.0 + init_size > low {
+        return Err(too_large(format!("kernel {}", path.display()), init_size));
+    }
+    let limit = long(0x238).unwrap_or(255) as usize;
+    if command_line.len() > limit {
+        return Err(LinuxError::CommandLine {
+            len: command_line.len(),
+            limit,
+        });
+    }
+    let mem = &mut vcpu.mem;
+    let mut put = |at: GuestPhys, bytes: &[u8], what: &str| {
+        mem.store(at, bytes)
+            .map_err(|_| LinuxError::TooLarge {
+                what: what.to_string(),
+                need: bytes.len() as u64,
+                ram,
+            })
+    };
+    put(KERNEL, kernel, "the kernel")?;
+    let mut text = command_line.as_bytes().to_vec();
+    text.push(0);
+    put(COMMAND_LINE, &text, "the command line")?;
+
+    let mut zero_page = vec![0u8; 4096];
+    let header_end = (0x202 + usize::from(image[0x201])).clamp(0x238, 0x290);
+    let header = image
+        .get(0x1f1..header_end)
+        .ok_or_else(|| not_a_kernel("the file is truncated"))?;
+    zero_page[0x1f1..header_end].copy_from_slice(header);
+    zero_page[0x210] = 0xff; // no registered boot loader
+    zero_page[0x211] |= 0x80; // the heap end is valid
+    zero_page[0x224..0x226].copy_from_slice(&0xde00u16.to_le_bytes());
+    zero_page[0x228..0x22c].copy_from_slice(&(COMMAND_LINE.0 as u32).to_le_bytes());
+    if let Some(path) = initrd {
+        let bytes = read_file(path)?;
+        let need = bytes.len() as u64;
+        let highest = u64::from(long(0x22c).unwrap_or(0x37ff_ffff)) + 1;
+        let top = low.min(highest);
+        let start = top.checked_sub(need).map(|start| start & !0xfff);
+        let start = match start {
+            Some(start) if start >= KERNEL.0 + init_size => start,
+            _ => return Err(too_large(format!("initrd {}", path.display()), need)),
+        };
+        put(GuestPhys(start), &bytes, "the initrd")?;
+        zero_page[0x218..0x21c].copy_from_slice(&(start as u32).to_le_bytes());
+        zero_page[0x21c..0x220].copy_from_slice(&(need as u32).to_le_bytes());
+    }
+    let map = memory_map(mem);
+    zero_page[0x1e8] = map.len() as u8;
+    // The root pointer of the ACPI tables.
+    zero_page[0x70..0x78].copy_from_slice(&FIRMWARE_START.to_le_bytes());
+    for (index, (start, len, kind)) in map.iter().enumerate() {
+        let at = 0x2d0 + index * 20;
+        zero_page[at..at + 8].copy_from_slice(&start.to_le_bytes());
+        zero_page[at + 8..at + 16].copy_from_slice(&len.to_le_bytes());
+        zero_page[at + 16..at + 20].copy_from_slice(&kind.to_le_bytes());
+    }
+    let stored = mem.store(ZERO_PAGE, &zero_page).and_then(|()| {
+        let descriptors = [0u64, 0, 0x00cf_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
+        let bytes: Vec<u8> = descriptors.iter().flat_map(|d| d.to_le_bytes()).collect();
+        mem.store(GDT, &bytes)
+    });
+    stored.map_err(|_| too_large("the boot parameters".to_string(), 4096))?;
+
+    let cpu = vcpu.cpu_mut();
+    let flat = |selector: u16, code: bool| Segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        attributes: Segment::PRESENT
+            | Segment::NOT_SYSTEM
+            | Segment::WRITABLE
+            | Segment::ACCESSED
+            | Segment::BIG
+            | Segment::GRANULAR
+            | if code { Segment::CODE } else { 0 },
+    };
+    cpu.segments = [flat(0x18, false); 6];
+    cpu.segments[1] = flat(0x10, true);
+    cpu.control.gdtr.base = GDT.0;
+    cpu.control.gdtr.limit = 31;
+    cpu.control.cr0 = flags::CR0_PE | flags::CR0_ET;
+    cpu.gpr = [0; 16];
+    cpu.gpr[6] = ZERO_PAGE.0;
+    cpu.rip = KERNEL.0;
+    cpu.interrupt_flag = 0;
+    cpu.refresh_mode();
+    Ok(())
+}
+
+/// The map that the firmware would report (E820): address, bytes, type (1 RAM, 2 reserved).
+fn memory_map(mem: &PhysMem) -> Vec<(u64, u64, u32)> {
+    let low = mem.low_ram_bytes();
+    let mut map = vec![
+        (0, LOW_MEMORY_END, 1),
+        (LOW_MEMORY_END, 0xa_0000 - LOW_MEMORY_END, 2),
+        (FIRMWARE_START, ONE_MIB - FIRMWARE_START, 2),
+        (ONE_MIB, low - ONE_MIB, 1),
+    ];
+    if mem.ram_bytes() > low {
+        map.push((4 << 30, mem.ram_bytes() - low, 1));
+    }
+    map
+}

@@ -1,0 +1,139 @@
+//! The board as the processor sees it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use dbt::{Platform, Refused};
+use devices::Board;
+use mmu::{GuestPhys, PhysMem};
+
+use crate::clock::Clock;
+use crate::wake::Waker;
+
+/// The machine around the processor: board, clock, timer.
+pub struct Pc {
+    /// All chips.
+    pub board: Board,
+    /// Virtual time.
+    pub clock: Clock,
+    /// Rings when a device's deadline passes (real time only).
+    pub waker: Option<Waker>,
+    /// The deadline that the waker is armed for.
+    pub armed: u64,
+    /// State of the random numbers for RDRAND.
+    pub random: u64,
+}
+
+impl Pc {
+    /// Arms the waker for the board's next deadline, if it is earlier than the armed one.
+    pub fn arm(&mut self, now: u64) {
+        let Some(waker) = &self.waker else {
+            return;
+        };
+        let Some(deadline) = self.board.next_deadline(now) else {
+            return;
+        };
+        if deadline < self.armed {
+            self.armed = deadline;
+            if let Some(delay) = self.clock.wait_until(deadline) {
+                waker.arm(delay);
+            }
+        }
+    }
+}
+
+/// A shared [`Pc`], as the processor's platform.
+pub struct SharedPc(pub Rc<RefCell<Pc>>);
+
+impl Platform for SharedPc {
+    fn port_read(&mut self, _: &mut PhysMem, instructions: u64, port: u16, size: u8) -> u32 {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        pc.board.port_read(now, port, size)
+    }
+
+    fn port_write(&mut self, _: &mut PhysMem, instructions: u64, port: u16, size: u8, value: u32) {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        pc.board.port_write(now, port, size, value);
+        pc.arm(now);
+    }
+
+    fn mmio_read(
+        &mut self,
+        _: &mut PhysMem,
+        instructions: u64,
+        address: GuestPhys,
+        size: u8,
+    ) -> u64 {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        pc.board.mmio_read(now, address.0, size)
+    }
+
+    fn mmio_write(
+        &mut self,
+        _: &mut PhysMem,
+        instructions: u64,
+        address: GuestPhys,
+        size: u8,
+        value: u64,
+    ) {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        pc.board.mmio_write(now, address.0, size, value);
+        pc.arm(now);
+    }
+
+    fn msr_read(&mut self, instructions: u64, msr: u32) -> Option<u64> {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        pc.board.msr_read(now, msr)
+    }
+
+    fn msr_write(&mut self, instructions: u64, msr: u32, value: u64) -> Option<Result<(), Refused>> {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        let result = pc.board.msr_write(now, msr, value)?;
+        pc.arm(now);
+        Some(result.map_err(|_| Refused))
+    }
+
+    fn task_priority(&mut self) -> u8 {
+        self.0.borrow().board.tpr()
+    }
+
+    fn set_task_priority(&mut self, _: u64, priority: u8) {
+        self.0.borrow_mut().board.set_tpr(priority);
+    }
+
+    fn time_stamp(&mut self, instructions: u64) -> u64 {
+        let pc = self.0.borrow();
+        let now = pc.clock.now(instructions);
+        pc.board.guest_tsc(now)
+    }
+
+    fn random(&mut self) -> u64 {
+        let mut pc = self.0.borrow_mut();
+        // SplitMix64: full period, and every seed will do.
+        pc.random = pc.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = pc.random;
+        value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ value >> 31
+    }
+
+    fn interrupt_pending(&mut self) -> bool {
+        self.0.borrow().board.interrupt_pending()
+    }
+
+    fn acknowledge_interrupt(&mut self, instructions: u64) -> Option<u8> {
+        let mut pc = self.0.borrow_mut();
+        let now = pc.clock.now(instructions);
+        pc.board.acknowledge(now)
+    }
+
+    fn take_nmi(&mut self) -> bool {
+        self.0.borrow_mut().board.take_nmi()
+    }
+}
