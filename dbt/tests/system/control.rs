@@ -296,6 +296,13 @@ fn single_steps() {
     assert_eq!(machine.cpu.pending_debug, 1 << 14);
     machine.cpu.pending_debug = 0;
     machine.cpu.gpr[0] = u64::from(DATA0);
+    // What an instruction that was not stepped suppressed does not outlast it.
+    machine.run(&[0x8e, 0xd0]);
+    debug::before_instruction(&mut machine.context()).unwrap();
+    machine.run(&[0x0f, 0x06]);
+    debug::after_instruction(&mut machine.context(), true);
+    assert_eq!(machine.cpu.pending_debug, 1 << 14);
+    machine.cpu.pending_debug = 0;
     for code in [&[0x8e, 0xd0], &[0xcd, 0x31]] {
         machine.run(code);
         debug::after_instruction(&mut machine.context(), true);
