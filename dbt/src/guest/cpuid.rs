@@ -230,8 +230,9 @@ const MODELS: &[(&str, Level)] = &[
 /// Family 6, model 0x55, stepping 7: a server whose list of errata and weaknesses that kernels
 /// work around is short.
 const SIGNATURE: u32 = 0x0005_0657;
-/// Crystal clock, of which the time-stamp counter is a multiple; also the APIC timer's clock.
-pub const CRYSTAL_HZ: u64 = 25_000_000;
+/// The crystal clock of leaf 0x15, in hertz. Kernels take it for the APIC timer's input clock
+/// as well, so it has to be that timer's 1 GHz.
+pub const CRYSTAL_HZ: u64 = 1_000_000_000;
 const BRAND: &[u8; 48] =
     b"kMemvisor virtual CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 

@@ -9,7 +9,7 @@ pub struct Exception {
     pub vector: u8,
     /// The error code, for the vectors that push one.
     pub error_code: Option<u32>,
-    /// The linear address for CR2; meaningful for #PF only.
+    /// For #PF the linear address, which goes to CR2; for #DB the bits that DR6 gets.
     pub address: u64,
 }
 

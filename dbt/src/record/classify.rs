@@ -1,8 +1,8 @@
 //! What kind of work a translator has with an instruction, from iced-x86's description of it.
 
 use iced_x86::{
-    Code, CpuidFeature, FlowControl, Instruction, InstructionInfoFactory,
-    InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
+    Code, CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions,
+    Mnemonic, OpAccess, OpKind, Register,
 };
 
 use crate::guest::Mode;
@@ -214,11 +214,28 @@ fn indirect_width(insn: &Instruction) -> u32 {
 fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
     use CpuidFeature as F;
     Some(match feature {
-        F::INTEL8086 | F::INTEL186 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV
-        | F::POPCNT | F::LZCNT | F::BMI1 | F::BMI2 | F::ADX | F::MOVBE
+        F::INTEL8086
+        | F::INTEL186
+        | F::INTEL386
+        | F::INTEL486
+        | F::X64
+        | F::CMOV
+        | F::POPCNT
+        | F::LZCNT
+        | F::BMI1
+        | F::BMI2
+        | F::ADX
+        | F::MOVBE
         | F::MULTIBYTENOP => true,
         F::FPU | F::FPU287 | F::FPU387 | F::MMX => mode.has(Mode::X87),
-        F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::AES | F::PCLMULQDQ
+        F::SSE
+        | F::SSE2
+        | F::SSE3
+        | F::SSSE3
+        | F::SSE4_1
+        | F::SSE4_2
+        | F::AES
+        | F::PCLMULQDQ
         | F::SHA => mode.has(Mode::SSE),
         F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => mode.has(Mode::AVX),
         _ => return None,

@@ -100,8 +100,10 @@ impl Vcpu {
         let bytes = options.code_bytes;
         let mut region =
             CodeRegion::new(bytes).map_err(|source| VcpuError::CodeMemory { bytes, source })?;
-        let upcall = super::upcalls::upcall as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
-        let signal = super::upcalls::signal as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
+        let upcall =
+            super::upcalls::upcall as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
+        let signal =
+            super::upcalls::signal as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
         let (code, trampolines) =
             x86_64::emit_trampolines(upcall as usize as u64, signal as usize as u64);
         region.write(CodeOffset(0), &code);
@@ -230,9 +232,8 @@ impl Vcpu {
                 return Stop::Halted;
             }
             let cpu = self.cpu();
-            let step = self.options.interpret_only
-                || cpu.interrupt_shadow != 0
-                || !translatable(cpu.mode);
+            let step =
+                self.options.interpret_only || cpu.interrupt_shadow != 0 || !translatable(cpu.mode);
             if step {
                 self.step();
                 continue;
@@ -454,9 +455,7 @@ impl Vcpu {
                 self.mem.unmark_code(page);
             }
         }
-        let mapping = self
-            .cache
-            .mapping(key.rip >> 12, key.physical, key.mode);
+        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
         let target = Target {
             id: self.cache.next_id(),
             mode: key.mode,

@@ -87,7 +87,10 @@ pub fn emit(
         let flags = emitter.flags;
         let stubs = emitter.stubs.len();
         let start = emitter.here();
-        if emitter.instruction(index, insn, &classes[index], need).is_err() {
+        if emitter
+            .instruction(index, insn, &classes[index], need)
+            .is_err()
+        {
             // Forms are refused before anything is emitted for them.
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
             emitter.flags = flags;

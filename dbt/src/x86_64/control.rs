@@ -14,7 +14,11 @@ const STACK: u8 = 11;
 
 impl Emitter<'_> {
     fn word(&self) -> u32 {
-        if self.target.mode.has(Mode::CODE64) { 8 } else { 4 }
+        if self.target.mode.has(Mode::CODE64) {
+            8
+        } else {
+            4
+        }
     }
 
     /// Moves the guest's stack pointer; the flags stay.

@@ -201,19 +201,23 @@ impl Emitter<'_> {
             Some(host) => sized(host, 8),
             None => staged,
         };
-        let base = address.base.map_or(Register::None, |guest| place(guest, T0));
-        let (index, scale) = address
-            .index
-            .map_or((Register::None, 1), |(guest, scale)| {
-                (place(guest, T1), scale)
-            });
+        let base = address
+            .base
+            .map_or(Register::None, |guest| place(guest, T0));
+        let (index, scale) = address.index.map_or((Register::None, 1), |(guest, scale)| {
+            (place(guest, T1), scale)
+        });
         let displacement = i64::from(address.displacement as i32);
         let memory = MemoryOperand::new(
             base,
             index,
             scale,
             displacement,
-            if base == Register::None { 8 } else { u32::from(displacement != 0) },
+            if base == Register::None {
+                8
+            } else {
+                u32::from(displacement != 0)
+            },
             false,
             Register::None,
         );
@@ -371,8 +375,7 @@ impl Emitter<'_> {
             _ => Code::Mov_r64_rm64,
         };
         let register = sized(number(register) as u8, size as usize);
-        let insn =
-            Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
+        let insn = Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
         self.encode(&insn)
     }
 
@@ -390,8 +393,7 @@ impl Emitter<'_> {
             _ => Code::Mov_rm64_r64,
         };
         let register = sized(number(register) as u8, size as usize);
-        let insn =
-            Instruction::with2(code, memory.operand(), register).map_err(|_| Unencodable)?;
+        let insn = Instruction::with2(code, memory.operand(), register).map_err(|_| Unencodable)?;
         self.encode(&insn)
     }
 

@@ -136,9 +136,8 @@ impl Emitter<'_> {
             &Self::STAGING[..2]
         };
         let staging = stage(insn, class, scratch)?;
-        let high_byte = (0..insn.op_count()).any(|op| {
-            insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op))
-        });
+        let high_byte = (0..insn.op_count())
+            .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
         let mut out = *insn;
         substitute(&mut out, &staging)?;
@@ -225,7 +224,11 @@ impl Emitter<'_> {
     }
 
     /// LEA: the address as a value.
-    pub(super) fn address_of(&mut self, insn: &Instruction, class: &Class) -> Result<(), Unencodable> {
+    pub(super) fn address_of(
+        &mut self,
+        insn: &Instruction,
+        class: &Class,
+    ) -> Result<(), Unencodable> {
         if insn.memory_base() == Register::RIP {
             let value = insn.memory_displacement64();
             let guest = number(insn.op0_register());
@@ -282,11 +285,7 @@ impl Emitter<'_> {
 }
 
 /// Finds a scratch register for every guest register that stays in memory.
-fn stage(
-    insn: &Instruction,
-    class: &Class,
-    scratch: &[Register],
-) -> Result<Staging, Unencodable> {
+fn stage(insn: &Instruction, class: &Class, scratch: &[Register]) -> Result<Staging, Unencodable> {
     let mut staging = Staging::default();
     let mut add = |register: Register, load: bool, store: bool| {
         let guest = number(register);
@@ -331,9 +330,7 @@ fn stage(
 fn substitute(insn: &mut Instruction, staging: &Staging) -> Result<(), Unencodable> {
     for op in 0..insn.op_count() {
         if insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_gpr() {
-            let placed = staging
-                .place(insn.op_register(op))
-                .ok_or(Unencodable)?;
+            let placed = staging.place(insn.op_register(op)).ok_or(Unencodable)?;
             insn.set_op_register(op, placed);
         }
     }

@@ -66,6 +66,8 @@ fn matching(cx: &Context<'_>, matches: impl Fn(u64, u64, u64) -> bool) -> u64 {
 /// Before an instruction, when [`Mode::STEPPED`](crate::guest::Mode::STEPPED): a code
 /// breakpoint at RIP is a fault, unless RF is set, which is cleared here.
 pub fn before_instruction(cx: &mut Context<'_>) -> Result<(), Exception> {
+    // Left by an instruction that nobody stepped.
+    cx.cpu.step_suppressed = 0;
     if cx.cpu.system_flags & RF != 0 {
         cx.cpu.system_flags &= !RF;
         return Ok(());

@@ -102,6 +102,7 @@ pub fn exception(cx: &mut Context<'_>, first: Exception) -> Result<(), Shutdown>
             ),
         };
         let Err(second) = deliver(cx, &event) else {
+            cx.cpu.interrupt_shadow = 0;
             return Ok(());
         };
         current = match (class(current.vector), class(second.vector)) {
@@ -139,7 +140,9 @@ pub fn interrupt(cx: &mut Context<'_>, vector: u8, kind: Kind) -> Result<(), Exc
         && cx.cpu.system_flags & VM != 0
     {
         if virtual_flags::redirected(cx, vector)? {
-            return real_mode(cx, &event);
+            real_mode(cx, &event)?;
+            cx.cpu.step_suppressed = 1;
+            return Ok(());
         }
         if iopl(cx.cpu) < 3 {
             return Err(Exception::general_protection(0));

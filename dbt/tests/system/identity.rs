@@ -1,0 +1,120 @@
+//! Processor models and what CPUID says of them.
+
+use dbt::guest::cpuid::query;
+use dbt::guest::flags::CR4_OSXSAVE;
+use dbt::guest::{CpuModel, CpuModelError, CpuState, Feature};
+
+fn cpu(model: &str) -> CpuState {
+    let mut cpu = CpuState::at_reset();
+    cpu.model = CpuModel::parse(model).expect(model);
+    cpu
+}
+
+#[test]
+fn options_add_and_remove_features() {
+    let plain = CpuModel::parse("max").unwrap();
+    assert!(plain.has(Feature::Pcid) && !plain.has(Feature::Hypervisor));
+    let changed = CpuModel::parse("max,-pcid,+hypervisor,smap=off").unwrap();
+    assert!(!changed.has(Feature::Pcid) && changed.has(Feature::Hypervisor));
+    assert!(!changed.has(Feature::Smap));
+    // What needs a removed feature goes with it.
+    let without = CpuModel::parse("max,-xsave").unwrap();
+    for feature in [Feature::Avx, Feature::Avx2, Feature::Fma, Feature::Xsaveopt] {
+        assert!(!without.has(feature), "{feature:?}");
+    }
+}
+
+#[test]
+fn errors_name_the_option() {
+    assert_eq!(
+        CpuModel::parse("max,+warp"),
+        Err(CpuModelError::UnknownFeature {
+            option: "+warp".to_owned()
+        })
+    );
+    let error = CpuModel::parse("i8086").unwrap_err().to_string();
+    assert!(
+        error.contains("'i8086'") && error.contains("qemu64"),
+        "{error}"
+    );
+}
+
+#[test]
+fn levels_nest() {
+    let names =
+        |model: &str| -> Vec<&str> { CpuModel::parse(model).unwrap().feature_names().collect() };
+    for (small, large) in [
+        ("x86-64-v1", "x86-64-v2"),
+        ("x86-64-v2", "x86-64-v3"),
+        ("x86-64-v3", "max"),
+    ] {
+        let large_names = names(large);
+        assert!(
+            names(small).iter().all(|name| large_names.contains(name)),
+            "{small} in {large}"
+        );
+    }
+    assert!(!names("x86-64-v1").contains(&"popcnt"));
+}
+
+#[test]
+fn leaves() {
+    let mut machine = cpu("max");
+    machine.model.tsc_hz = 2_100_000_000;
+    machine.model.processors = 3;
+    machine.model.apic_id = 2;
+    let [max, ebx, ecx, edx] = query(&machine, true, 0, 0);
+    assert_eq!(max, 0x16);
+    let vendor: Vec<u8> = [ebx, edx, ecx]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    assert_eq!(vendor, b"GenuineIntel");
+    let [signature, ebx, ecx, edx] = query(&machine, true, 1, 0);
+    assert_eq!(
+        (
+            signature >> 8 & 15,
+            signature >> 4 & 15 | signature >> 12 & 0xf0
+        ),
+        (6, 0x55)
+    );
+    assert_eq!(ebx >> 24, 2);
+    assert_eq!(ecx & (1 << 27 | 1 << 31 | 1 << 3), 0);
+    assert_eq!(edx & (1 << 7 | 1 << 14 | 1 << 9), 1 << 7 | 1 << 14 | 1 << 9);
+    assert_eq!(query(&machine, false, 1, 0)[3] & 1 << 9, 0);
+    machine.control.cr4 |= CR4_OSXSAVE;
+    assert_ne!(query(&machine, true, 1, 0)[2] & 1 << 27, 0);
+    let [denominator, numerator, crystal, _] = query(&machine, true, 0x15, 0);
+    let hertz = u64::from(crystal) * u64::from(numerator) / u64::from(denominator);
+    assert_eq!(hertz, 2_100_000_000);
+    assert_eq!(query(&machine, true, 0x16, 0)[0], 2100);
+    assert_eq!(query(&machine, true, 0xb, 1), [2, 3, 0x201, 2]);
+    let brand: Vec<u8> = (0x8000_0002..=0x8000_0004)
+        .flat_map(|leaf| query(&machine, true, leaf, 0))
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    assert!(brand.starts_with(b"kMemvisor virtual CPU\0"));
+    assert_eq!(
+        query(&machine, true, 0x8000_0008, 0)[0] & 0xff,
+        mmu::PHYSICAL_BITS
+    );
+    // Beyond the end, the last basic leaf.
+    assert_eq!(
+        query(&machine, true, 0x4000_0000, 0),
+        query(&machine, true, 0x16, 0)
+    );
+}
+
+#[test]
+fn xsave_area_follows_xcr0() {
+    let mut machine = cpu("max");
+    assert_eq!(query(&machine, true, 0xd, 0)[1], 576);
+    if machine.model.has(Feature::Avx) {
+        machine.control.xcr0 = 7;
+        assert_eq!(query(&machine, true, 0xd, 0), [7, 832, 832, 0]);
+        assert_eq!(query(&machine, true, 0xd, 2), [256, 576, 0, 0]);
+    }
+    let small = cpu("max,-avx");
+    assert_eq!(query(&small, true, 0xd, 0), [3, 576, 576, 0]);
+    assert_eq!(query(&cpu("qemu64"), true, 0xd, 0), [0; 4]);
+}

@@ -1,0 +1,8 @@
+//! System instructions and event delivery, case by case from the manual.
+
+mod control;
+mod delivery;
+mod faults;
+mod identity;
+mod machine;
+mod transfers;
