@@ -1,8 +1,8 @@
 //! Random instructions, with operands that land where the test keeps its data.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use super::native::{DATA, DATA_BYTES, INSTRUCTION, Registers};
+use super::native::{DATA, DATA_BYTES, INSTRUCTION, Registers, TAKEN};
 
 /// xorshift64*: small, and the same everywhere.
 pub struct Random(u64);
@@ -62,13 +62,13 @@ use Mnemonic::*;
 #[rustfmt::skip]
 pub const COVERED: &[Mnemonic] = &[
     Adc, Adcx, Add, Adox, And, Andn, Bextr, Blsi, Blsmsk, Blsr, Bsf, Bsr, Bswap, Bt, Btc, Btr,
-    Bts, Bzhi, Cbw, Cdq, Cdqe, Clc, Cld, Clflush, Cmc, Cmova, Cmovae, Cmovb, Cmovbe, Cmove, Cmovg,
+    Bts, Bzhi, Call, Cbw, Cdq, Cdqe, Clc, Cld, Clflush, Cmc, Cmova, Cmovae, Cmovb, Cmovbe, Cmove, Cmovg,
     Cmovge, Cmovl, Cmovle, Cmovne, Cmovno, Cmovnp, Cmovns, Cmovo, Cmovp, Cmovs, Cmp, Cmpsb, Cmpsd,
     Cmpsq, Cmpsw, Cmpxchg, Cmpxchg16b, Cmpxchg8b, Cqo, Crc32, Cwd, Cwde, Dec, Div, Enter, Idiv,
-    Imul, Inc, Lahf, Lea, Leave, Lfence, Lodsb, Lodsd, Lodsq, Lodsw, Lzcnt, Mfence, Mov, Movbe,
+    Imul, Inc, Ja, Jae, Jb, Jbe, Je, Jecxz, Jg, Jge, Jl, Jle, Jmp, Jne, Jno, Jnp, Jns, Jo, Jp, Jrcxz, Js, Lahf, Lea, Leave, Lfence, Lodsb, Lodsd, Lodsq, Lodsw, Loop, Loope, Loopne, Lzcnt, Mfence, Mov, Movbe,
     Movnti, Movsb, Movsd, Movsq, Movsw, Movsx, Movsxd, Movzx, Mul, Mulx, Neg, Nop, Not, Or, Pause,
     Pdep, Pext, Pop, Popcnt, Popf, Popfq, Prefetchnta, Prefetcht0, Prefetcht1, Prefetcht2,
-    Prefetchw, Push, Pushf, Pushfq, Rcl, Rcr, Rol, Ror, Rorx, Sahf, Sal, Sar, Sarx, Sbb, Scasb,
+    Prefetchw, Push, Pushf, Pushfq, Rcl, Rcr, Ret, Rol, Ror, Rorx, Sahf, Sal, Sar, Sarx, Sbb, Scasb,
     Scasd, Scasq, Scasw, Seta, Setae, Setb, Setbe, Sete, Setg, Setge, Setl, Setle, Setne, Setno,
     Setnp, Setns, Seto, Setp, Sets, Sfence, Shl, Shld, Shlx, Shr, Shrd, Shrx, Stc, Std, Stosb,
     Stosd, Stosq, Stosw, Sub, Test, Tzcnt, Xadd, Xchg, Xlatb, Xor,
@@ -77,13 +77,13 @@ pub const COVERED: &[Mnemonic] = &[
 /// Those that 64-bit mode does not have.
 #[rustfmt::skip]
 pub const COVERED32: &[Mnemonic] = &[
-    Aaa, Aad, Aam, Aas, Bound, Daa, Das, Popa, Popad, Popfd, Pusha, Pushad, Pushfd, Salc,
+    Aaa, Aad, Aam, Aas, Bound, Daa, Das, Jcxz, Popa, Popad, Popfd, Pusha, Pushad, Pushfd, Salc,
 ];
 
 /// Those that 32-bit code does not have.
 #[rustfmt::skip]
 pub const ONLY64: &[Mnemonic] = &[
-    Cdqe, Cmpsq, Cmpxchg16b, Cqo, Lodsq, Movsq, Movsxd, Popfq, Pushfq, Scasq, Stosq,
+    Cdqe, Cmpsq, Cmpxchg16b, Cqo, Jrcxz, Lodsq, Movsq, Movsxd, Popfq, Pushfq, Scasq, Stosq,
 ];
 
 fn random_bytes(random: &mut Random, bits: u32) -> Vec<u8> {
@@ -185,6 +185,11 @@ fn attempt(random: &mut Random, bits: u32) -> Option<Case> {
     if insn.mnemonic() == Pause && bytes[..insn.len()].iter().any(extended) {
         return None;
     }
+    // Some processors let a repeat prefix replace the condition; no manual says so.
+    let repeated = bytes[..insn.len()].iter().any(|b| matches!(b, 0xf2 | 0xf3));
+    if matches!(insn.mnemonic(), Loope | Loopne) && repeated {
+        return None;
+    }
     let offsets = decoder.get_constant_offsets(&insn);
     bytes.truncate(insn.len());
     let foreign = |register: Register| {
@@ -223,6 +228,13 @@ fn attempt(random: &mut Random, bits: u32) -> Option<Case> {
             let offset = offsets.displacement_offset();
             place_memory(random, &mut case, offset, offsets.displacement_size())?;
         }
+    }
+    if insn.flow_control() != FlowControl::Next {
+        place_target(
+            &mut case,
+            offsets.immediate_offset(),
+            offsets.immediate_size(),
+        )?;
     }
     special(random, &mut case)?;
     // The bytes may have been patched.
@@ -336,6 +348,43 @@ fn is_wide(register: Register) -> Option<bool> {
         4 => Some(false),
         _ => None,
     }
+}
+
+/// Makes a near branch go where the host expects it.
+fn place_target(case: &mut Case, offset: usize, size: usize) -> Option<()> {
+    let insn = case.insn;
+    let width = if insn.code_size() == iced_x86::CodeSize::Code64 {
+        8
+    } else {
+        4
+    };
+    // Targets of 16 bits are out of reach, and processors differ on their prefix in 64-bit mode.
+    if case.bytes.contains(&0x66) {
+        return None;
+    }
+    match insn.op_kinds().next() {
+        Some(OpKind::NearBranch32 | OpKind::NearBranch64) => {
+            let next = INSTRUCTION + case.bytes.len() as u64;
+            let relative = TAKEN.wrapping_sub(next).to_le_bytes();
+            case.bytes[offset..offset + size].copy_from_slice(&relative[..size]);
+        }
+        Some(OpKind::Register) if insn.op0_register().size() == width => {
+            if insn.op0_register().full_register() == Register::RSP {
+                return None;
+            }
+            case.input.gpr[gpr(insn.op0_register())] = TAKEN;
+        }
+        Some(OpKind::Memory) if insn.memory_size().size() == width => {
+            case.stores[0].1[..8].copy_from_slice(&TAKEN.to_le_bytes());
+        }
+        None | Some(OpKind::Immediate16) if insn.mnemonic() == Ret => {
+            let stack = case.input.gpr[4];
+            case.stores.push((stack, TAKEN.to_le_bytes().to_vec()));
+        }
+        _ if !matches!(insn.mnemonic(), Call | Jmp | Ret) => {}
+        _ => return None,
+    }
+    Some(())
 }
 
 fn place_strings(random: &mut Random, case: &mut Case) -> Option<()> {

@@ -15,7 +15,7 @@ use dbt::guest::{Exception, flags};
 use generate::{Case, Random};
 use guest::Guest;
 use iced_x86::{Mnemonic, RflagsBits};
-use native::{DATA, DATA_BYTES, Host, Registers};
+use native::{DATA, DATA_BYTES, Host, INSTRUCTION, Ran, Registers, TAKEN};
 
 const REPORTED: usize = 40;
 
@@ -112,8 +112,12 @@ impl Comparison {
             let start = (address - DATA) as usize;
             self.host.data()[start..start + bytes.len()].copy_from_slice(bytes);
         }
-        let (ours, outcome) = guest.run(&case.insn, case.input);
-        let (theirs, signal) = self.host.run(&case.bytes, bits, case.input);
+        let (ours, rip, outcome) = guest.run(&case.insn, case.input);
+        let Ran {
+            output: theirs,
+            signal,
+            taken,
+        } = self.host.run(&case.bytes, bits, case.input);
         *self.seen.entry(case.insn.mnemonic()).or_default() += 1;
         let mut difference = String::new();
         let expected = outcome.err().map(signal_of);
@@ -121,6 +125,14 @@ impl Comparison {
             difference += &format!(" outcome {outcome:?}, host signal {signal:?};");
         } else {
             difference += &registers_differ(case, ours, theirs, bits, signal.is_some());
+            let goes = match (signal, taken) {
+                (Some(_), _) => INSTRUCTION,
+                (None, true) => TAKEN,
+                (None, false) => case.insn.next_ip(),
+            };
+            if rip != goes {
+                difference += &format!(" rip {rip:#x}, host {goes:#x};");
+            }
         }
         for &(start, len) in &case.windows {
             let memory = self.memory_differs(guest, start, len);

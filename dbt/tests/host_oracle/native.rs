@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 pub const CODE: u64 = 0x1000_0000;
 /// Where the instruction under test is.
 pub const INSTRUCTION: u64 = CODE + 0x400;
+/// Where branches under test go.
+pub const TAKEN: u64 = INSTRUCTION + 0x40;
 const EXIT: u64 = CODE + 0x500;
 const STATE: u64 = CODE + 0x1000;
 const CODE_BYTES: usize = 0x2000;
@@ -34,10 +36,20 @@ struct State {
     host_stack: u64,
     instruction: u32,
     selector: u16,
+    taken: u32,
 }
 
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 static RUNNING: AtomicU64 = AtomicU64::new(0);
+
+/// What the host made of an instruction.
+pub struct Ran {
+    pub output: Registers,
+    /// The signal that a fault raised.
+    pub signal: Option<i32>,
+    /// Whether a branch went to [`TAKEN`].
+    pub taken: bool,
+}
 
 /// The host processor, ready to execute; there can be one only.
 pub struct Host {
@@ -76,6 +88,30 @@ impl Emitter {
             let rex = 0x48 | (number >> 3) << 2;
             let operand = 0x05 | (number & 7) << 3;
             self.relative(&[rex, opcode, operand], offset + 8 * usize::from(number));
+        }
+    }
+
+    /// mov byte [taken], 1: leaves registers and flags alone.
+    fn mark_taken(&mut self, bits: u32) {
+        let taken = STATE + std::mem::offset_of!(State, taken) as u64;
+        self.bytes(&[0xc6, 0x05]);
+        let displacement = if bits == 64 {
+            taken.wrapping_sub(self.at + 5)
+        } else {
+            taken
+        };
+        self.bytes(&(displacement as u32).to_le_bytes());
+        self.bytes(&[1]);
+    }
+
+    /// A jump to the exit, which is 64-bit code.
+    fn leave(&mut self, bits: u32) {
+        if bits == 64 {
+            self.jump(EXIT);
+        } else {
+            self.bytes(&[0xea]);
+            self.bytes(&(EXIT as u32).to_le_bytes());
+            self.bytes(&USER_CODE64.to_le_bytes());
         }
     }
 
@@ -170,34 +206,43 @@ impl Host {
         }
     }
 
-    /// Executes an instruction: the registers afterwards, and the signal that a fault raised.
-    pub fn run(&mut self, bytes: &[u8], bits: u32, input: Registers) -> (Registers, Option<i32>) {
+    /// Executes an instruction.
+    pub fn run(&mut self, bytes: &[u8], bits: u32, input: Registers) -> Ran {
         let mut emitter = Emitter { at: INSTRUCTION };
         emitter.bytes(bytes);
+        emitter.leave(bits);
+        assert!(emitter.at <= TAKEN);
+        emitter.at = TAKEN;
+        emitter.mark_taken(bits);
+        emitter.leave(bits);
         let entry = if bits == 64 {
-            emitter.jump(EXIT);
             self.entry64
         } else {
-            emitter.bytes(&[0xea]);
-            emitter.bytes(&(EXIT as u32).to_le_bytes());
-            emitter.bytes(&USER_CODE64.to_le_bytes());
             self.entry32
         };
         let state = STATE as *mut State;
         SIGNAL.store(0, Ordering::Relaxed);
         // SAFETY: the state is mapped and this is its only user; the instruction touches the
         // data region alone, or faults, and the handler then leaves by the exit.
-        let output = unsafe {
+        let (output, taken) = unsafe {
             (*state).input = input;
             (*state).instruction = INSTRUCTION as u32;
             (*state).selector = USER_CODE32;
+            (*state).taken = 0;
             RUNNING.store(1, Ordering::Relaxed);
             entry();
             RUNNING.store(0, Ordering::Relaxed);
-            (*state).output
+            (
+                (*state).output,
+                std::ptr::read_volatile(&raw const (*state).taken),
+            )
         };
         let signal = SIGNAL.load(Ordering::Relaxed);
-        (output, (signal != 0).then_some(signal))
+        Ran {
+            output,
+            signal: (signal != 0).then_some(signal),
+            taken: taken != 0,
+        }
     }
 
     /// The host's operands.
