@@ -223,11 +223,10 @@ fn attempt(random: &mut Random, bits: u32) -> Option<Case> {
     }
     if is_string(&insn) {
         place_strings(random, &mut case)?;
-    } else if insn.op_kinds().any(|kind| kind == OpKind::Memory) {
-        if accesses_memory(insn.mnemonic()) {
-            let offset = offsets.displacement_offset();
-            place_memory(random, &mut case, offset, offsets.displacement_size())?;
-        }
+    } else if insn.op_kinds().any(|kind| kind == OpKind::Memory) && accesses_memory(insn.mnemonic())
+    {
+        let offset = offsets.displacement_offset();
+        place_memory(random, &mut case, offset, offsets.displacement_size())?;
     }
     if insn.flow_control() != FlowControl::Next {
         place_target(

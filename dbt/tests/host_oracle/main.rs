@@ -179,10 +179,12 @@ fn registers_differ(
     let mut text = String::new();
     let width = if bits == 64 { u64::MAX } else { 0xffff_ffff };
     if !undefined_result(case) {
-        for number in 0..if bits == 64 { 16 } else { 8 } {
-            let (ours, theirs) = (ours.gpr[number] & width, theirs.gpr[number] & width);
+        let count = if bits == 64 { 16 } else { 8 };
+        let pairs = ours.gpr.iter().zip(theirs.gpr).zip(NAMES).take(count);
+        for ((ours, theirs), name) in pairs {
+            let (ours, theirs) = (ours & width, theirs & width);
             if ours != theirs {
-                text += &format!(" {} {ours:#x}, host {theirs:#x};", NAMES[number]);
+                text += &format!(" {name} {ours:#x}, host {theirs:#x};");
             }
         }
     }

@@ -88,7 +88,7 @@ fn sixteen_bit_strings_wrap_and_take_overrides() {
     let mut m = Machine::real();
     m.cpu.segment_mut(SegmentIndex::Fs).base = 0x3_0000;
     for at in 0..16 {
-        m.store(0x3_0000 + (0xfff8 + at & 0xffff), 1, 0x40 + at);
+        m.store(0x3_0000 + ((0xfff8 + at) & 0xffff), 1, 0x40 + at);
     }
     m.cpu.gpr = [0; 16];
     m.cpu.gpr[R::RSI] = 0xaaaa_fff8;
