@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, OpKind, Register};
 use mmu::Linear;
 
-use super::operand::read_register;
+use super::operand::{read_register, register_size};
 use super::{Access, Context};
 use crate::guest::flags::CR0_PE;
 use crate::guest::{CpuState, Exception, Mode, Segment, SegmentIndex};
@@ -53,19 +53,22 @@ pub fn address_mask(insn: &Instruction) -> u64 {
     } else {
         base
     };
-    let within = |first: Register, last: Register| (first..=last).contains(&register);
-    if within(Register::RAX, Register::R15) || register == Register::RIP {
-        u64::MAX
-    } else if within(Register::EAX, Register::R15D) || register == Register::EIP {
-        0xffff_ffff
-    } else if within(Register::AX, Register::R15W) {
-        0xffff
+    if register == Register::RIP || register == Register::EIP {
+        return if register == Register::RIP {
+            u64::MAX
+        } else {
+            0xffff_ffff
+        };
+    }
+    let bytes = if register.is_gpr() {
+        register_size(register)
     } else {
-        match insn.memory_displ_size() {
-            2 => 0xffff,
-            4 => 0xffff_ffff,
-            _ => u64::MAX,
-        }
+        insn.memory_displ_size() as usize
+    };
+    match bytes {
+        2 => 0xffff,
+        4 => 0xffff_ffff,
+        _ => u64::MAX,
     }
 }
 

@@ -81,75 +81,94 @@ pub fn check_lock(insn: &Instruction) -> Result<(), Exception> {
     Ok(())
 }
 
-#[inline]
-fn number(register: Register, first: Register) -> usize {
-    (register as usize).wrapping_sub(first as usize) & 15
+/// Where a general-purpose register's bits are.
+#[derive(Clone, Copy)]
+struct Part {
+    number: u8,
+    shift: u8,
+    /// Bytes; 0 for what is not a general-purpose register.
+    size: u8,
 }
 
+const REGISTERS: usize = 256;
+
+/// By the decoder's register numbers: looked up several times an instruction.
+static PARTS: [Part; REGISTERS] = {
+    let none = Part {
+        number: 0,
+        shift: 0,
+        size: 0,
+    };
+    let mut parts = [none; REGISTERS];
+    let mut number = 0;
+    while number < 16 {
+        let whole = [(Register::RAX, 8), (Register::EAX, 4), (Register::AX, 2)];
+        let mut kind = 0;
+        while kind < whole.len() {
+            parts[whole[kind].0 as usize + number] = Part {
+                number: number as u8,
+                shift: 0,
+                size: whole[kind].1,
+            };
+            kind += 1;
+        }
+        // AL to BL, then AH to BH, then SPL to R15L.
+        let low = if number < 4 { number } else { number + 4 };
+        parts[Register::AL as usize + low] = Part {
+            number: number as u8,
+            shift: 0,
+            size: 1,
+        };
+        if number < 4 {
+            parts[Register::AH as usize + number] = Part {
+                number: number as u8,
+                shift: 8,
+                size: 1,
+            };
+        }
+        number += 1;
+    }
+    parts
+};
+
 #[inline]
-fn within(register: Register, first: Register, last: Register) -> bool {
-    (first..=last).contains(&register)
+fn part(register: Register) -> Part {
+    PARTS[register as usize % REGISTERS]
 }
 
-/// Bytes in a general-purpose (or segment) register.
+/// Bytes in a general-purpose register; 2 in any other, which is a segment register.
 #[inline]
 pub fn register_size(register: Register) -> usize {
-    if within(register, Register::RAX, Register::R15) {
-        8
-    } else if within(register, Register::EAX, Register::R15D) {
-        4
-    } else if within(register, Register::AX, Register::R15W) {
-        2
-    } else if within(register, Register::AL, Register::R15L) {
-        1
-    } else {
-        2
+    match part(register).size {
+        0 => 2,
+        size => usize::from(size),
     }
 }
 
 /// The value of a general-purpose or segment register, zero-extended.
 #[inline]
 pub fn read_register(cpu: &CpuState, register: Register) -> u64 {
-    if within(register, Register::RAX, Register::R15) {
-        cpu.gpr[number(register, Register::RAX)]
-    } else if within(register, Register::EAX, Register::R15D) {
-        cpu.gpr[number(register, Register::EAX)] & 0xffff_ffff
-    } else if within(register, Register::AX, Register::R15W) {
-        cpu.gpr[number(register, Register::AX)] & 0xffff
-    } else if within(register, Register::AH, Register::BH) {
-        (cpu.gpr[number(register, Register::AH)] >> 8) & 0xff
-    } else if within(register, Register::AL, Register::BL) {
-        cpu.gpr[number(register, Register::AL)] & 0xff
-    } else if within(register, Register::SPL, Register::R15L) {
-        cpu.gpr[number(register, Register::SPL) + 4] & 0xff
-    } else if let Some(segment) = segment_index(register) {
-        u64::from(cpu.segment(segment).selector)
-    } else {
-        0
+    let part = part(register);
+    if part.size == 0 {
+        return segment_index(register)
+            .map_or(0, |segment| u64::from(cpu.segment(segment).selector));
     }
+    (cpu.gpr[usize::from(part.number & 15)] >> part.shift) & size_mask(usize::from(part.size))
 }
 
 /// Sets a general-purpose register: a 32-bit write clears the upper half, narrower ones keep
 /// the rest (SDM volume 1, 3.4.1.1).
 #[inline]
 pub fn write_register(cpu: &mut CpuState, register: Register, value: u64) {
-    let mut insert = |number: usize, mask: u64, shift: u32| {
-        let slot = &mut cpu.gpr[number];
-        *slot = (*slot & !(mask << shift)) | ((value & mask) << shift);
+    let part = part(register);
+    let slot = &mut cpu.gpr[usize::from(part.number & 15)];
+    *slot = match part.size {
+        8 => value,
+        4 => value & 0xffff_ffff,
+        2 => (*slot & !0xffff) | (value & 0xffff),
+        1 => (*slot & !(0xff << part.shift)) | ((value & 0xff) << part.shift),
+        _ => *slot,
     };
-    if within(register, Register::RAX, Register::R15) {
-        cpu.gpr[number(register, Register::RAX)] = value;
-    } else if within(register, Register::EAX, Register::R15D) {
-        cpu.gpr[number(register, Register::EAX)] = value & 0xffff_ffff;
-    } else if within(register, Register::AX, Register::R15W) {
-        insert(number(register, Register::AX), 0xffff, 0);
-    } else if within(register, Register::AH, Register::BH) {
-        insert(number(register, Register::AH), 0xff, 8);
-    } else if within(register, Register::AL, Register::BL) {
-        insert(number(register, Register::AL), 0xff, 0);
-    } else if within(register, Register::SPL, Register::R15L) {
-        insert(number(register, Register::SPL) + 4, 0xff, 0);
-    }
 }
 
 /// The low `size` bytes of a register by its number.

@@ -209,8 +209,12 @@ fn cmpxchg(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let old = place.load_for_update(cx, size)?;
     let (_, set) = flags::sub(accumulator, old, 0, size);
     let equal = set & ZF != 0;
-    // The destination is written either way, as processors do.
-    place.store(cx, size, if equal { source } else { old })?;
+    match place {
+        Place::Memory(_) => place.store(cx, size, if equal { source } else { old })?,
+        // Memory is written either way, a register is not, not even its upper half.
+        Place::Register(_) if equal => place.store(cx, size, source)?,
+        Place::Register(_) => {}
+    }
     if !equal {
         write_gpr(cx.cpu, Gpr::RAX, size, old);
     }

@@ -167,38 +167,38 @@ fn enter(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         _ => 8,
     };
     let mask = stack_mask(cx.cpu.mode);
-    let step = size as u64;
-    let level = usize::from(insn.immediate8_2nd() & 31);
-    let mut pointer = cx.cpu.gpr[Gpr::RSP] & mask;
-    // What is pushed, and where: nothing is stored until all of it is authorised.
-    let mut pushes = [(mmu::Linear(0), 0); 33];
-    let mut count = 0;
-    let mut reserve = |cx: &mut Context<'_>, value: u64| -> Result<u64, Exception> {
-        pointer = pointer.wrapping_sub(step) & mask;
-        let address = segment_linear(cx, SegmentIndex::Ss, pointer, size, Access::Write)?;
-        cx.authorise_write(address, size)?;
-        pushes[count] = (address, value);
-        count += 1;
-        Ok(pointer)
+    let level = u64::from(insn.immediate8_2nd() & 31);
+    let old = (cx.cpu.gpr[Gpr::RSP], cx.cpu.gpr[Gpr::RBP]);
+    let below = |pointer: u64, slots: u64| pointer.wrapping_sub(slots * size as u64) & mask;
+    let slot = |cx: &Context<'_>, pointer: u64, access: Access| {
+        segment_linear(cx, SegmentIndex::Ss, pointer, size, access)
     };
-    let old_base = read_gpr(cx.cpu, Gpr::RBP, size);
-    let low = reserve(cx, old_base)?;
-    let frame = (cx.cpu.gpr[Gpr::RSP] & !mask) | low;
-    if level > 0 {
-        let mut outer = cx.cpu.gpr[Gpr::RBP];
-        for _ in 1..level {
-            outer = outer.wrapping_sub(step) & mask;
-            let address = segment_linear(cx, SegmentIndex::Ss, outer, size, Access::Read)?;
-            let value = cx.load(address, size)?;
-            reserve(cx, value)?;
-        }
-        reserve(cx, frame)?;
+    let pushes = if level > 0 { level + 1 } else { 1 };
+    let pointer = below(old.0, pushes).wrapping_sub(u64::from(insn.immediate16())) & mask;
+    // All rights come first. The new top of the stack has to be writable too, although nothing
+    // is written there.
+    for number in 1..=pushes {
+        let address = slot(cx, below(old.0, number), Access::Write)?;
+        cx.authorise_write(address, size)?;
     }
-    let pointer = pointer.wrapping_sub(u64::from(insn.immediate16())) & mask;
-    // The new top of the stack has to be writable, although nothing is written there.
-    let top = segment_linear(cx, SegmentIndex::Ss, pointer, size, Access::Write)?;
+    for number in 1..level {
+        let address = slot(cx, below(old.1, number), Access::Read)?;
+        cx.load(address, size)?;
+    }
+    let top = slot(cx, pointer, Access::Write)?;
     cx.authorise_write(top, size)?;
-    for &(address, value) in &pushes[..count] {
+    // The old frames may overlap the new one: each is loaded when its turn has come.
+    let frame = (old.0 & !mask) | below(old.0, 1);
+    for number in 1..=pushes {
+        let value = if number == 1 {
+            old.1
+        } else if number == pushes {
+            frame
+        } else {
+            let address = slot(cx, below(old.1, number - 1), Access::Read)?;
+            cx.load(address, size)?
+        };
+        let address = slot(cx, below(old.0, number), Access::Write)?;
         cx.store(address, size, value)?;
     }
     write_stack_pointer(cx.cpu, pointer);

@@ -130,19 +130,23 @@ fn fill_elements(cx: &mut Context<'_>, form: &Form, value: u64, most: u64) -> Op
 }
 
 /// Element number `index`, counted in the direction of DF, of `bytes`.
-fn element_at(bytes: &[u8], size: usize, index: usize, down: bool) -> u64 {
+fn element_at<const SIZE: usize>(bytes: &[u8], index: usize, down: bool) -> u64 {
     let number = if down {
-        bytes.len() / size - 1 - index
+        bytes.len() / SIZE - 1 - index
     } else {
         index
     };
     let mut value = [0; 8];
-    value[..size].copy_from_slice(&bytes[number * size..][..size]);
+    value[..SIZE].copy_from_slice(&bytes[number * SIZE..][..SIZE]);
     u64::from_le_bytes(value)
 }
 
 /// Compares up to `most` pairs: how many, and the last pair compared.
-pub(super) fn compare(cx: &mut Context<'_>, form: &Form, most: u64) -> Option<(u64, u64, u64)> {
+pub(super) fn compare<const SIZE: usize>(
+    cx: &mut Context<'_>,
+    form: &Form,
+    most: u64,
+) -> Option<(u64, u64, u64)> {
     if !worthwhile(cx, most) {
         return None;
     }
@@ -153,7 +157,7 @@ pub(super) fn compare(cx: &mut Context<'_>, form: &Form, most: u64) -> Option<(u
     }
     let source = range(cx, form, Gpr::RSI, elements, Access::Read)?;
     let destination = range(cx, form, Gpr::RDI, elements, Access::Read)?;
-    let bytes = elements as usize * form.element;
+    let bytes = elements as usize * SIZE;
     let (mut left, mut right) = ([0; PAGE], [0; PAGE]);
     let (left, right) = (&mut left[..bytes], &mut right[..bytes]);
     cx.load_physical(source, left).ok()?;
@@ -161,22 +165,30 @@ pub(super) fn compare(cx: &mut Context<'_>, form: &Form, most: u64) -> Option<(u
     let down = cx.cpu.direction_flag != 0;
     let pair = |index: usize| {
         (
-            element_at(left, form.element, index, down),
-            element_at(right, form.element, index, down),
+            element_at::<SIZE>(left, index, down),
+            element_at::<SIZE>(right, index, down),
         )
     };
-    last_compared(elements, |index| {
-        let (left, right) = pair(index);
-        (left == right) == form.while_zero
-    })
-    .map(|index| {
-        let (left, right) = pair(index);
-        (index as u64 + 1, left, right)
-    })
+    let last = elements as usize - 1;
+    let index = if form.while_zero && left == right {
+        last
+    } else {
+        last_compared(last, |index| {
+            let (left, right) = pair(index);
+            (left == right) == form.while_zero
+        })
+    };
+    let (left, right) = pair(index);
+    Some((index as u64 + 1, left, right))
 }
 
 /// Compares up to `most` elements with a value: how many, and the last element compared.
-pub(super) fn scan(cx: &mut Context<'_>, form: &Form, value: u64, most: u64) -> Option<(u64, u64)> {
+pub(super) fn scan<const SIZE: usize>(
+    cx: &mut Context<'_>,
+    form: &Form,
+    value: u64,
+    most: u64,
+) -> Option<(u64, u64)> {
     if !worthwhile(cx, most) {
         return None;
     }
@@ -186,18 +198,17 @@ pub(super) fn scan(cx: &mut Context<'_>, form: &Form, value: u64, most: u64) -> 
     }
     let destination = range(cx, form, Gpr::RDI, elements, Access::Read)?;
     let mut buffer = [0; PAGE];
-    let buffer = &mut buffer[..elements as usize * form.element];
+    let buffer = &mut buffer[..elements as usize * SIZE];
     cx.load_physical(destination, buffer).ok()?;
     let down = cx.cpu.direction_flag != 0;
-    let element = |index: usize| element_at(buffer, form.element, index, down);
-    last_compared(elements, |index| {
+    let element = |index: usize| element_at::<SIZE>(buffer, index, down);
+    let index = last_compared(elements as usize - 1, |index| {
         (element(index) == value) == form.while_zero
-    })
-    .map(|index| (index as u64 + 1, element(index)))
+    });
+    Some((index as u64 + 1, element(index)))
 }
 
 /// The first index that does not go on, or the last one.
-fn last_compared(elements: u64, goes_on: impl Fn(usize) -> bool) -> Option<usize> {
-    let last = (elements as usize).checked_sub(1)?;
-    Some((0..last).find(|&index| !goes_on(index)).unwrap_or(last))
+fn last_compared(last: usize, goes_on: impl Fn(usize) -> bool) -> usize {
+    (0..last).find(|&index| !goes_on(index)).unwrap_or(last)
 }

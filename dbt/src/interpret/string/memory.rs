@@ -114,7 +114,7 @@ fn compare(cx: &mut Context<'_>, form: &Form, left: u64, right: u64) -> bool {
 fn cmps<const SIZE: usize>(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let form = Form::of(cx.cpu, insn, SIZE);
     repeat(cx, insn, form, |cx, most| {
-        if let Some((elements, left, right)) = bulk::compare(cx, &form, most) {
+        if let Some((elements, left, right)) = bulk::compare::<SIZE>(cx, &form, most) {
             form.advance(cx.cpu, Gpr::RSI, elements);
             form.advance(cx.cpu, Gpr::RDI, elements);
             let ended = compare(cx, &form, left, right);
@@ -135,7 +135,7 @@ fn scas<const SIZE: usize>(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let form = Form::of(cx.cpu, insn, SIZE);
     let left = read_gpr(cx.cpu, Gpr::RAX, SIZE);
     repeat(cx, insn, form, |cx, most| {
-        if let Some((elements, right)) = bulk::scan(cx, &form, left, most) {
+        if let Some((elements, right)) = bulk::scan::<SIZE>(cx, &form, left, most) {
             form.advance(cx.cpu, Gpr::RDI, elements);
             let ended = compare(cx, &form, left, right);
             return Ok(Progress { elements, ended });
