@@ -43,10 +43,9 @@ impl Clock {
     /// Host time left until a virtual time; `None` if virtual time does not pass by itself.
     pub fn wait_until(&self, deadline: u64) -> Option<Duration> {
         match self {
-            Clock::Real { start } => Some(
-                Duration::from_nanos(deadline)
-                    .saturating_sub(start.elapsed()),
-            ),
+            Clock::Real { start } => {
+                Some(Duration::from_nanos(deadline).saturating_sub(start.elapsed()))
+            }
             Clock::Counted { .. } => None,
         }
     }

@@ -36,7 +36,9 @@ pub enum LinuxError {
         why: String,
     },
     /// Memory is too small.
-    #[error("{what} of {need} bytes does not fit into {ram} bytes of RAM; give the guest more with -m")]
+    #[error(
+        "{what} of {need} bytes does not fit into {ram} bytes of RAM; give the guest more with -m"
+    )]
     TooLarge {
         /// What does not fit.
         what: String,
@@ -129,12 +131,11 @@ pub fn load(
     }
     let mem = &mut vcpu.mem;
     let mut put = |at: GuestPhys, bytes: &[u8], what: &str| {
-        mem.store(at, bytes)
-            .map_err(|_| LinuxError::TooLarge {
-                what: what.to_string(),
-                need: bytes.len() as u64,
-                ram,
-            })
+        mem.store(at, bytes).map_err(|_| LinuxError::TooLarge {
+            what: what.to_string(),
+            need: bytes.len() as u64,
+            ram,
+        })
     };
     put(KERNEL, kernel, "the kernel")?;
     let mut text = command_line.as_bytes().to_vec();

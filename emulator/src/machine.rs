@@ -108,11 +108,10 @@ impl Machine {
         }
         let board = Board::new(config.board)?;
         for (at, bytes) in board.acpi_tables().tables {
-            mem.store(at, &bytes)
-                .map_err(|_| MemoryError::Rom {
-                    at,
-                    len: bytes.len() as u64,
-                })?;
+            mem.store(at, &bytes).map_err(|_| MemoryError::Rom {
+                at,
+                len: bytes.len() as u64,
+            })?;
         }
         let counted = config.icount_shift.is_some() || config.engine.counted;
         config.engine.counted = counted;

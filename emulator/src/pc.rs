@@ -91,7 +91,12 @@ impl Platform for SharedPc {
         pc.board.msr_read(now, msr)
     }
 
-    fn msr_write(&mut self, instructions: u64, msr: u32, value: u64) -> Option<Result<(), Refused>> {
+    fn msr_write(
+        &mut self,
+        instructions: u64,
+        msr: u32,
+        value: u64,
+    ) -> Option<Result<(), Refused>> {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         let result = pc.board.msr_write(now, msr, value)?;
