@@ -68,6 +68,8 @@ pub enum End {
     Quit,
     /// Copies of guest memory differ.
     Audit(AuditError),
+    /// The instruction count that the caller wanted has been reached (counted mode).
+    Goal,
 }
 
 /// What the host side may tell a running machine.
@@ -215,6 +217,9 @@ impl Machine {
             }
             let mut goal = each(self);
             if self.counted {
+                if goal <= self.vcpu.instructions() {
+                    return End::Goal;
+                }
                 if self.vcpu.instructions() >= self.next_audit {
                     if let Err(error) = self.audit() {
                         return End::Audit(error);

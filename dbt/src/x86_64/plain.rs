@@ -89,12 +89,10 @@ impl Emitter<'_> {
         insn.set_has_lock_prefix(false);
         insn.set_has_xacquire_prefix(false);
         insn.set_has_xrelease_prefix(false);
-        insn.set_segment_prefix(Register::None);
         if operand == Operand::None {
+            insn.set_segment_prefix(Register::None);
             return self.on_registers(&insn, class, need);
         }
-        let original = general_form(&insn);
-        let _ = original;
         self.on_memory(index, &insn, class, operand, need)
     }
 
@@ -140,6 +138,7 @@ impl Emitter<'_> {
             .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
         let mut out = *insn;
+        out.set_segment_prefix(Register::None);
         substitute(&mut out, &staging)?;
         let encoded = |emitter: &mut Self, memory: HostMemory| {
             let mut out = out;
@@ -153,10 +152,8 @@ impl Emitter<'_> {
                     .find(|&op| insn.op_kind(op) == OpKind::Memory)
                     .ok_or(Unencodable)?;
                 let mut out = out;
-                let mut plain = out;
-                plain.set_memory_base(Register::None);
-                plain.set_memory_index(Register::None);
-                out = plain;
+                out.set_memory_base(Register::None);
+                out.set_memory_index(Register::None);
                 out.set_op_kind(memory_op, OpKind::Register);
                 out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
                 self.encode(&out)?
