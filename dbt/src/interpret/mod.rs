@@ -8,6 +8,7 @@ pub mod native;
 pub mod operand;
 mod string;
 pub mod system;
+mod vector;
 
 use iced_x86::Instruction;
 use mmu::{PhysMem, TlbSet};
@@ -43,6 +44,10 @@ pub(crate) const ROWS: &[&[Row]] = &[
     system::segment_loads::ROWS,
     system::software_interrupt::ROWS,
     system::table_registers::ROWS,
+    vector::ENVIRONMENT,
+    vector::GATHER,
+    vector::MASKED,
+    vector::SAVE,
 ];
 
 /// Everything that one instruction may touch.

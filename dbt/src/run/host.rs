@@ -62,6 +62,14 @@ pub(crate) fn load_x87(area: &FxsaveArea) {
     }
 }
 
+/// Copies the host's x87 registers, which hold the guest's, and leaves them as they are.
+pub(crate) fn peek_x87(area: &mut FxsaveArea) {
+    // SAFETY: the area is 512 bytes and aligned, and FXSAVE changes no register.
+    unsafe {
+        asm!("fxsave64 [{}]", in(reg) area.0.as_mut_ptr(), options(nostack, preserves_flags));
+    }
+}
+
 /// Stores the host's x87 registers as the guest's, and clears the host's.
 pub(crate) fn store_x87(area: &mut FxsaveArea) {
     let mut image = FxsaveArea([0; 512]);

@@ -9,7 +9,7 @@ mod vcpu;
 
 pub(crate) use block_state::at;
 pub use block_state::{CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, OwnedBlock};
-pub(crate) use host::{GsBase, load_x87, store_x87};
+pub(crate) use host::{GsBase, load_x87, peek_x87, store_x87};
 pub(crate) use signal::{FaultSite, Registration, register_region};
 pub use upcall::{Upcall, UpcallKind};
 pub use vcpu::{EngineOptions, Stop, Vcpu, VcpuError};

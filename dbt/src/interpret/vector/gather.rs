@@ -1,0 +1,75 @@
+//! AVX2 gathers (SDM volume 2, VGATHERDPS and following).
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::Done;
+use super::masked::{set_vector_bytes, vector_bytes};
+use crate::guest::Exception;
+use crate::interpret::address::linear_displaced;
+use crate::interpret::operand::{next, row};
+use crate::interpret::{Access, Context, native};
+use crate::record::Row;
+
+pub(super) const ROWS: &[Row] = &[
+    row(Mnemonic::Vgatherdps, gather::<4, 4>),
+    row(Mnemonic::Vgatherdpd, gather::<4, 8>),
+    row(Mnemonic::Vgatherqps, gather::<8, 4>),
+    row(Mnemonic::Vgatherqpd, gather::<8, 8>),
+    row(Mnemonic::Vpgatherdd, gather::<4, 4>),
+    row(Mnemonic::Vpgatherdq, gather::<4, 8>),
+    row(Mnemonic::Vpgatherqd, gather::<8, 4>),
+    row(Mnemonic::Vpgatherqq, gather::<8, 8>),
+];
+
+/// Indexes of `INDEX` bytes, elements of `SIZE` bytes.
+fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    native::check_enabled(cx, insn)?;
+    let (into, index, selector) = (
+        insn.op_register(0),
+        insn.memory_index(),
+        insn.op_register(2),
+    );
+    let number = super::masked::vector_number;
+    if insn.encoding() != iced_x86::EncodingKind::VEX
+        || number(into) == number(index)
+        || number(into) == number(selector)
+        || number(index) == number(selector)
+    {
+        return Err(Exception::invalid_opcode());
+    }
+    let count = (index.size() / INDEX).min(into.size() / SIZE);
+    let indexes = vector_bytes(cx.cpu, index);
+    let mut mask = vector_bytes(cx.cpu, selector);
+    let mut value = vector_bytes(cx.cpu, into);
+    let mut fault = None;
+    for element in 0..count {
+        let range = SIZE * element..SIZE * (element + 1);
+        if mask[range.end - 1] & 0x80 != 0 {
+            let at = &indexes[INDEX * element..INDEX * (element + 1)];
+            let offset = match INDEX {
+                4 => i64::from(i32::from_le_bytes(at.try_into().unwrap_or_default())),
+                _ => i64::from_le_bytes(at.try_into().unwrap_or_default()),
+            };
+            let offset = (offset as u64).wrapping_mul(u64::from(insn.memory_index_scale()));
+            let loaded = linear_displaced(cx, insn, offset, SIZE, Access::Read)
+                .and_then(|at| cx.load_bytes(at, &mut value[range.clone()]));
+            if let Err(exception) = loaded {
+                fault = Some(exception);
+                break;
+            }
+        }
+        mask[range].fill(0);
+    }
+    // Elements that were loaded before a fault stay loaded, and their mask is clear: the
+    // instruction goes on behind them when it is restarted.
+    if fault.is_none() {
+        value[SIZE * count..].fill(0);
+        mask.fill(0);
+    }
+    set_vector_bytes(cx.cpu, into, &value);
+    set_vector_bytes(cx.cpu, selector, &mask);
+    match fault {
+        Some(exception) => Err(exception),
+        None => next(cx, insn),
+    }
+}

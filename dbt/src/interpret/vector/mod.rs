@@ -1,0 +1,23 @@
+//! Vector and floating-point instructions that cannot run on the host as they are: those that
+//! save and restore state, and those that touch memory element by element. All others run
+//! natively (see [`super::native`]).
+
+mod environment;
+mod gather;
+mod masked;
+mod save;
+mod x87;
+
+use crate::guest::Exception;
+use crate::record::Row;
+
+type Done = Result<(), Exception>;
+
+/// The rows of state saving, with and without XSAVE.
+pub(super) const SAVE: &[Row] = save::ROWS;
+/// The rows of the x87 environment.
+pub(super) const ENVIRONMENT: &[Row] = environment::ROWS;
+/// The rows of masked moves.
+pub(super) const MASKED: &[Row] = masked::ROWS;
+/// The rows of gathers.
+pub(super) const GATHER: &[Row] = gather::ROWS;

@@ -1,0 +1,138 @@
+//! The x87 registers, wherever they live: in the host's while the run loop runs, otherwise in
+//! the processor's image.
+
+use crate::guest::{CpuState, FxsaveArea};
+use crate::interpret::native;
+use crate::run;
+
+/// Offset of the first register in an FXSAVE image; registers are 16 bytes apart.
+pub(super) const REGISTERS: usize = 32;
+/// One past the last register.
+pub(super) const REGISTERS_END: usize = 160;
+
+/// The x87 part of an FXSAVE image (SDM volume 1, table 10-2). The last instruction and
+/// operand are not kept: their fields read as zero.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct X87 {
+    /// FCW.
+    pub control: u16,
+    /// FSW.
+    pub status: u16,
+    /// One bit a physical register: 1 if it is not empty.
+    pub tags: u8,
+    /// ST0 to ST7 as the image keeps them, 16 bytes each.
+    pub registers: [u8; REGISTERS_END - REGISTERS],
+}
+
+impl X87 {
+    /// The state after FNINIT, with empty registers that are all zero: what XRSTOR calls the
+    /// initial configuration (SDM volume 1, 13.6).
+    pub const INITIAL: X87 = X87 {
+        control: 0x37f,
+        status: 0,
+        tags: 0,
+        registers: [0; REGISTERS_END - REGISTERS],
+    };
+
+    /// The guest's registers now.
+    pub fn of(cpu: &CpuState) -> X87 {
+        if native::x87_live() {
+            let mut area = FxsaveArea([0; 512]);
+            run::peek_x87(&mut area);
+            X87::from_image(&area.0)
+        } else {
+            X87::from_image(&cpu.vector.fxsave.0)
+        }
+    }
+
+    /// Reads the x87 part of an image of at least 160 bytes.
+    pub fn from_image(image: &[u8]) -> X87 {
+        let mut registers = [0; REGISTERS_END - REGISTERS];
+        registers.copy_from_slice(&image[REGISTERS..REGISTERS_END]);
+        X87 {
+            control: u16::from_le_bytes([image[0], image[1]]),
+            status: u16::from_le_bytes([image[2], image[3]]),
+            tags: image[4],
+            registers,
+        }
+    }
+
+    /// Writes the first 24 bytes and the registers of an image.
+    pub fn to_image(&self, image: &mut [u8]) {
+        image[..24].fill(0);
+        image[0..2].copy_from_slice(&self.control.to_le_bytes());
+        image[2..4].copy_from_slice(&self.status.to_le_bytes());
+        image[4] = self.tags;
+        for (slot, register) in image[REGISTERS..REGISTERS_END]
+            .chunks_exact_mut(16)
+            .zip(self.registers.chunks_exact(16))
+        {
+            slot[..10].copy_from_slice(&register[..10]);
+            slot[10..].fill(0);
+        }
+    }
+
+    /// Makes this the guest's x87 state.
+    pub fn load(mut self, cpu: &mut CpuState) {
+        self.refresh_summary();
+        self.to_image(&mut cpu.vector.fxsave.0);
+        if native::x87_live() {
+            run::load_x87(&cpu.vector.fxsave);
+        }
+    }
+
+    /// ES and B are never loaded but follow from the exceptions and their masks
+    /// (SDM volume 1, 8.1.3.3).
+    fn refresh_summary(&mut self) {
+        self.status &= !0x8080;
+        if self.pending() {
+            self.status |= 0x8080;
+        }
+    }
+
+    /// Whether an unmasked exception waits for the next waiting instruction.
+    pub fn pending(&self) -> bool {
+        self.status & !self.control & 0x3f != 0
+    }
+
+    /// TOP: the physical number of ST0.
+    pub fn top(&self) -> usize {
+        usize::from(self.status >> 11 & 7)
+    }
+
+    /// The full tag word, two bits a physical register (SDM volume 1, 8.1.7).
+    pub fn tag_word(&self) -> u16 {
+        let mut word = 0;
+        for physical in 0..8 {
+            let stack = (physical + 8 - self.top()) % 8;
+            let register = &self.registers[16 * stack..16 * stack + 10];
+            let tag = if self.tags >> physical & 1 == 0 {
+                3
+            } else {
+                classify(register)
+            };
+            word |= tag << (2 * physical);
+        }
+        word
+    }
+
+    /// Sets the tags from a full tag word: only emptiness is kept.
+    pub fn set_tag_word(&mut self, word: u16) {
+        self.tags = (0..8)
+            .filter(|physical| word >> (2 * physical) & 3 != 3)
+            .fold(0, |tags, physical| tags | 1 << physical);
+    }
+}
+
+/// 0 valid, 1 zero, 2 special.
+fn classify(register: &[u8]) -> u16 {
+    let exponent = u16::from_le_bytes([register[8], register[9]]) & 0x7fff;
+    let integer_bit = register[7] & 0x80 != 0;
+    let zero = register[..8].iter().all(|&byte| byte == 0);
+    match exponent {
+        0 if zero => 1,
+        0 | 0x7fff => 2,
+        _ if integer_bit => 0,
+        _ => 2,
+    }
+}
