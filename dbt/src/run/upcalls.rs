@@ -141,7 +141,9 @@ impl Vcpu {
         }
         self.settle();
         let interrupted = self.interrupted();
+        // Behind a jump that happens to lead to the next instruction there is no code.
         let straight = rip == insn.next_ip()
+            && index + 1 < total
             && same
             && epoch == self.block.get().tlb.fetch_epoch
             && self.cache.block(id).is_some();
