@@ -52,19 +52,16 @@ impl Boot {
     }
 
     /// Places everything in memory, and the processor at the entry.
-    pub fn load(&self, vcpu: &mut Vcpu, acpi: bool) -> Result<(), BootError> {
+    pub fn load(&self, vcpu: &mut Vcpu) -> Result<(), BootError> {
         match self {
             Boot::Linux {
                 kernel,
                 initrd,
                 command_line,
-            } => Ok(linux::load(
-                vcpu,
-                kernel,
-                initrd.as_deref(),
-                command_line,
-                acpi,
-            )?),
+            } => {
+                let initrd = initrd.as_deref();
+                Ok(linux::load(vcpu, kernel, initrd, command_line)?)
+            }
             Boot::Firmware(path) => load_firmware(vcpu, path),
         }
     }

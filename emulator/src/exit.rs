@@ -79,7 +79,7 @@ impl Outcome {
         match (end, panicked) {
             (End::PowerOff, _) => Outcome::PowerOff,
             (End::DebugExit(code), _) => Outcome::DebugExit(code),
-            (End::Quit, _) => Outcome::Quit,
+            (End::Quit | End::Goal, _) => Outcome::Quit,
             (End::Audit(error), _) => Outcome::Audit(error.to_string()),
             // A kernel that announces its restart may do it by a triple fault.
             (End::Reset | End::TripleFault, _) if restarting => Outcome::Reset,

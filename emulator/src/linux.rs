@@ -13,7 +13,7 @@ const COMMAND_LINE: GuestPhys = GuestPhys(0x2_0000);
 const KERNEL: GuestPhys = GuestPhys(0x10_0000);
 /// RAM below this is conventional memory; the extended BIOS data area would follow.
 const LOW_MEMORY_END: u64 = 0x9_fc00;
-const FIRMWARE_START: u64 = 0xe_0000;
+const FIRMWARE_START: GuestPhys = GuestPhys(0xe_0000);
 const ONE_MIB: u64 = 0x10_0000;
 
 /// A kernel or initrd that cannot be started.
@@ -71,7 +71,6 @@ pub fn load(
     path: &Path,
     initrd: Option<&Path>,
     command_line: &str,
-    acpi: bool,
 ) -> Result<(), LinuxError> {
     let image = read_file(path)?;
     let initrd = match initrd {
@@ -204,9 +203,10 @@ pub fn load(
     }
     let map = memory_map(mem);
     zero_page[0x1e8] = map.len() as u8;
-    if acpi {
-        // The root pointer of the ACPI tables.
-        zero_page[0x70..0x78].copy_from_slice(&FIRMWARE_START.to_le_bytes());
+    let mut signature = [0; 8];
+    if mem.load(FIRMWARE_START, &mut signature).is_ok() && &signature == b"RSD PTR " {
+        // The root pointer of the ACPI tables, if the machine has any.
+        zero_page[0x70..0x78].copy_from_slice(&FIRMWARE_START.0.to_le_bytes());
     }
     for (index, (start, len, kind)) in map.iter().enumerate() {
         let at = 0x2d0 + index * 20;
@@ -258,7 +258,7 @@ fn memory_map(mem: &PhysMem) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, LOW_MEMORY_END, 1),
         (LOW_MEMORY_END, 0xa_0000 - LOW_MEMORY_END, 2),
-        (FIRMWARE_START, ONE_MIB - FIRMWARE_START, 2),
+        (FIRMWARE_START.0, ONE_MIB - FIRMWARE_START.0, 2),
         (ONE_MIB, low - ONE_MIB, 1),
     ];
     if mem.ram_bytes() > low {

@@ -258,7 +258,7 @@ fn build(
     })?;
     machine.watch_console(watch.clone());
     machine.set_kicker(port.kicker.clone());
-    boot.load(&mut machine.vcpu, acpi)?;
+    boot.load(&mut machine.vcpu)?;
     Ok(machine)
 }
 
