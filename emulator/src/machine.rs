@@ -126,6 +126,7 @@ impl Machine {
             clock,
             waker: None,
             armed: u64::MAX,
+            alarm: u64::MAX,
             random: config.seed,
         }));
         let platform = Box::new(SharedPc(pc.clone()));

@@ -134,7 +134,12 @@ fn run(args: &[String]) -> Result<(), String> {
             Ok(insn) => insn.to_string(),
             Err(exception) => format!("{exception:?}"),
         };
-        println!("{rip:#x} {text}  rax={:x} rcx={:x} flags={:x}", machine.vcpu.cpu().gpr[0], machine.vcpu.cpu().gpr[1], machine.vcpu.cpu().arithmetic_flags);
+        println!(
+            "{rip:#x} {text}  rax={:x} rcx={:x} flags={:x}",
+            machine.vcpu.cpu().gpr[0],
+            machine.vcpu.cpu().gpr[1],
+            machine.vcpu.cpu().arithmetic_flags
+        );
         advance(machine, start + count)?;
     }
     Err("the processors differ".into())
