@@ -145,6 +145,7 @@ impl Machine {
             clock,
             waker: None,
             armed: u64::MAX,
+            alarm: u64::MAX,
             random: config.seed,
             serial_input: VecDeque::new(),
             flush_at: u64::MAX,

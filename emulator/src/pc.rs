@@ -21,6 +21,8 @@ pub struct Pc {
     pub waker: Option<Waker>,
     /// The deadline that the waker is armed for.
     pub armed: u64,
+    /// When somebody other than a device wants control, in virtual time; `u64::MAX`: nobody.
+    pub alarm: u64,
     /// State of the random numbers for RDRAND.
     pub random: u64,
     /// Bytes on their way to the first serial port.
@@ -48,12 +50,15 @@ impl Pc {
         }
     }
 
-    /// Arms the waker for the next deadline, if it is earlier than the armed one.
+    /// Arms the waker for the board's next deadline or the alarm, if that is earlier than the
+    /// armed one.
     pub fn arm(&mut self, now: u64) {
         let Some(waker) = &self.waker else {
             return;
         };
-        let Some(deadline) = self.next_deadline(now) else {
+        // An alarm that has passed is answered at this very stop.
+        let alarm = Some(self.alarm).filter(|&alarm| alarm > now && alarm != u64::MAX);
+        let Some(deadline) = self.next_deadline(now).into_iter().chain(alarm).min() else {
             return;
         };
         if deadline < self.armed {
