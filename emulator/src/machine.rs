@@ -382,3 +382,10 @@ impl Machine {
         self.vcpu.mem.load(at, into).is_ok()
     }
 }
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The timer stores into the processor, which goes with this value.
+        self.pc.borrow_mut().waker = None;
+    }
+}
