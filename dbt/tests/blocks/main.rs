@@ -37,6 +37,16 @@ struct Bench {
     translator: Machine,
     counted: Machine,
     used: u32,
+    tally: Tally,
+}
+
+/// What became of the programs: if most said nothing the test would be worth little.
+#[derive(Default, Debug)]
+struct Tally {
+    programs: u64,
+    told: u64,
+    faulted: u64,
+    instructions: u64,
 }
 
 impl Bench {
@@ -51,6 +61,7 @@ impl Bench {
             translator: Machine::new(options(false, false), 2),
             counted: Machine::new(options(true, false), 2),
             used: 0,
+            tally: Tally::default(),
         }
     }
 }
@@ -178,8 +189,12 @@ fn check(bench: &mut Bench, recipe: &Recipe) -> Option<String> {
     let mut text = String::new();
     bench.interpreter.set_up(&program);
     let before = bench.interpreter.vcpu.instructions();
+    bench.tally.programs += 1;
     let run = reference::run(&mut bench.interpreter, recipe.bits)?;
     let executed = bench.interpreter.vcpu.instructions() - before;
+    bench.tally.told += 1;
+    bench.tally.faulted += u64::from(run.faulted);
+    bench.tally.instructions += executed;
     let last = run.moments.last()?;
 
     bench.translator.set_up(&program);
@@ -265,7 +280,9 @@ fn explore(bits: u32, salt: u64) {
         let mut bench = bench.borrow_mut();
         bench.used += 1;
         if bench.used % 256 == 0 {
+            let tally = std::mem::take(&mut bench.tally);
             *bench = Bench::new();
+            bench.tally = tally;
         }
         if verbose {
             eprintln!("{}", listing(&recipe, &recipe.build()));
@@ -281,6 +298,9 @@ fn explore(bits: u32, salt: u64) {
     if let Err(error) = outcome {
         panic!("{error}");
     }
+    let tally = &bench.borrow().tally;
+    eprintln!("{bits} bits: {tally:?}");
+    assert!(tally.told * 2 > tally.programs, "most programs say nothing");
 }
 
 #[test]
