@@ -1,7 +1,17 @@
 //! The machine, its options, boot, console and reports.
 
+pub mod boot;
 pub mod clock;
+pub mod command;
+pub mod console;
+pub mod console_watch;
+pub mod exit;
+pub mod inject;
 pub mod linux;
 pub mod machine;
+pub mod options;
 pub mod pc;
+pub mod report;
+pub mod session;
+pub mod tracing_setup;
 pub mod wake;

@@ -13,7 +13,7 @@ const COMMAND_LINE: GuestPhys = GuestPhys(0x2_0000);
 const KERNEL: GuestPhys = GuestPhys(0x10_0000);
 /// RAM below this is conventional memory; the extended BIOS data area would follow.
 const LOW_MEMORY_END: u64 = 0x9_fc00;
-const FIRMWARE_START: u64 = 0xe_0000;
+const FIRMWARE_START: GuestPhys = GuestPhys(0xe_0000);
 const ONE_MIB: u64 = 0x10_0000;
 
 /// A kernel or initrd that cannot be started.
@@ -36,9 +36,7 @@ pub enum LinuxError {
         why: String,
     },
     /// Memory is too small.
-    #[error(
-        "{what} of {need} bytes does not fit into {ram} bytes of RAM; give the guest more with -m"
-    )]
+    #[error("{what} of {need} bytes does not fit into {ram} bytes of RAM; {remedy}")]
     TooLarge {
         /// What does not fit.
         what: String,
@@ -46,6 +44,8 @@ pub enum LinuxError {
         need: u64,
         /// The RAM there is.
         ram: u64,
+        /// What would help.
+        remedy: String,
     },
     /// The command line is too long.
     #[error("the kernel command line has {len} bytes; this kernel takes at most {limit}")]
@@ -73,6 +73,10 @@ pub fn load(
     command_line: &str,
 ) -> Result<(), LinuxError> {
     let image = read_file(path)?;
+    let initrd = match initrd {
+        Some(path) => Some((path, read_file(path)?)),
+        None => None,
+    };
     let not_a_kernel = |why: &str| LinuxError::NotAKernel {
         path: path.display().to_string(),
         why: why.to_string(),
@@ -87,6 +91,14 @@ pub fn load(
             .get(at..at + 4)
             .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     };
+    if image.is_empty() {
+        return Err(not_a_kernel("the file is empty"));
+    }
+    if image.starts_with(b"\x7fELF") {
+        return Err(not_a_kernel(
+            "it is an ELF image; give the compressed kernel (vmlinuz) instead",
+        ));
+    }
     if word(0x1fe) != Some(0xaa55) || image.get(0x202..0x206) != Some(b"HdrS") {
         return Err(not_a_kernel("the boot signature is missing"));
     }
@@ -117,10 +129,16 @@ pub fn load(
     }
     let ram = vcpu.mem.ram_bytes();
     let low = vcpu.mem.low_ram_bytes();
-    let too_large = |what: String, need: u64| LinuxError::TooLarge { what, need, ram };
+    let too_large = |what: String, need: u64, end: u64| LinuxError::TooLarge {
+        what,
+        need,
+        ram,
+        remedy: remedy(end),
+    };
     let init_size = u64::from(long(0x260).unwrap_or(0)).max(kernel.len() as u64);
     if KERNEL.0 + init_size > low {
-        return Err(too_large(format!("kernel {}", path.display()), init_size));
+        let what = format!("kernel {}", path.display());
+        return Err(too_large(what, init_size, KERNEL.0 + init_size));
     }
     let limit = long(0x238).unwrap_or(255) as usize;
     if command_line.len() > limit {
@@ -135,6 +153,7 @@ pub fn load(
             what: what.to_string(),
             need: bytes.len() as u64,
             ram,
+            remedy: remedy(at.0 + bytes.len() as u64),
         })
     };
     put(KERNEL, kernel, "the kernel")?;
@@ -152,15 +171,31 @@ pub fn load(
     zero_page[0x211] |= 0x80; // the heap end is valid
     zero_page[0x224..0x226].copy_from_slice(&0xde00u16.to_le_bytes());
     zero_page[0x228..0x22c].copy_from_slice(&(COMMAND_LINE.0 as u32).to_le_bytes());
-    if let Some(path) = initrd {
-        let bytes = read_file(path)?;
+    if let Some((path, bytes)) = initrd {
         let need = bytes.len() as u64;
+        // Where the kernel can reach it (initrd_addr_max).
         let highest = u64::from(long(0x22c).unwrap_or(0x37ff_ffff)) + 1;
         let top = low.min(highest);
         let start = top.checked_sub(need).map(|start| start & !0xfff);
+        let bottom = KERNEL.0 + init_size;
         let start = match start {
-            Some(start) if start >= KERNEL.0 + init_size => start,
-            _ => return Err(too_large(format!("initrd {}", path.display()), need)),
+            Some(start) if start >= bottom => start,
+            _ => {
+                let what = format!("initrd {}", path.display());
+                let end = bottom + need.next_multiple_of(4096);
+                if end > highest {
+                    return Err(LinuxError::TooLarge {
+                        what,
+                        need,
+                        ram,
+                        remedy: format!(
+                            "this kernel reaches an initrd only up to {} MiB",
+                            highest >> 20
+                        ),
+                    });
+                }
+                return Err(too_large(what, need, end));
+            }
         };
         put(GuestPhys(start), &bytes, "the initrd")?;
         zero_page[0x218..0x21c].copy_from_slice(&(start as u32).to_le_bytes());
@@ -168,8 +203,11 @@ pub fn load(
     }
     let map = memory_map(mem);
     zero_page[0x1e8] = map.len() as u8;
-    // The root pointer of the ACPI tables.
-    zero_page[0x70..0x78].copy_from_slice(&FIRMWARE_START.to_le_bytes());
+    let mut signature = [0; 8];
+    if mem.load(FIRMWARE_START, &mut signature).is_ok() && &signature == b"RSD PTR " {
+        // The root pointer of the ACPI tables, if the machine has any.
+        zero_page[0x70..0x78].copy_from_slice(&FIRMWARE_START.0.to_le_bytes());
+    }
     for (index, (start, len, kind)) in map.iter().enumerate() {
         let at = 0x2d0 + index * 20;
         zero_page[at..at + 8].copy_from_slice(&start.to_le_bytes());
@@ -181,7 +219,7 @@ pub fn load(
         let bytes: Vec<u8> = descriptors.iter().flat_map(|d| d.to_le_bytes()).collect();
         mem.store(GDT, &bytes)
     });
-    stored.map_err(|_| too_large("the boot parameters".to_string(), 4096))?;
+    stored.map_err(|_| too_large("the boot parameters".to_string(), 4096, ONE_MIB))?;
 
     let cpu = vcpu.cpu_mut();
     let flat = |selector: u16, code: bool| Segment {
@@ -209,13 +247,18 @@ pub fn load(
     Ok(())
 }
 
+/// The -m that would do for something that ends at an address.
+fn remedy(end: u64) -> String {
+    format!("give the guest more: -m {} would do", end.div_ceil(ONE_MIB))
+}
+
 /// The map that the firmware would report (E820): address, bytes, type (1 RAM, 2 reserved).
 fn memory_map(mem: &PhysMem) -> Vec<(u64, u64, u32)> {
     let low = mem.low_ram_bytes();
     let mut map = vec![
         (0, LOW_MEMORY_END, 1),
         (LOW_MEMORY_END, 0xa_0000 - LOW_MEMORY_END, 2),
-        (FIRMWARE_START, ONE_MIB - FIRMWARE_START, 2),
+        (FIRMWARE_START.0, ONE_MIB - FIRMWARE_START.0, 2),
         (ONE_MIB, low - ONE_MIB, 1),
     ];
     if mem.ram_bytes() > low {

@@ -1,8 +1,8 @@
 //! The machine: processor, memory, board and clock, and the loop that lets time pass.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use dbt::guest::CpuModel;
@@ -11,8 +11,9 @@ use devices::{Board, BoardConfig, BoardError, BoardEvent};
 use mmu::{AuditError, GuestPhys, MemoryConfig, MemoryError, PhysMem};
 
 use crate::clock::Clock;
+use crate::console_watch::ConsoleWatch;
 use crate::pc::{Pc, SharedPc};
-use crate::wake::Waker;
+use crate::wake::{Kicker, Waker};
 
 /// What a machine is made of.
 pub struct MachineConfig {
@@ -32,6 +33,8 @@ pub struct MachineConfig {
     pub seed: u64,
     /// Check that all copies are equal every so many instructions (counted mode).
     pub audit_every: Option<u64>,
+    /// Put ACPI tables into memory: not for a firmware that makes its own.
+    pub acpi: bool,
 }
 
 /// A machine could not be built.
@@ -64,6 +67,8 @@ pub enum End {
     TripleFault,
     /// HLT with nothing that could ever wake it.
     Dead,
+    /// The guest's kernel said that it panicked, and spins.
+    Panicked,
     /// Somebody at the host asked for it.
     Quit,
     /// Copies of guest memory differ.
@@ -76,6 +81,8 @@ pub enum End {
 pub enum HostEvent {
     /// Bytes for the first serial port.
     Serial(Vec<u8>),
+    /// A break on the first serial port's line.
+    SerialBreak,
     /// End the run.
     Quit,
     /// Call the hook (reports, monitors).
@@ -88,11 +95,26 @@ pub struct Machine {
     pub vcpu: Vcpu,
     /// Board and clock.
     pub pc: Rc<RefCell<Pc>>,
-    pending_serial: Vec<u8>,
     audit_every: Option<u64>,
     next_audit: u64,
     counted: bool,
+    watch: Option<ConsoleWatch>,
+    spin: Spin,
 }
+
+/// How long a guest that said it panicked has been in its kernel without a pause.
+#[derive(Clone, Copy, Default)]
+struct Spin {
+    next: u64,
+    samples: u32,
+}
+
+/// Nanoseconds of virtual time between two looks at a guest that panicked.
+const SPIN_SAMPLE: u64 = 20_000_000;
+/// A kernel that is in kernel mode at so many looks in a row spins.
+const SPIN_SAMPLES: u32 = 25;
+/// Virtual time that a processor with interrupts off gets for a non-maskable one to arrive.
+const DEAD_AFTER: u64 = 1_000_000_000;
 
 impl Machine {
     /// Builds a machine at reset, with its firmware tables in memory.
@@ -104,12 +126,9 @@ impl Machine {
         })?;
         config.board.ram_size = config.ram_bytes;
         config.board.tsc_hz = config.model.tsc_hz;
-        if config.icount_shift.is_none() {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH);
-            config.board.rtc_start = since.map_or(0, |since| since.as_secs() as i64);
-        }
         let board = Board::new(config.board)?;
-        for (at, bytes) in board.acpi_tables().tables {
+        let tables = config.acpi.then(|| board.acpi_tables().tables);
+        for (at, bytes) in tables.into_iter().flatten() {
             mem.store(at, &bytes).map_err(|_| MemoryError::Rom {
                 at,
                 len: bytes.len() as u64,
@@ -126,7 +145,12 @@ impl Machine {
             clock,
             waker: None,
             armed: u64::MAX,
+            alarm: u64::MAX,
             random: config.seed,
+            serial_input: VecDeque::new(),
+            flush_at: u64::MAX,
+            event: None,
+            kicker: Kicker::default(),
         }));
         let platform = Box::new(SharedPc(pc.clone()));
         let mut vcpu = Vcpu::new(mem, platform, config.engine)?;
@@ -138,10 +162,11 @@ impl Machine {
         Ok(Machine {
             vcpu,
             pc,
-            pending_serial: Vec::new(),
             audit_every: config.audit_every,
             next_audit: config.audit_every.unwrap_or(u64::MAX),
             counted,
+            watch: None,
+            spin: Spin::default(),
         })
     }
 
@@ -155,26 +180,53 @@ impl Machine {
         self.vcpu.mem.audit()
     }
 
-    fn feed_serial(&mut self, now: u64) {
-        if !self.pending_serial.is_empty() {
-            let mut pc = self.pc.borrow_mut();
-            let taken = pc.board.serial_receive(now, 0, &self.pending_serial);
-            self.pending_serial.drain(..taken);
-        }
+    /// Lets the console's observer tell when the guest's kernel has panicked.
+    pub fn watch_console(&mut self, watch: ConsoleWatch) {
+        self.watch = Some(watch);
+    }
+
+    /// Lets other threads ask for control through `kicker` while the machine runs.
+    pub fn set_kicker(&mut self, kicker: Kicker) {
+        self.pc.borrow_mut().kicker = kicker;
+    }
+
+    /// Whether the instruction count is exact, as `each` of [`Machine::run`] needs it.
+    pub fn counted(&self) -> bool {
+        self.counted
     }
 
     /// Lets the devices catch up with the clock.
     fn advance(&mut self) -> u64 {
         let now = self.now();
-        let mut pc = self.pc.borrow_mut();
-        pc.armed = u64::MAX;
-        pc.board.advance(now);
-        pc.arm(now);
+        self.pc.borrow_mut().advance(now);
         now
     }
 
+    /// A Linux kernel that panicked without `panic=` spins with interrupts on: it never halts
+    /// and never returns to user mode.
+    fn spins_after_panic(&mut self, now: u64) -> bool {
+        if !self.watch.as_ref().is_some_and(ConsoleWatch::panicked) {
+            return false;
+        }
+        if self.vcpu.cpu().cpl() != 0 {
+            self.spin = Spin::default();
+        } else if now >= self.spin.next {
+            self.spin.samples += 1;
+            self.spin.next = now.saturating_add(SPIN_SAMPLE);
+        }
+        if self.spin.samples <= SPIN_SAMPLES {
+            // The look after this one needs somebody to ask for control.
+            let mut pc = self.pc.borrow_mut();
+            pc.flush_at = pc.flush_at.min(self.spin.next);
+            pc.arm(now);
+            return false;
+        }
+        true
+    }
+
     fn take_event(&mut self) -> Option<End> {
-        let event = self.pc.borrow_mut().board.take_event()?;
+        let mut pc = self.pc.borrow_mut();
+        let event = pc.event.take().or_else(|| pc.board.take_event())?;
         Some(match event {
             BoardEvent::PowerOff => End::PowerOff,
             BoardEvent::Reset => End::Reset,
@@ -186,7 +238,12 @@ impl Machine {
     fn handle(&mut self, event: HostEvent) -> bool {
         match event {
             HostEvent::Serial(bytes) => {
-                self.pending_serial.extend(bytes);
+                self.pc.borrow_mut().serial_input.extend(bytes);
+                false
+            }
+            HostEvent::SerialBreak => {
+                let now = self.now();
+                self.pc.borrow_mut().board.serial_break(now, 0);
                 false
             }
             HostEvent::Hook(hook) => {
@@ -204,6 +261,8 @@ impl Machine {
         events: &Receiver<HostEvent>,
         each: &mut dyn FnMut(&mut Machine) -> u64,
     ) -> End {
+        let kicker = self.pc.borrow().kicker.clone();
+        let _aim = kicker.aim(&self.vcpu);
         loop {
             while let Ok(event) = events.try_recv() {
                 if self.handle(event) {
@@ -211,9 +270,11 @@ impl Machine {
                 }
             }
             let now = self.advance();
-            self.feed_serial(now);
             if let Some(end) = self.take_event() {
                 return end;
+            }
+            if self.spins_after_panic(now) {
+                return End::Panicked;
             }
             let mut goal = each(self);
             if self.counted {
@@ -229,7 +290,7 @@ impl Machine {
                 }
                 goal = goal.min(self.next_audit);
                 let pc = self.pc.borrow();
-                if let Some(deadline) = pc.board.next_deadline(now)
+                if let Some(deadline) = pc.next_deadline(now)
                     && let Some(at) = pc.clock.instructions_at(deadline)
                 {
                     goal = goal.min(at.max(self.vcpu.instructions() + 1));
@@ -253,19 +314,29 @@ impl Machine {
 
     /// The processor waits for an interrupt: so does the host thread.
     fn halted(&mut self, events: &Receiver<HostEvent>) -> Option<End> {
-        self.pc.borrow_mut().board.flush_output();
+        self.pc.borrow_mut().flush();
+        self.spin = Spin::default();
+        let maskable = self.vcpu.cpu().interrupt_flag != 0;
+        let dead_at = self.now().saturating_add(DEAD_AFTER);
         loop {
             let now = self.advance();
-            self.feed_serial(now);
             if let Some(end) = self.take_event() {
                 return Some(end);
             }
-            if self.pc.borrow().board.interrupt_pending() || self.pc.borrow().board.nmi_pending() {
-                if self.vcpu.cpu().interrupt_flag != 0 || self.pc.borrow().board.nmi_pending() {
+            let mut deadline = {
+                let pc = self.pc.borrow();
+                if pc.board.nmi_pending() || maskable && pc.board.interrupt_pending() {
                     return None;
                 }
+                pc.next_deadline(now)
+            };
+            if !maskable {
+                // Only a non-maskable interrupt could wake it, and only a timer raises one.
+                if deadline.is_none() || now >= dead_at {
+                    return Some(End::Dead);
+                }
+                deadline = deadline.map(|deadline| deadline.min(dead_at));
             }
-            let deadline = self.pc.borrow().board.next_deadline(now);
             let event = match deadline {
                 Some(deadline) => {
                     let wait = self.pc.borrow().clock.wait_until(deadline);
@@ -294,6 +365,9 @@ impl Machine {
                     let Some(deadline) = deadline else {
                         return Some(End::Dead);
                     };
+                    if deadline <= now {
+                        continue;
+                    }
                     // Nobody will send anything: only time can pass.
                     if let Some(wait) = self.pc.borrow().clock.wait_until(deadline) {
                         std::thread::sleep(wait);

@@ -1,14 +1,15 @@
 //! The board as the processor sees it.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use dbt::{Platform, Refused};
-use devices::Board;
+use devices::{Board, BoardEvent};
 use mmu::{GuestPhys, PhysMem};
 
 use crate::clock::Clock;
-use crate::wake::Waker;
+use crate::wake::{Kicker, Waker};
 
 /// The machine around the processor: board, clock, timer.
 pub struct Pc {
@@ -20,17 +21,44 @@ pub struct Pc {
     pub waker: Option<Waker>,
     /// The deadline that the waker is armed for.
     pub armed: u64,
+    /// When somebody other than a device wants control, in virtual time; `u64::MAX`: nobody.
+    pub alarm: u64,
     /// State of the random numbers for RDRAND.
     pub random: u64,
+    /// Bytes on their way to the first serial port.
+    pub serial_input: VecDeque<u8>,
+    /// Virtual time by which output has to reach its sinks; all ones if none waits.
+    pub flush_at: u64,
+    /// What ends or restarts the machine, if it happened.
+    pub event: Option<BoardEvent>,
+    /// Asks the processor for control.
+    pub kicker: Kicker,
 }
 
+/// Ports of the serial controllers, COM4 to COM1.
+const SERIAL_PORTS: [u16; 4] = [0x2e8, 0x2f8, 0x3e8, 0x3f8];
+/// Output waits this long for more, in nanoseconds of virtual time.
+const FLUSH_DELAY: u64 = 10_000_000;
+
 impl Pc {
-    /// Arms the waker for the board's next deadline, if it is earlier than the armed one.
+    /// Virtual time of the next thing to do: a device's deadline, or waiting output.
+    pub fn next_deadline(&self, now: u64) -> Option<u64> {
+        let device = self.board.next_deadline(now);
+        match (device, self.flush_at) {
+            (device, u64::MAX) => device,
+            (device, flush) => Some(device.map_or(flush, |device| device.min(flush))),
+        }
+    }
+
+    /// Arms the waker for the board's next deadline or the alarm, if that is earlier than the
+    /// armed one.
     pub fn arm(&mut self, now: u64) {
         let Some(waker) = &self.waker else {
             return;
         };
-        let Some(deadline) = self.board.next_deadline(now) else {
+        // An alarm that has passed is answered at this very stop.
+        let alarm = Some(self.alarm).filter(|&alarm| alarm > now && alarm != u64::MAX);
+        let Some(deadline) = self.next_deadline(now).into_iter().chain(alarm).min() else {
             return;
         };
         if deadline < self.armed {
@@ -38,6 +66,41 @@ impl Pc {
             if let Some(delay) = self.clock.wait_until(deadline) {
                 waker.arm(delay);
             }
+        }
+    }
+
+    /// Lets the devices catch up with the clock.
+    pub fn advance(&mut self, now: u64) {
+        self.armed = u64::MAX;
+        self.board.advance(now);
+        if self.flush_at <= now {
+            self.flush();
+        }
+        self.feed_serial(now);
+        self.arm(now);
+    }
+
+    /// Hands waiting output to its sinks.
+    pub fn flush(&mut self) {
+        self.flush_at = u64::MAX;
+        self.board.flush_output();
+    }
+
+    /// After a write to a device: new deadlines count, and an end comes at once.
+    fn written(&mut self, now: u64) {
+        self.arm(now);
+        if let Some(event) = self.board.take_event() {
+            self.event.get_or_insert(event);
+            self.kicker.kick();
+        }
+    }
+
+    /// Offers waiting input to the serial port, as far as it has room.
+    pub fn feed_serial(&mut self, now: u64) {
+        if !self.serial_input.is_empty() {
+            let bytes = self.serial_input.make_contiguous();
+            let taken = self.board.serial_receive(now, 0, bytes);
+            self.serial_input.drain(..taken);
         }
     }
 }
@@ -49,14 +112,23 @@ impl Platform for SharedPc {
     fn port_read(&mut self, _: &mut PhysMem, instructions: u64, port: u16, size: u8) -> u32 {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
-        pc.board.port_read(now, port, size)
+        let value = pc.board.port_read(now, port, size);
+        if port & !7 == SERIAL_PORTS[3] {
+            // Reading may have made room.
+            pc.feed_serial(now);
+            pc.arm(now);
+        }
+        value
     }
 
     fn port_write(&mut self, _: &mut PhysMem, instructions: u64, port: u16, size: u8, value: u32) {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         pc.board.port_write(now, port, size, value);
-        pc.arm(now);
+        if pc.flush_at == u64::MAX && (SERIAL_PORTS.contains(&port) || port == 0xe9) {
+            pc.flush_at = now.saturating_add(FLUSH_DELAY);
+        }
+        pc.written(now);
     }
 
     fn mmio_read(
@@ -82,7 +154,7 @@ impl Platform for SharedPc {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         pc.board.mmio_write(now, address.0, size, value);
-        pc.arm(now);
+        pc.written(now);
     }
 
     fn msr_read(&mut self, instructions: u64, msr: u32) -> Option<u64> {

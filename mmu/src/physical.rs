@@ -270,6 +270,12 @@ impl PhysMem {
         })
     }
 
+    /// Spare slots that pages have moved to, and spare slots in all.
+    pub fn spares(&self) -> (u32, u32) {
+        let first = self.flags.len() as u32;
+        (self.next_spare - first, self.slot_count - first)
+    }
+
     /// The frame of one copy of a slot.
     pub(crate) fn frame_of_slot(&self, slot: u32, copy: usize) -> Frame {
         let chunk = slot / self.chunk_pages;

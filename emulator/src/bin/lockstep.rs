@@ -29,6 +29,7 @@ fn machine(args: &[String], interpret_only: bool) -> Result<Machine, String> {
         icount_shift: Some(0),
         seed: 1,
         audit_every: None,
+        acpi: true,
     })
     .map_err(|error| error.to_string())?;
     let initrd = Some(Path::new(&args[1])).filter(|path| !path.as_os_str().is_empty());
@@ -134,7 +135,12 @@ fn run(args: &[String]) -> Result<(), String> {
             Ok(insn) => insn.to_string(),
             Err(exception) => format!("{exception:?}"),
         };
-        println!("{rip:#x} {text}  rax={:x} rcx={:x} flags={:x}", machine.vcpu.cpu().gpr[0], machine.vcpu.cpu().gpr[1], machine.vcpu.cpu().arithmetic_flags);
+        println!(
+            "{rip:#x} {text}  rax={:x} rcx={:x} flags={:x}",
+            machine.vcpu.cpu().gpr[0],
+            machine.vcpu.cpu().gpr[1],
+            machine.vcpu.cpu().arithmetic_flags
+        );
         advance(machine, start + count)?;
     }
     Err("the processors differ".into())

@@ -1,0 +1,94 @@
+//! What the machine starts: a kernel by its own boot protocol, or firmware at the reset vector.
+
+use std::path::{Path, PathBuf};
+
+use dbt::Vcpu;
+use mmu::GuestPhys;
+
+use crate::linux::{self, LinuxError};
+
+/// What to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// A Linux kernel, placed in memory without firmware.
+    Linux {
+        /// The bzImage.
+        kernel: PathBuf,
+        /// The initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// The kernel's command line.
+        command_line: String,
+    },
+    /// A firmware image, mapped below 4 GiB.
+    Firmware(PathBuf),
+}
+
+/// Nothing can be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The kernel or its initrd.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
+    /// The firmware.
+    #[error("{path} is not a firmware image: {why}")]
+    Firmware {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+const FOUR_GIB: u64 = 4 << 30;
+const ONE_MIB: u64 = 1 << 20;
+/// The part of the ROM that is also below 1 MiB.
+const LOW_ROM_LIMIT: usize = 128 << 10;
+const ROM_LIMIT: usize = 16 << 20;
+
+impl Boot {
+    /// Whether the machine's own ACPI tables are to be in memory.
+    pub fn wants_acpi_tables(&self) -> bool {
+        matches!(self, Boot::Linux { .. })
+    }
+
+    /// Places everything in memory, and the processor at the entry.
+    pub fn load(&self, vcpu: &mut Vcpu) -> Result<(), BootError> {
+        match self {
+            Boot::Linux {
+                kernel,
+                initrd,
+                command_line,
+            } => {
+                let initrd = initrd.as_deref();
+                Ok(linux::load(vcpu, kernel, initrd, command_line)?)
+            }
+            Boot::Firmware(path) => load_firmware(vcpu, path),
+        }
+    }
+}
+
+/// A raw ROM ends at 4 GiB, where the processor starts after reset (SDM volume 3, 10.1.4); its
+/// end is also below 1 MiB, for real mode.
+fn load_firmware(vcpu: &mut Vcpu, path: &Path) -> Result<(), BootError> {
+    let image = linux::read_file(path)?;
+    let error = |why: String| BootError::Firmware {
+        path: path.display().to_string(),
+        why,
+    };
+    let size = image.len();
+    if size == 0 || size % 4096 != 0 || size > ROM_LIMIT {
+        return Err(error(format!(
+            "it has {size} bytes; a multiple of 4096 up to {ROM_LIMIT} is possible"
+        )));
+    }
+    let rom = |reason: mmu::MemoryError| error(reason.to_string());
+    let low = &image[size - size.min(LOW_ROM_LIMIT)..];
+    let at = GuestPhys(ONE_MIB - low.len() as u64);
+    vcpu.mem
+        .store(at, low)
+        .map_err(|reason| error(reason.to_string()))?;
+    vcpu.mem.write_protect(at, low.len() as u64);
+    vcpu.mem
+        .add_rom(GuestPhys(FOUR_GIB - size as u64), &image)
+        .map_err(rom)
+}

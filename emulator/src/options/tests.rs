@@ -1,0 +1,129 @@
+use super::*;
+
+fn parse(line: &str) -> Result<Options, String> {
+    match Options::parse(line.split_whitespace().map(str::to_string))? {
+        Parsed::Run(options) => Ok(*options),
+        Parsed::Print(text) => Err(format!("printed: {text}")),
+    }
+}
+
+#[test]
+fn what_scripts_pass_to_qemu() {
+    let options = parse(
+        "-M q35,accel=tcg -cpu max,-avx2 --smp cpus=1 -m 1.5G -kernel k -initrd i \
+         -append quiet -nographic -no-reboot -nodefaults -serial mon:stdio -serial null \
+         -device isa-debug-exit,iobase=0xf4,iosize=0x04 -icount shift=3,sleep=off \
+         -rtc base=2020-02-29T01:02:03,clock=vm -monitor none -vga none -net none \
+         -name guest=x -mirror copies=3 -audit 5 -inject seed=1 -report r.json",
+    )
+    .unwrap();
+    assert_eq!(options.ram_bytes, 3 << 29);
+    assert_eq!(options.icount_shift, Some(3));
+    assert_eq!(options.rtc, Some(RtcBase::Date(1_582_938_123)));
+    assert_eq!(options.copies, 3);
+    assert_eq!(options.audit_every, Some(5_000_000));
+    let exit = options.debug_exit.unwrap();
+    assert_eq!((exit.iobase, exit.iosize), (0xf4, 4));
+    let targets = options.serial_targets().unwrap();
+    assert_eq!(targets[0], SerialTarget::Stdio { escapes: true });
+    assert_eq!(targets[1..3], [SerialTarget::Null, SerialTarget::None]);
+    assert!(options.no_reboot && options.boot().is_ok());
+}
+
+#[test]
+fn sizes_count_mebibytes() {
+    for (text, bytes) in [
+        ("512", 512 << 20),
+        ("512M", 512 << 20),
+        ("1048576K", 1 << 30),
+        ("2G", 2 << 30),
+        ("size=64", 64 << 20),
+    ] {
+        assert_eq!(parse(&format!("-m {text}")).unwrap().ram_bytes, bytes);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    // Arguments, then a word that the error has to contain.
+    for (line, word) in [
+        ("-frobnicate", "no such option"),
+        ("-drive file=x", "QEMU has"),
+        ("disk.img", "disk.img"),
+        ("-m", "missing"),
+        ("-m 12Q", "`Q`"),
+        ("-m x", "`x`"),
+        ("-m 0", "1M"),
+        ("-m 99999999999999999999", "not a size"),
+        ("-m 512,slots=2", "slots"),
+        ("-smp 4", "one processor"),
+        ("-smp cores=2", "one processor"),
+        ("-cpu nonesuch", "nonesuch"),
+        ("-cpu max,+nonesuch", "nonesuch"),
+        ("-accel kvm", "kvm"),
+        ("-machine microvm", "microvm"),
+        ("-machine pc,accel=kvm", "kvm"),
+        ("-machine pc,sata=off", "sata"),
+        ("-serial tcp::1", "possible"),
+        ("-serial file:", "missing"),
+        ("-monitor stdio", "no monitor"),
+        ("-display gtk", "none"),
+        ("-device e1000", "e1000"),
+        ("-device isa-debug-exit,iobase=99999", "99999"),
+        ("-device isa-debug-exit,iosize=0", "65536"),
+        ("-icount shift=99", "shift"),
+        ("-icount sleep=off", "missing"),
+        ("-rtc base=2026-02-30", "date"),
+        ("-rtc base=yesterday", "date"),
+        ("-d nonesuch", "nonesuch"),
+        ("-mirror copies=9", "copies"),
+        ("-mirror sideways", "copies"),
+        ("-audit 0", "1"),
+    ] {
+        let error = parse(line).unwrap_err();
+        assert!(error.contains(word), "{line}: {error}");
+        assert_eq!(error.lines().count(), 1, "{line}: {error}");
+    }
+}
+
+#[test]
+fn what_cannot_start_is_named() {
+    for (line, word) in [
+        ("", "-kernel"),
+        ("-initrd i", "-kernel"),
+        ("-append x", "-kernel"),
+        ("-kernel k -bios b", "firmware"),
+    ] {
+        let error = parse(line).unwrap().boot().unwrap_err();
+        assert!(error.contains(word), "{line}: {error}");
+    }
+    let twice = parse("-serial stdio -serial mon:stdio").unwrap();
+    assert!(twice.serial_targets().is_err());
+}
+
+#[test]
+fn the_console_is_where_qemu_has_it() {
+    let first = |line: &str| parse(line).unwrap().serial_targets().unwrap()[0].clone();
+    assert_eq!(first("-nographic"), SerialTarget::Stdio { escapes: true });
+    assert_eq!(first(""), SerialTarget::Stdio { escapes: true });
+    assert_eq!(first("-display none"), SerialTarget::Null);
+    assert_eq!(first("-nographic -nodefaults"), SerialTarget::None);
+    assert_eq!(
+        first("-display none -serial stdio"),
+        SerialTarget::Stdio { escapes: false }
+    );
+}
+
+#[test]
+fn names_are_unique_and_help_has_them_all() {
+    let text = help();
+    let mut names: Vec<&str> = OPTIONS.iter().flat_map(|row| row.names).copied().collect();
+    for name in &names {
+        assert!(text.contains(&format!("-{name}")), "{name}");
+        assert!(!ABSENT.contains(name), "{name} is both there and absent");
+    }
+    names.sort_unstable();
+    let count = names.len();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}

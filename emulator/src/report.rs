@@ -1,0 +1,220 @@
+//! The report of a run: what was injected and what became of it, as text and as JSON.
+
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use dbt::cache::CacheStatistics;
+use fault_injector::{Counts, Ledger};
+use serde::Serialize;
+
+use crate::inject::Injector;
+use crate::machine::Machine;
+
+/// A report could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the report to {}: {source}", path.display())]
+pub struct ReportError {
+    /// Where it should have gone.
+    pub path: PathBuf,
+    /// The host's reason.
+    pub source: std::io::Error,
+}
+
+/// Counts of a run, at one moment of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The injections; all counts are 0 without a plan.
+    #[serde(flatten)]
+    pub ledger: Ledger,
+    /// Turns of the plan that found no page of the wanted kind.
+    pub skipped: u64,
+    /// The seed of the plan.
+    pub seed: Option<u64>,
+    /// Copies of each page.
+    pub copies: usize,
+    /// Guest instructions executed (approximate unless they are counted).
+    pub instructions: u64,
+    /// Nanoseconds of virtual time.
+    pub virtual_nanoseconds: u64,
+    /// Spare frames of each copy that pages were moved to.
+    pub spare_frames_used: u32,
+    /// Spare frames of each copy at the start.
+    pub spare_frames: u32,
+    /// What the translator did.
+    pub translation: Translation,
+}
+
+/// Counts of the block cache.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Translation {
+    /// Blocks translated.
+    pub translated: u64,
+    /// Blocks dropped because their page was written, or a frame of it went bad.
+    pub invalidated: u64,
+    /// Areas of the code cache emptied for room.
+    pub evictions: u64,
+}
+
+impl Report {
+    /// What is known of a machine now. [`Injector::settle`] is to be called before.
+    pub fn of(machine: &Machine, injector: Option<&Injector>) -> Report {
+        let CacheStatistics {
+            translated,
+            invalidated,
+            evictions,
+            ..
+        } = machine.vcpu.statistics();
+        let (spare_frames_used, spare_frames) = machine.vcpu.mem.spares();
+        Report {
+            ledger: injector.map_or_else(Ledger::new, |injector| injector.ledger().clone()),
+            skipped: injector.map_or(0, Injector::skipped),
+            seed: injector.map(|injector| injector.plan().seed),
+            copies: machine.vcpu.mem.copies(),
+            instructions: machine.vcpu.instructions(),
+            virtual_nanoseconds: machine.now(),
+            spare_frames_used,
+            spare_frames,
+            translation: Translation {
+                translated,
+                invalidated,
+                evictions,
+            },
+        }
+    }
+
+    /// Writes the report as JSON: the file is replaced as a whole or not at all.
+    pub fn write_json(&self, path: &Path) -> Result<(), ReportError> {
+        let error = |source| ReportError {
+            path: path.to_path_buf(),
+            source,
+        };
+        let mut name = path
+            .file_name()
+            .ok_or_else(|| {
+                error(std::io::Error::new(
+                    std::io::ErrorKind::InvalidInput,
+                    "this names no file",
+                ))
+            })?
+            .to_os_string();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| error(e.into()))?;
+        text.push(b'\n');
+        let written = std::fs::File::create(&temporary).and_then(|mut file| {
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, path)
+        });
+        written.map_err(|source| {
+            // It may not exist; the error that matters is the first one.
+            let _ = std::fs::remove_file(&temporary);
+            error(source)
+        })
+    }
+}
+
+/// Counts by fate in words.
+struct Fates(Counts);
+
+impl fmt::Display for Fates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts {
+            injected,
+            recovered,
+            rebuilt,
+            remapped,
+            overwritten,
+            unread,
+            lost,
+        } = self.0;
+        write!(
+            f,
+            "injected {injected}: recovered {recovered}, rebuilt {rebuilt}, remapped {remapped}, \
+             overwritten {overwritten}, unread {unread}, lost {lost}"
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", Fates(self.ledger.counts()))?;
+        for (class, counts) in self.ledger.by_class() {
+            writeln!(f, "  {:<12} {}", class.name(), Fates(counts))?;
+        }
+        if self.skipped != 0 {
+            writeln!(
+                f,
+                "  {} injections skipped: no such page at that moment",
+                self.skipped
+            )?;
+        }
+        writeln!(
+            f,
+            "{} instructions in {:.3} s; {} {} of each page, {} of {} spare frames used",
+            self.instructions,
+            self.virtual_nanoseconds as f64 / 1e9,
+            self.copies,
+            if self.copies == 1 { "copy" } else { "copies" },
+            self.spare_frames_used,
+            self.spare_frames
+        )?;
+        writeln!(
+            f,
+            "{} blocks translated, {} dropped because their page changed, {} cache areas emptied",
+            self.translation.translated, self.translation.invalidated, self.translation.evictions
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            ledger: Ledger::new(),
+            skipped: 2,
+            seed: Some(7),
+            copies: 2,
+            instructions: 12,
+            virtual_nanoseconds: 1_500_000_000,
+            spare_frames_used: 1,
+            spare_frames: 1024,
+            translation: Translation {
+                translated: 3,
+                invalidated: 1,
+                evictions: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn the_text() {
+        let text = report().to_string();
+        assert!(
+            text.starts_with("injected 0: recovered 0, rebuilt 0,"),
+            "{text}"
+        );
+        assert!(text.contains("12 instructions in 1.500 s; 2 copies of each page"));
+    }
+
+    #[test]
+    fn the_file_is_replaced_and_an_error_names_it() {
+        let folder = std::env::temp_dir().join(format!("report-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("report.json");
+        std::fs::write(&path, "old").unwrap();
+        report().write_json(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["injected"], 0);
+        assert_eq!(value["seed"], 7);
+        assert_eq!(value["translation"]["translated"], 3);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        std::fs::remove_dir_all(&folder).unwrap();
+        let error = report().write_json(&path).unwrap_err().to_string();
+        assert!(error.contains("report.json"), "{error}");
+    }
+}
