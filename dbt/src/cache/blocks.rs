@@ -65,6 +65,10 @@ pub struct Block {
     pub indirect_entry: CodeOffset,
     /// Offset of each instruction's code from `base`, and of the end.
     pub insn_starts: Box<[u32]>,
+    /// Arithmetic flags that each instruction finds as they are.
+    pub live_flags: Box<[u16]>,
+    /// Bit i: instruction i finds its flags in their saved place only.
+    pub flags_away: u64,
     /// Jumps to known addresses.
     pub exits: Vec<Exit>,
     /// (block, exit) of every jump linked here.
@@ -375,6 +379,8 @@ impl BlockCache {
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
             insn_starts: emitted.insn_starts.clone().into_boxed_slice(),
+            live_flags: emitted.live_flags.clone().into_boxed_slice(),
+            flags_away: emitted.flags_away,
             exits: emitted
                 .exits
                 .iter()

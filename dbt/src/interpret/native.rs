@@ -193,7 +193,8 @@ fn execute_with(
         // The operand keeps its alignment, which some instructions insist on.
         offset = (at.0 & 63) as usize;
         let mut bytes = [0u8; 64];
-        if matches!(operand, Operand::Read | Operand::Modify) {
+        // What an x87 store leaves alone for an exception stays as it is.
+        if operand != Operand::Write {
             cx.load_bytes(at, &mut bytes[..size])?;
         }
         let bounce = &mut engine.block.get_mut().exchange.bounce.0;

@@ -47,7 +47,8 @@ pub enum Operand {
     Read,
     /// Stores, and may be executed once for each copy.
     Write,
-    /// Stores, with a side effect (an x87 pop) that must happen once.
+    /// Stores once: an x87 store pops, or notes an exception that its repetition would raise;
+    /// with an unmasked exception it does not store at all.
     WriteOnce,
     /// Loads, computes, stores.
     Modify,
@@ -94,6 +95,7 @@ impl Classifier {
             FlowControl::Next => match insn.mnemonic() {
                 Mnemonic::Lea if insn.memory_base() != Register::EIP => Kind::Lea,
                 Mnemonic::Nop
+                | Mnemonic::Reservednop
                 | Mnemonic::Endbr32
                 | Mnemonic::Endbr64
                 | Mnemonic::Prefetchnta
@@ -334,6 +336,8 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
         | Mnemonic::Ud0
         | Mnemonic::Ud1
         | Mnemonic::Ud2 => return None,
+        // With CR0.TS set it may raise #NM.
+        Mnemonic::Wait if !mode.has(Mode::X87) => return None,
         _ => {}
     }
     let mut operand = Operand::None;
@@ -361,9 +365,12 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
                 operand = match access[index as usize] {
                     OpAccess::Read | OpAccess::CondRead => Operand::Read,
                     OpAccess::Write => match insn.mnemonic() {
-                        Mnemonic::Fstp | Mnemonic::Fistp | Mnemonic::Fisttp | Mnemonic::Fbstp => {
-                            Operand::WriteOnce
-                        }
+                        Mnemonic::Fst
+                        | Mnemonic::Fist
+                        | Mnemonic::Fstp
+                        | Mnemonic::Fistp
+                        | Mnemonic::Fisttp
+                        | Mnemonic::Fbstp => Operand::WriteOnce,
                         _ => Operand::Write,
                     },
                     OpAccess::ReadWrite | OpAccess::ReadCondWrite => Operand::Modify,

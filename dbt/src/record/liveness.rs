@@ -11,6 +11,22 @@ pub const ALL: u32 = RflagsBits::CF
     | RflagsBits::SF
     | RflagsBits::OF;
 
+/// The same flags at their EFLAGS positions.
+pub fn at_positions(bits: u32) -> u16 {
+    use crate::guest::flags;
+    [
+        (RflagsBits::CF, flags::CF),
+        (RflagsBits::PF, flags::PF),
+        (RflagsBits::AF, flags::AF),
+        (RflagsBits::ZF, flags::ZF),
+        (RflagsBits::SF, flags::SF),
+        (RflagsBits::OF, flags::OF),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |all, (_, flag)| all | flag as u16)
+}
+
 /// Flags that an instruction reads.
 pub fn read(insn: &Instruction) -> u32 {
     insn.rflags_read() & ALL

@@ -87,7 +87,7 @@ pub(crate) fn store_x87(area: &mut FxsaveArea) {
     area.0[..24].copy_from_slice(&image.0[..24]);
     area.0[24..28].copy_from_slice(&mxcsr);
     area.0[32..160].copy_from_slice(&image.0[32..160]);
-    // The instruction and data pointers are the host's own addresses: no business of the
+    // The opcode, instruction and data pointers are the host's own addresses: no business of the
     // guest's (processors with deprecated FCS and FDS zero them likewise).
-    area.0[8..24].fill(0);
+    area.0[6..24].fill(0);
 }

@@ -6,6 +6,7 @@ use super::upcall::{Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
 use crate::guest::{Exception, Mode, flags};
+use crate::interpret::address::is_canonical;
 use crate::interpret::native::{pack_flags, unpack_flags};
 use crate::interpret::{self};
 
@@ -53,6 +54,12 @@ impl Vcpu {
         block.cpu.arithmetic_flags = unpack_flags(packed);
     }
 
+    /// Clears the flags that are overwritten before anything reads them: what memory checks
+    /// left in them depends on host addresses, and must not be seen.
+    fn forget_dead_flags(&mut self, live: u64) {
+        self.cpu_mut().arithmetic_flags &= live;
+    }
+
     /// Continues in emitted code at an address, with the flags as the registers say.
     fn resume(&mut self, address: u64) -> u64 {
         let block = self.block.get_mut();
@@ -67,6 +74,7 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let live = u64::from(block.live_flags[index]);
         let epoch = self.block.get().tlb.fetch_epoch;
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
@@ -74,13 +82,16 @@ impl Vcpu {
         let write = record.write != 0;
         let mut cx = self.context();
         let view = interpret::view(cx.cpu.mode);
-        if linear.page_offset() + size <= mmu::PAGE_SIZE as usize {
+        // What crosses a page, or is not canonical, is the interpreter's.
+        let canonical = !cx.cpu.code64() || is_canonical(linear.0);
+        if canonical && linear.page_offset() + size <= mmu::PAGE_SIZE as usize {
             let access = if write {
                 interpret::Access::Write
             } else {
                 interpret::Access::Read
             };
             if let Err(exception) = cx.translate(linear, access) {
+                self.forget_dead_flags(live);
                 self.give_back(total, index);
                 self.raise(exception);
                 return LEAVE;
@@ -119,12 +130,14 @@ impl Vcpu {
         let total = block.insns.len();
         let insn = block.insns[index];
         let mode = block.key.mode;
+        let live = u64::from(block.live_flags[index]);
         let next = self
             .cache
             .region()
             .address(CodeOffset(block.base.0 + block.insn_starts[index + 1]));
         let epoch = self.block.get().tlb.fetch_epoch;
         self.publish_count_within(total, index);
+        self.forget_dead_flags(live);
         let mut cx = self.context();
         cx.cpu.rip = insn.ip();
         if let Err(exception) = interpret::execute(&mut cx, &insn) {
@@ -235,8 +248,14 @@ impl Vcpu {
         };
         let block = self.cache.block(id).expect("found by its code");
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let live = u64::from(block.live_flags[index]);
+        let arithmetic = if block.flags_away >> index & 1 != 0 {
+            unpack_flags(self.block.get().exchange.saved_flags)
+        } else {
+            rflags & flags::ARITHMETIC
+        };
         let cpu = self.cpu_mut();
-        cpu.arithmetic_flags = rflags & flags::ARITHMETIC;
+        cpu.arithmetic_flags = arithmetic & live;
         cpu.rip = rip;
         self.give_back(total, index);
         self.raise(match vector {

@@ -26,6 +26,11 @@ pub struct Emitted {
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
     pub insn_starts: Vec<u32>,
+    /// Arithmetic flags, at their EFLAGS positions, that each instruction finds as they are;
+    /// the others are overwritten before anything reads them, and may be lost.
+    pub live_flags: Vec<u16>,
+    /// Bit i: instruction i finds its flags in `saved_flags` only.
+    pub flags_away: u64,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -146,7 +151,11 @@ pub fn emit(
         emitter.restore_flags();
     }
     dynasm!(emitter.ops ; .arch x64 ; jmp =>entry_label);
-    let (code, exits, insn_starts) = emitter.finish();
+    let (code, exits, insn_starts, flags_away) = emitter.finish();
+    let live_flags = needed
+        .iter()
+        .map(|&flags| liveness::at_positions(flags))
+        .collect();
     Emitted {
         code,
         entry,
@@ -155,6 +164,8 @@ pub fn emit(
         indirect_entry,
         exits,
         insn_starts,
+        live_flags,
+        flags_away,
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Emitter<'a> {
     pub(super) exits: Vec<ExitSite>,
     /// Resume points of memory slow paths: (index of the stub, offset in the block).
     pub(super) insn_starts: Vec<u32>,
+    /// Instructions that find the guest's flags in their saved place only, by index.
+    pub(super) flags_away: u64,
     pub(super) bmi2: bool,
 }
 
@@ -104,6 +106,7 @@ impl<'a> Emitter<'a> {
             stubs: Vec::new(),
             exits: Vec::new(),
             insn_starts: Vec::new(),
+            flags_away: 0,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         }
     }
@@ -196,6 +199,14 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// Notes where the flags are for an instruction that may fault on the host, just before
+    /// it is emitted.
+    pub(super) fn note_flags(&mut self, insn: usize) {
+        if self.flags.saved && !self.flags.host {
+            self.flags_away |= 1 << insn;
+        }
+    }
+
     /// An upcall record for an instruction of the block, with the flags as they are here.
     pub(super) fn record(&self, kind: UpcallKind, insn: usize) -> Upcall {
         Upcall {
@@ -250,7 +261,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits everything that goes behind the block's end, and returns the code.
-    pub(super) fn finish(mut self) -> (Vec<u8>, Vec<ExitSite>, Vec<u32>) {
+    pub(super) fn finish(mut self) -> (Vec<u8>, Vec<ExitSite>, Vec<u32>, u64) {
         let stubs = std::mem::take(&mut self.stubs);
         for stub in stubs {
             match stub {
@@ -300,7 +311,7 @@ impl<'a> Emitter<'a> {
             let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
             code[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
         }
-        (code, self.exits, self.insn_starts)
+        (code, self.exits, self.insn_starts, self.flags_away)
     }
 
     /// The scratch registers, in the order in which operands are staged.

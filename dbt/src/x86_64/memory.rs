@@ -43,7 +43,8 @@ impl Address {
             Register::GS => Some(5),
             _ => None,
         };
-        if segment.is_some() && !code64 {
+        // A flat code segment is still not writable, and perhaps not readable.
+        if !code64 && (segment.is_some() || insn.memory_segment() == Register::CS) {
             return None;
         }
         let mut address = Address {

@@ -91,13 +91,14 @@ impl Emitter<'_> {
         insn.set_has_xrelease_prefix(false);
         if operand == Operand::None {
             insn.set_segment_prefix(Register::None);
-            return self.on_registers(&insn, class, need);
+            return self.on_registers(index, &insn, class, need);
         }
         self.on_memory(index, &insn, class, operand, need)
     }
 
     fn on_registers(
         &mut self,
+        index: usize,
         insn: &Instruction,
         class: &Class,
         need: Need,
@@ -109,6 +110,7 @@ impl Emitter<'_> {
         if need.in_host(insn) {
             self.restore_flags();
         }
+        self.note_flags(index);
         self.load_staged(&staging);
         self.bytes(&bytes);
         self.store_staged(&staging);
@@ -168,6 +170,7 @@ impl Emitter<'_> {
         if need.in_host(insn) {
             self.restore_flags();
         }
+        self.note_flags(index);
         self.load_staged(&staging);
         match operand {
             Operand::None | Operand::Read => self.bytes(&native),

@@ -1,0 +1,345 @@
+//! The translator against the interpreter: random programs have to end in the same state, with
+//! all copies of memory equal, and where instructions are counted, after every number of them.
+//!
+//! `DBT_BLOCKS_CASES` sets how many programs a mode gets, `DBT_BLOCKS_SEED` where they start.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod instruction;
+mod machine;
+mod program;
+mod random;
+mod reference;
+
+use std::cell::RefCell;
+use std::fmt::Write;
+
+use dbt::guest::flags;
+use dbt::{EngineOptions, Stop};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use machine::{HANDLER_STACK, Machine};
+use program::{Program, Recipe};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use random::Random;
+use reference::{Moment, Run};
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+/// The engines that one program is run on.
+struct Bench {
+    interpreter: Machine,
+    translator: Machine,
+    counted: Machine,
+    used: u32,
+    tally: Tally,
+}
+
+/// What became of the programs: if most said nothing the test would be worth little.
+#[derive(Default, Debug)]
+struct Tally {
+    programs: u64,
+    told: u64,
+    faulted: u64,
+    instructions: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let options = |counted, interpret_only| EngineOptions {
+            counted,
+            interpret_only,
+            ..EngineOptions::default()
+        };
+        Bench {
+            interpreter: Machine::new(options(true, true), 2),
+            translator: Machine::new(options(false, false), 2),
+            counted: Machine::new(options(true, false), 2),
+            used: 0,
+            tally: Tally::default(),
+        }
+    }
+}
+
+fn listing(recipe: &Recipe, program: &Program) -> String {
+    let mut text = format!(
+        "{recipe:x?}\nring {} cr0+{:#x} cr4-{:#x} maps_hole {} flags {:#x}\n",
+        program.ring, program.cr0, program.cr4_off, program.maps_hole, program.flags
+    );
+    for (index, value) in program.gpr.iter().enumerate() {
+        let _ = write!(text, "r{index}={value:#x} ");
+    }
+    text.push('\n');
+    let mut decoder = Decoder::with_ip(
+        program.bits,
+        &program.code,
+        program.start,
+        DecoderOptions::NONE,
+    );
+    while decoder.can_decode() {
+        let insn = decoder.decode();
+        let from = (insn.ip() - program.start) as usize;
+        let bytes: String = program.code[from..from + insn.len()]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let _ = writeln!(text, "{:#x} {bytes:<24} {insn}", insn.ip());
+    }
+    text
+}
+
+fn compare_registers(what: &str, expected: &Moment, actual: &Machine, text: &mut String) {
+    let cpu = actual.vcpu.cpu();
+    for (number, (theirs, ours)) in expected.gpr.iter().zip(cpu.gpr).enumerate() {
+        if *theirs != ours {
+            let _ = writeln!(text, "{what}: r{number} {ours:#x}, interpreter {theirs:#x}");
+        }
+    }
+    if cpu.rip != expected.rip {
+        let _ = writeln!(
+            text,
+            "{what}: rip {:#x}, interpreter {:#x}",
+            cpu.rip, expected.rip
+        );
+    }
+    let mask = !expected.undefined;
+    if (cpu.rflags() ^ expected.rflags) & mask != 0 {
+        let _ = writeln!(
+            text,
+            "{what}: rflags {:#x}, interpreter {:#x} (undefined {:#x})",
+            cpu.rflags(),
+            expected.rflags,
+            expected.undefined
+        );
+    }
+}
+
+/// Everything else: vector state, CR2, memory, what the device saw, the copies.
+fn compare_rest(what: &str, run: &Run, bench: (&mut Machine, &mut Machine), text: &mut String) {
+    let (expected, actual) = bench;
+    let (theirs, ours) = (expected.vcpu.cpu(), actual.vcpu.cpu());
+    for number in 0..16 {
+        let (theirs, ours) = (theirs.vector.ymm[number], ours.vector.ymm[number]);
+        if theirs != ours {
+            let _ = writeln!(
+                text,
+                "{what}: ymm{number} {ours:x?}, interpreter {theirs:x?}"
+            );
+        }
+    }
+    let (a, b) = (&theirs.vector, &ours.vector);
+    if a.mxcsr != b.mxcsr {
+        let _ = writeln!(
+            text,
+            "{what}: mxcsr {:#x}, interpreter {:#x}",
+            b.mxcsr, a.mxcsr
+        );
+    }
+    if a.fxsave.0[..160] != b.fxsave.0[..160] {
+        let (a, b) = (&a.fxsave.0[..160], &b.fxsave.0[..160]);
+        let _ = writeln!(text, "{what}: x87 {b:x?}, interpreter {a:x?}");
+    }
+    if theirs.control != ours.control {
+        let (a, b) = (&theirs.control, &ours.control);
+        let _ = writeln!(text, "{what}: control {b:x?}, interpreter {a:x?}");
+    }
+    if theirs.segments != ours.segments {
+        let _ = writeln!(text, "{what}: segments differ");
+    }
+    if *expected.log.borrow() != *actual.log.borrow() {
+        let (a, b) = (&expected.log.borrow(), &actual.log.borrow());
+        let _ = writeln!(text, "{what}: device {b:x?}, interpreter {a:x?}");
+    }
+    let (mut theirs, mut ours) = (expected.memory(), actual.memory());
+    if run.faulted {
+        // The flags in the exception frame: whatever size it has, they are at one of these.
+        for at in [HANDLER_STACK as usize - 24, HANDLER_STACK as usize - 12] {
+            for (memory, mask) in [
+                (&mut theirs, run.frame_undefined),
+                (&mut ours, run.frame_undefined),
+            ] {
+                memory[at] &= !(mask as u8);
+                memory[at + 1] &= !((mask >> 8) as u8);
+            }
+        }
+    }
+    let differences: Vec<usize> = (0..ours.len())
+        .filter(|&at| ours[at] != theirs[at])
+        .collect();
+    for &at in differences.iter().take(8) {
+        let _ = writeln!(
+            text,
+            "{what}: memory at physical {at:#x} is {:#x}, interpreter {:#x}",
+            ours[at], theirs[at]
+        );
+    }
+    if let Err(error) = actual.vcpu.mem.audit() {
+        let _ = writeln!(text, "{what}: the copies differ: {error}");
+    }
+}
+
+/// Runs one program everywhere; what differs, or `None` if it says nothing.
+fn check(bench: &mut Bench, recipe: &Recipe) -> Option<String> {
+    let program = recipe.build();
+    let mut text = String::new();
+    bench.interpreter.set_up(&program);
+    let before = bench.interpreter.vcpu.instructions();
+    bench.tally.programs += 1;
+    let run = reference::run(&mut bench.interpreter, recipe.bits)?;
+    let executed = bench.interpreter.vcpu.instructions() - before;
+    bench.tally.told += 1;
+    bench.tally.faulted += u64::from(run.faulted);
+    bench.tally.instructions += executed;
+    let last = run.moments.last()?;
+
+    bench.translator.set_up(&program);
+    let stop = bench.translator.vcpu.run();
+    if stop != Stop::Halted {
+        let _ = writeln!(text, "translator: stopped for {stop:?}");
+    }
+    compare_registers("translator", last, &bench.translator, &mut text);
+    let pair = (&mut bench.interpreter, &mut bench.translator);
+    compare_rest("translator", &run, pair, &mut text);
+
+    bench.counted.set_up(&program);
+    let mut random = Random::new(recipe.setting ^ 0x5555);
+    let start = bench.counted.vcpu.instructions();
+    let chunk = 1 + random.below(20);
+    let mut goal = start;
+    loop {
+        goal += 1 + random.below(chunk);
+        bench.counted.vcpu.set_goal(goal);
+        let stop = bench.counted.vcpu.run();
+        let done = bench.counted.vcpu.instructions() - start;
+        match stop {
+            Stop::Budget if bench.counted.vcpu.cpu().halted == 0 => {
+                if done != goal - start {
+                    let _ = writeln!(text, "counted: {done} done, {} allowed", goal - start);
+                    break;
+                }
+                let Some(mut expected) = run.moments.get(done as usize).cloned() else {
+                    let _ = writeln!(text, "counted: {done} of {executed} and not halted");
+                    break;
+                };
+                let what = format!("counted, after {done}");
+                let rip = bench.counted.vcpu.cpu().rip;
+                expected.undefined |= reference::dead(&mut bench.counted, recipe.bits, rip);
+                compare_registers(&what, &expected, &bench.counted, &mut text);
+                if !text.is_empty() {
+                    break;
+                }
+            }
+            Stop::Budget | Stop::Halted => {
+                if done != executed {
+                    let _ = writeln!(text, "counted: {done} instructions of {executed}");
+                }
+                compare_registers("counted", last, &bench.counted, &mut text);
+                let pair = (&mut bench.interpreter, &mut bench.counted);
+                compare_rest("counted", &run, pair, &mut text);
+                break;
+            }
+            other => {
+                let _ = writeln!(text, "counted: stopped for {other:?}");
+                break;
+            }
+        }
+    }
+    (!text.is_empty()).then(|| listing(recipe, &program) + &text)
+}
+
+fn explore(bits: u32, salt: u64) {
+    let cases = setting("DBT_BLOCKS_CASES", 400) as u32;
+    let seed = setting("DBT_BLOCKS_SEED", 1).wrapping_add(salt);
+    let verbose = std::env::var_os("DBT_BLOCKS_VERBOSE").is_some();
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 3000,
+        ..Config::default()
+    };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let strategy = (
+        any::<u64>().no_shrink(),
+        proptest::collection::vec(any::<u64>().no_shrink(), 1..40),
+    );
+    let bench = RefCell::new(Bench::new());
+    let outcome = runner.run(&strategy, |(setting, operations)| {
+        let recipe = Recipe {
+            bits,
+            setting,
+            operations,
+        };
+        let mut bench = bench.borrow_mut();
+        bench.used += 1;
+        if bench.used % 256 == 0 {
+            let tally = std::mem::take(&mut bench.tally);
+            *bench = Bench::new();
+            bench.tally = tally;
+        }
+        if verbose {
+            eprintln!("{}", listing(&recipe, &recipe.build()));
+        }
+        match check(&mut bench, &recipe) {
+            None => Ok(()),
+            Some(text) => {
+                *bench = Bench::new();
+                Err(TestCaseError::fail(text))
+            }
+        }
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+    let tally = &bench.borrow().tally;
+    eprintln!("{bits} bits: {tally:?}");
+    assert!(tally.told * 2 > tally.programs, "most programs say nothing");
+}
+
+#[test]
+fn programs_of_64_bits() {
+    explore(64, 0);
+}
+
+#[test]
+fn programs_of_32_bits() {
+    explore(32, 1 << 32);
+}
+
+/// What the programs are made of: nothing of importance may never be drawn.
+#[test]
+fn programs_have_everything() {
+    let mut seen = std::collections::HashSet::new();
+    let mut random = Random::new(7);
+    for _ in 0..1500 {
+        let recipe = Recipe {
+            bits: 64,
+            setting: random.next(),
+            operations: (0..30).map(|_| random.next()).collect(),
+        };
+        let program = recipe.build();
+        assert_eq!(program.flags & !flags::ARITHMETIC, 0);
+        let mut decoder = Decoder::with_ip(64, &program.code, program.start, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            seen.insert(decoder.decode().mnemonic());
+        }
+    }
+    use Mnemonic::*;
+    #[rustfmt::skip]
+    let wanted = [
+        Adc, Add, And, Bsf, Bsr, Bswap, Bt, Btc, Btr, Bts, Call, Cdq, Cmova, Cmp, Cmpxchg, Cqo,
+        Cwde, Dec, Div, Fadd, Fld, Fstp, Idiv, Imul, Inc, Ja, Je, Jmp, Lahf, Lea, Leave, Mov,
+        Movaps, Movbe, Movdqu, Movsb, Movss, Movsx, Movsxd, Movzx, Mul, Mulx, Neg, Not, Or, Paddb,
+        Pextrd, Pop, Push, Pushfq, Rcl, Rcr, Ret, Rol, Sahf, Sar, Sbb, Scasb, Seta, Shl, Shld, Shr,
+        Stosb, Sub, Test, Vaddps, Vmovdqu, Vpshufb, Xadd, Xchg, Xor,
+    ];
+    let missing: Vec<_> = wanted.iter().filter(|m| !seen.contains(m)).collect();
+    assert!(missing.is_empty(), "never drawn: {missing:?}");
+}

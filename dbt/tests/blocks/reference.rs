@@ -1,0 +1,166 @@
+//! The reference: the interpreter, one instruction at a time, with what is known of flags that
+//! the manual leaves undefined.
+
+use dbt::Stop;
+use dbt::guest::{CpuState, flags};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
+use mmu::GuestPhys;
+
+use crate::machine::{HANDLERS, HANDLERS_END, Machine, physical};
+
+/// Longer programs are not looked at.
+const LONGEST_RUN: usize = 4000;
+
+/// The registers after one instruction.
+#[derive(Clone)]
+pub struct Moment {
+    pub gpr: [u64; 16],
+    pub rip: u64,
+    pub rflags: u64,
+    /// Arithmetic flags that mean nothing here.
+    pub undefined: u64,
+}
+
+/// A whole run.
+pub struct Run {
+    pub moments: Vec<Moment>,
+    /// Arithmetic flags that mean nothing in the last exception frame.
+    pub frame_undefined: u64,
+    /// Whether any exception was delivered.
+    pub faulted: bool,
+}
+
+fn arithmetic(bits: u32) -> u64 {
+    [
+        (RflagsBits::OF, flags::OF),
+        (RflagsBits::SF, flags::SF),
+        (RflagsBits::ZF, flags::ZF),
+        (RflagsBits::AF, flags::AF),
+        (RflagsBits::CF, flags::CF),
+        (RflagsBits::PF, flags::PF),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |all, (_, flag)| all | flag)
+}
+
+/// Flags that an instruction leaves undefined.
+fn leaves_undefined(insn: &Instruction, cpu: &CpuState) -> u64 {
+    use Mnemonic::*;
+    let count = match insn.mnemonic() {
+        Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => Some(1),
+        Shld | Shrd => Some(2),
+        _ => None,
+    };
+    let Some(operand) = count else {
+        return arithmetic(insn.rflags_undefined());
+    };
+    let size = if insn.op0_kind() == OpKind::Register {
+        insn.op0_register().size()
+    } else {
+        insn.memory_size().size()
+    };
+    let raw = match insn.op_kind(operand) {
+        OpKind::Register => cpu.gpr[1],
+        _ => insn.immediate(operand),
+    };
+    let masked = raw & if size == 8 { 63 } else { 31 };
+    let logical = !matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr);
+    let mut undefined = 0;
+    if masked > 0 && logical {
+        undefined |= flags::AF;
+    }
+    if masked > 1 {
+        undefined |= flags::OF;
+    }
+    if masked as usize >= 8 * size && logical && insn.mnemonic() != Sar {
+        undefined |= flags::CF;
+    }
+    undefined
+}
+
+/// Flags that are overwritten, whatever the operands are, before anything reads them in the
+/// code from here on: an engine may have lost them when the first instruction faults.
+pub fn dead(machine: &mut Machine, bits: u32, mut rip: u64) -> u64 {
+    let mut dead = 0;
+    let mut read = 0;
+    for _ in 0..80 {
+        let insn = decode(machine, bits, rip);
+        read |= arithmetic(insn.rflags_read());
+        dead |= arithmetic(insn.rflags_modified()) & !read;
+        if insn.flow_control() != FlowControl::Next || insn.mnemonic() == Mnemonic::Hlt {
+            break;
+        }
+        rip = insn.next_ip();
+    }
+    dead
+}
+
+fn decode(machine: &mut Machine, bits: u32, rip: u64) -> Instruction {
+    let mut bytes = [0; 15];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        let at = GuestPhys(physical(rip + index as u64));
+        let mut one = [0];
+        if machine.vcpu.mem.load(at, &mut one).is_ok() {
+            *byte = one[0];
+        }
+    }
+    Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE).decode()
+}
+
+fn moment(cpu: &CpuState, undefined: u64) -> Moment {
+    Moment {
+        gpr: cpu.gpr,
+        rip: cpu.rip,
+        rflags: cpu.rflags(),
+        undefined,
+    }
+}
+
+/// Runs to the end, if that is near. `None` also where a program makes use of an undefined
+/// flag.
+pub fn run(machine: &mut Machine, bits: u32) -> Option<Run> {
+    let mut undefined = 0;
+    let mut run = Run {
+        moments: vec![moment(machine.vcpu.cpu(), 0)],
+        frame_undefined: 0,
+        faulted: false,
+    };
+    let handlers = HANDLERS..HANDLERS_END;
+    loop {
+        let rip = machine.vcpu.cpu().rip;
+        let insn = decode(machine, bits, rip);
+        let reads = arithmetic(insn.rflags_read());
+        let leaves = leaves_undefined(&insn, machine.vcpu.cpu());
+        let goal = machine.vcpu.instructions() + 1;
+        machine.vcpu.set_goal(goal);
+        let stop = machine.vcpu.run();
+        let now = machine.vcpu.cpu().rip;
+        if handlers.contains(&now) && !handlers.contains(&rip) {
+            run.faulted = true;
+            let dead = undefined | dead(machine, bits, rip);
+            run.frame_undefined = dead;
+            undefined = dead;
+        } else if matches!(
+            insn.mnemonic(),
+            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+        ) {
+            undefined = run.frame_undefined;
+        } else {
+            if reads & undefined != 0 {
+                return None;
+            }
+            undefined &= !arithmetic(insn.rflags_modified() & !insn.rflags_undefined());
+            undefined |= leaves;
+        }
+        run.moments.push(moment(machine.vcpu.cpu(), undefined));
+        if machine.vcpu.cpu().halted != 0 {
+            return Some(run);
+        }
+        match stop {
+            Stop::Budget if run.moments.len() < LONGEST_RUN => {}
+            Stop::Shutdown => return Some(run),
+            _ => return None,
+        }
+    }
+}
