@@ -116,6 +116,13 @@ const SPIN_SAMPLES: u32 = 25;
 /// Virtual time that a processor with interrupts off gets for a non-maskable one to arrive.
 const DEAD_AFTER: u64 = 1_000_000_000;
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The timer sets a word of the processor: it goes first.
+        self.pc.borrow_mut().waker = None;
+    }
+}
+
 impl Machine {
     /// Builds a machine at reset, with its firmware tables in memory.
     pub fn new(mut config: MachineConfig) -> Result<Machine, MachineError> {
