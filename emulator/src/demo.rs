@@ -20,9 +20,9 @@ use crate::report::{Report, ReportError};
 /// What `kmemvisor demo` takes.
 pub const USAGE: &str = "usage: kmemvisor demo [-mirror off|copies=N] [-inject PLAN] [-rounds N] \
                          [-report FILE] [-interpret]";
-/// About 200 injections into the default number of rounds.
-const PLAN: &str = "seed=1,every=1M,target=any,where=used";
-const ROUNDS: u32 = 10;
+/// About 800 injections into the default number of rounds.
+const PLAN: &str = "seed=1,every=500k,target=any,where=used";
+const ROUNDS: u32 = 20;
 /// Several times what a round takes: a guest that needs more hangs.
 const ROUND_LIMIT: u64 = 200_000_000;
 /// Injections listed when there are more than [`LISTED`]: so many of the first, and of the last.

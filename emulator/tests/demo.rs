@@ -48,7 +48,9 @@ fn without_a_mirror_the_same_seed_fails() {
     let outcome = demo(&["-mirror", "off", "-rounds", "2", "-inject", PLAN]);
     assert!(!outcome.right());
     let counts = outcome.report.ledger.counts();
-    assert_eq!((counts.sum(), counts.lost), (counts.injected, 1));
+    assert_eq!(counts.sum(), counts.injected);
+    assert!(counts.lost > 0, "{counts:?}");
+    assert_eq!(counts.recovered + counts.rebuilt + counts.remapped, 0);
 }
 
 #[test]
