@@ -319,13 +319,14 @@ pub fn execute(
         icount_shift: Some(0),
         seed: 1,
         audit_every: None,
+        acpi: false,
     })?;
     load(&mut machine, &image)?;
     let mut injector = Injector::new(options.plan.clone(), options.copies)?;
     let limit = ROUND_LIMIT * u64::from(options.rounds);
     let (_keep, events) = crossbeam::channel::unbounded();
     let end = machine.run(&events, &mut |machine| injector.poll(machine).min(limit));
-    machine.pc.borrow_mut().board.flush_output();
+    machine.pc.borrow_mut().flush();
     injector.settle(&mut machine);
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Outcome {
