@@ -6,6 +6,7 @@ pub mod command;
 pub mod console;
 pub mod console_watch;
 pub mod debian;
+pub mod demo;
 pub mod exit;
 pub mod inject;
 pub mod linux;
