@@ -182,6 +182,10 @@ impl Piece {
 
 const COUNTERS: u64 = DATA + 0x3e00;
 const SLOTS: u64 = DATA + 0x3c00;
+/// How often the whole program is yet to be repeated.
+const ROUNDS: u64 = DATA + 0x3bf8;
+/// Small functions, different in the other address space.
+const FUNCTIONS: u64 = CODE + 0x1e00;
 
 fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
     let mut random = Random::new(seed);
@@ -277,6 +281,21 @@ fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
             piece
                 .variable
                 .push(piece.bytes.len() - 1 - random.below(4) as usize);
+        }
+        41..=45 => {
+            // A function in the second page, which may be mapped elsewhere by then.
+            let function = To::Address(FUNCTIONS + 16 * random.below(4));
+            if random.one_in(2) {
+                piece.put(&[0xe8]);
+                piece.relative(4, function);
+            } else {
+                let register = reserved.free(&mut random);
+                piece.load_address(register, function);
+                if register >= 8 {
+                    piece.put(&[0x41]);
+                }
+                piece.put(&[0xff, 0xd0 | register & 7]);
+            }
         }
         _ => {
             let mut tries = 0;
@@ -501,16 +520,26 @@ impl Recipe {
         } else {
             CODE + random.below(0x800)
         };
-        let (code, alternate_bytes) = self.lay_out(&reserved, start);
+        let (code, mut alternate_bytes) = self.lay_out(&reserved, start);
         let mut memory = Vec::new();
         let mut whole = random.bytes(0x2000);
         whole[(start - CODE) as usize..][..code.len()].copy_from_slice(&code);
+        for function in 0..4 {
+            let mut piece = Piece::default();
+            piece.load(reserved.free(&mut random), 0x1111_0000 + function as u32);
+            let at = (FUNCTIONS - CODE) as usize + 16 * function;
+            alternate_bytes.push(CODE + (at + piece.bytes.len() - 1) as u64);
+            piece.put(&[0xc3]);
+            whole[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
+        }
         memory.push((CODE, whole));
         let mut data = random.bytes(0x6000);
         for counter in 0..64 {
             let at = (COUNTERS - DATA) as usize + 4 * counter;
             data[at..at + 4].copy_from_slice(&(random.below(4) as u32).to_le_bytes());
         }
+        let at = (ROUNDS - DATA) as usize;
+        data[at..at + 4].copy_from_slice(&(random.below(5) as u32).to_le_bytes());
         memory.push((DATA, data));
         memory.push((STACK, random.bytes(0x2000)));
         let mut x87 = [0; 160];
@@ -583,6 +612,14 @@ impl Recipe {
                 code[at..at + fixup.size].copy_from_slice(&value.to_le_bytes()[..fixup.size]);
             }
         }
+        // sub dword [rounds], 1; jns start; hlt
+        let mut end = Piece::default();
+        end.absolute_operand(self.bits, &[0x83], 5);
+        end.put(&(ROUNDS as u32).to_le_bytes());
+        end.put(&[1, 0x0f, 0x89]);
+        code.extend(end.bytes);
+        let next = start + code.len() as u64 + 4;
+        code.extend((start.wrapping_sub(next) as u32).to_le_bytes());
         code.push(0xf4);
         (code, variable)
     }
