@@ -66,7 +66,8 @@ impl Injector {
             }
             Some(Due::Instructions(at)) => at,
             Some(Due::Time(at)) => match pc.clock.instructions_at(at) {
-                Some(instructions) => instructions,
+                // To be called at once would mean the end of the run.
+                Some(instructions) => instructions.max(now.instructions + 1),
                 None => {
                     pc.alarm = at;
                     pc.arm(now.nanoseconds);

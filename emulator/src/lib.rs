@@ -5,6 +5,8 @@ pub mod clock;
 pub mod command;
 pub mod console;
 pub mod console_watch;
+pub mod debian;
+pub mod demo;
 pub mod exit;
 pub mod inject;
 pub mod linux;

@@ -12,7 +12,9 @@ use mmu::{AuditError, GuestPhys, MemoryConfig, MemoryError, PhysMem};
 
 use crate::clock::Clock;
 use crate::console_watch::ConsoleWatch;
+use crate::inject::Injector;
 use crate::pc::{Pc, SharedPc};
+use crate::report::Report;
 use crate::wake::{Kicker, Waker};
 
 /// What a machine is made of.
@@ -95,6 +97,8 @@ pub struct Machine {
     pub vcpu: Vcpu,
     /// Board and clock.
     pub pc: Rc<RefCell<Pc>>,
+    /// Damages memory as it runs.
+    pub injector: Option<Injector>,
     audit_every: Option<u64>,
     next_audit: u64,
     counted: bool,
@@ -115,6 +119,13 @@ const SPIN_SAMPLE: u64 = 20_000_000;
 const SPIN_SAMPLES: u32 = 25;
 /// Virtual time that a processor with interrupts off gets for a non-maskable one to arrive.
 const DEAD_AFTER: u64 = 1_000_000_000;
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The timer sets a word of the processor: it goes first.
+        self.pc.borrow_mut().waker = None;
+    }
+}
 
 impl Machine {
     /// Builds a machine at reset, with its firmware tables in memory.
@@ -165,6 +176,7 @@ impl Machine {
             audit_every: config.audit_every,
             next_audit: config.audit_every.unwrap_or(u64::MAX),
             counted,
+            injector: None,
             watch: None,
             spin: Spin::default(),
         })
@@ -183,6 +195,27 @@ impl Machine {
     /// Lets the console's observer tell when the guest's kernel has panicked.
     pub fn watch_console(&mut self, watch: ConsoleWatch) {
         self.watch = Some(watch);
+    }
+
+    /// Makes the injections that are due; gives the instruction count of the next.
+    pub fn inject(&mut self) -> u64 {
+        let Some(mut injector) = self.injector.take() else {
+            return u64::MAX;
+        };
+        let next = injector.poll(self);
+        self.injector = Some(injector);
+        next
+    }
+
+    /// What is known of the run until now.
+    pub fn report(&mut self) -> Report {
+        let mut injector = self.injector.take();
+        if let Some(injector) = &mut injector {
+            injector.settle(self);
+        }
+        let report = Report::of(self, injector.as_ref());
+        self.injector = injector;
+        report
     }
 
     /// Lets other threads ask for control through `kicker` while the machine runs.
@@ -328,7 +361,15 @@ impl Machine {
                 if pc.board.nmi_pending() || maskable && pc.board.interrupt_pending() {
                     return None;
                 }
-                pc.next_deadline(now)
+                // An injection is due: the caller sees to it, and the processor stays halted.
+                if pc.alarm <= now {
+                    return None;
+                }
+                let device = pc.next_deadline(now);
+                match pc.alarm {
+                    u64::MAX => device,
+                    alarm => Some(device.map_or(alarm, |device| device.min(alarm))),
+                }
             };
             if !maskable {
                 // Only a non-maskable interrupt could wake it, and only a timer raises one.

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -18,8 +19,10 @@ use crate::boot::{Boot, BootError};
 use crate::console::{self, Input, RawTerminal};
 use crate::console_watch::{ConsoleWatch, Watched};
 use crate::exit::Outcome;
+use crate::inject::Injector;
 use crate::machine::{HostEvent, Machine, MachineConfig, MachineError};
 use crate::options::{Options, RtcBase, SerialTarget};
+use crate::report::{Report, ReportError};
 use crate::wake::Kicker;
 
 /// 2026-01-01: the date of a machine whose every run is to be the same.
@@ -37,6 +40,9 @@ pub enum SessionError {
     /// The emulator could not get what it needs from the host.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The report could not be written.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Signals could not be caught.
     #[error("cannot catch signals: {0}")]
     Signals(io::Error),
@@ -47,7 +53,7 @@ impl SessionError {
     pub fn code(&self) -> u8 {
         match self {
             SessionError::Configuration(_) | SessionError::Boot(_) => 2,
-            SessionError::Machine(_) | SessionError::Signals(_) => 1,
+            SessionError::Machine(_) | SessionError::Signals(_) | SessionError::Report(_) => 1,
         }
     }
 }
@@ -148,6 +154,7 @@ impl Port {
 /// Runs a machine to its end.
 pub fn run(options: &Options, boot: &Boot, watch: &ConsoleWatch) -> Result<Outcome, SessionError> {
     let outputs = Outputs::open(options, watch)?;
+    check_report_path(options)?;
     let (events, receiver) = unbounded();
     let port = Port {
         events,
@@ -182,7 +189,7 @@ pub fn run(options: &Options, boot: &Boot, watch: &ConsoleWatch) -> Result<Outco
     });
 
     let outcome = loop {
-        let outcome = run_once(options, &mut machine, watch, &receiver);
+        let outcome = run_once(options, &mut machine, watch, &receiver)?;
         let again = match outcome {
             Outcome::Reset => true,
             Outcome::TripleFault(_) if !options.no_reboot => {
@@ -205,6 +212,27 @@ pub fn run(options: &Options, boot: &Boot, watch: &ConsoleWatch) -> Result<Outco
         (Outcome::Quit, Some(asked)) => asked,
         (outcome, _) => outcome,
     })
+}
+
+/// A run of hours should not find out at its end that its report has no place.
+fn check_report_path(options: &Options) -> Result<(), SessionError> {
+    let Some(path) = &options.report else {
+        return Ok(());
+    };
+    let folder = match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) => folder,
+        None => path,
+    };
+    let why = match folder.metadata() {
+        Ok(found) if found.is_dir() && !path.is_dir() => return Ok(()),
+        Ok(_) => "this names no file".to_string(),
+        Err(error) => error.to_string(),
+    };
+    let path = path.display();
+    Err(SessionError::Configuration(format!(
+        "-report: cannot create {path}: {why}"
+    )))
 }
 
 fn describe(outcome: &Outcome) -> String {
@@ -248,7 +276,7 @@ fn build(
         engine: EngineOptions {
             interpret_only: options.interpret,
             // Audits and injections are due at instruction counts.
-            counted: options.audit_every.is_some() || options.inject.is_some(),
+            counted: options.needs_counting(),
             code_bytes: code_bytes.unwrap_or(EngineOptions::default().code_bytes),
         },
         icount_shift: options.icount_shift,
@@ -256,6 +284,11 @@ fn build(
         audit_every: options.audit_every,
         acpi,
     })?;
+    if let Some(plan) = &options.inject {
+        let injector = Injector::new(plan.clone(), options.copies)
+            .map_err(|error| SessionError::Configuration(format!("-inject: {error}")))?;
+        machine.injector = Some(injector);
+    }
     machine.watch_console(watch.clone());
     machine.set_kicker(port.kicker.clone());
     boot.load(&mut machine.vcpu)?;
@@ -280,19 +313,33 @@ fn run_once(
     machine: &mut Machine,
     watch: &ConsoleWatch,
     receiver: &Receiver<HostEvent>,
-) -> Outcome {
-    let end = machine.run(receiver, &mut |_| u64::MAX);
+) -> Result<Outcome, SessionError> {
+    let end = machine.run(receiver, &mut Machine::inject);
     machine.pc.borrow_mut().flush();
     let said = watch.said();
     let rip = machine.vcpu.cpu().rip;
-    let outcome = Outcome::of(end, rip, said.panic, said.restarting);
-    if options.audit_every.is_some()
-        && !matches!(outcome, Outcome::Audit(_))
-        && let Err(error) = machine.audit()
-    {
-        return Outcome::Audit(error.to_string());
+    let mut outcome = Outcome::of(end, rip, said.panic, said.restarting);
+    if options.audit_every.is_some() && !matches!(outcome, Outcome::Audit(_)) {
+        match machine.audit() {
+            Ok(pages) => eprintln!("kmemvisor: audit: all copies of {pages} pages are equal"),
+            Err(error) => outcome = Outcome::Audit(error.to_string()),
+        }
     }
-    outcome
+    let report = machine.report();
+    if options.inject.is_some() {
+        tell(&report);
+    }
+    if let Some(path) = &options.report {
+        report.write_json(path)?;
+    }
+    Ok(outcome)
+}
+
+/// A report on stderr.
+fn tell(report: &Report) {
+    for line in report.to_string().lines() {
+        eprintln!("kmemvisor: {line}");
+    }
 }
 
 /// Catches signals until dropped.
@@ -342,12 +389,5 @@ impl Drop for SignalThread {
 
 /// The report of a machine that goes on running.
 fn print_status(machine: &mut Machine) {
-    let now = machine.now();
-    eprintln!(
-        "kmemvisor: {}.{:03} s of virtual time, {} instructions, at {:#x}",
-        now / 1_000_000_000,
-        now / 1_000_000 % 1000,
-        machine.vcpu.instructions(),
-        machine.vcpu.cpu().rip
-    );
+    tell(&machine.report());
 }

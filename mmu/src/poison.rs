@@ -223,7 +223,13 @@ impl PhysMem {
                 page_address.add(first.max(offset) as u64),
             ));
         }
-        self.move_to_spare(index, poison, lost, lines);
+        let curable = poison.lines.iter().any(|&bad| bad & !lost != 0);
+        if curable {
+            self.move_to_spare(index, poison, lost, lines);
+        } else if let Some(poison) = self.poison.get_mut(&index) {
+            // Nothing to repair from: a spare would be wasted.
+            poison.touches = 0;
+        }
         Ok(())
     }
 

@@ -47,6 +47,8 @@ pub struct Block {
     pub key: Key,
     /// Bytes of guest code.
     pub len: u32,
+    /// The page into which its one instruction crosses, and that page's mapping.
+    pub second: Option<(GuestPhys, u32)>,
     /// Its instructions.
     pub insns: Box<[Instruction]>,
     /// First byte of its code.
@@ -76,6 +78,27 @@ pub struct Block {
     /// The mode's jump cache.
     pub jump_cache: usize,
     area: u32,
+}
+
+impl Block {
+    /// The pages that its code was made from.
+    pub fn pages(&self) -> impl Iterator<Item = GuestPhys> + use<> {
+        std::iter::once(self.key.physical.page()).chain(self.second.map(|(page, _)| page))
+    }
+
+    /// Whether any of its bytes is in a physical range.
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        let first = self.key.physical.0;
+        let len = u64::from(self.len);
+        match self.second {
+            None => first < end && start < first + len,
+            Some((second, _)) => {
+                let room = PAGE_SIZE - first % PAGE_SIZE;
+                (first < end && start < first + room)
+                    || (second.0 < end && start < second.0 + len - room)
+            }
+        }
+    }
 }
 
 /// Counts since the start.
@@ -206,6 +229,9 @@ impl BlockCache {
             .entry(block.key.physical.page())
             .or_default()
             .push(id);
+        if let Some((second, _)) = block.second {
+            self.by_page.entry(second).or_default().push(id);
+        }
         self.by_code.insert(block.base, id);
         self.blocks.push(Some(Box::new(block)));
         self.statistics.translated += 1;
@@ -263,11 +289,12 @@ impl BlockCache {
         if self.by_key.get(&block.key) == Some(&id) {
             self.by_key.remove(&block.key);
         }
-        let page = block.key.physical.page();
-        if let Some(ids) = self.by_page.get_mut(&page) {
-            ids.retain(|&other| other != id);
-            if ids.is_empty() {
-                self.by_page.remove(&page);
+        for page in block.pages() {
+            if let Some(ids) = self.by_page.get_mut(&page) {
+                ids.retain(|&other| other != id);
+                if ids.is_empty() {
+                    self.by_page.remove(&page);
+                }
             }
         }
         self.by_code.remove(&block.base);
@@ -287,10 +314,8 @@ impl BlockCache {
                 .flatten()
                 .copied()
                 .filter(|&id| {
-                    self.block(id).is_some_and(|block| {
-                        let start = block.key.physical.0;
-                        start < end && at.0 < start + u64::from(block.len)
-                    })
+                    self.block(id)
+                        .is_some_and(|block| block.overlaps(at.0, end))
                 })
                 .collect();
             self.statistics.invalidated += hit.len() as u64;
@@ -334,6 +359,7 @@ impl BlockCache {
     pub fn make_block(
         key: Key,
         len: u32,
+        second: Option<(GuestPhys, u32)>,
         insns: Vec<Instruction>,
         base: CodeOffset,
         mapping: u32,
@@ -344,6 +370,7 @@ impl BlockCache {
         Block {
             key,
             len,
+            second,
             insns: insns.into_boxed_slice(),
             base,
             size: emitted.code.len() as u32,

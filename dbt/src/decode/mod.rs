@@ -17,6 +17,8 @@ pub struct DecodedBlock {
     pub physical: GuestPhys,
     /// Bytes of code.
     pub len: u32,
+    /// The page of the last bytes, if the one instruction of the block crosses into it.
+    pub second: Option<GuestPhys>,
     /// The instructions.
     pub insns: Vec<Instruction>,
 }
@@ -33,8 +35,8 @@ fn ends_block(insn: &Instruction) -> bool {
     ) || insn.is_invalid()
 }
 
-/// Decodes the block at RIP. `None`: its first instruction crosses the page, is invalid, or is
-/// not in RAM; it is to be interpreted.
+/// Decodes the block at RIP. An instruction that crosses into the next page is a block of its
+/// own. `None`: the first instruction is invalid or not in RAM; it is to be interpreted.
 pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
     let rip = cx.cpu.rip;
     let linear = code_address(cx, rip);
@@ -74,11 +76,39 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
         }
     }
     cx.settle();
+    if insns.is_empty() && room < LONGEST {
+        return Ok(crossing(cx, physical, &bytes[..room], rip));
+    }
     Ok((!insns.is_empty()).then_some(DecodedBlock {
         physical,
         len: at as u32,
+        second: None,
         insns,
     }))
+}
+
+/// The block of one instruction whose bytes continue on the next page.
+fn crossing(
+    cx: &mut Context<'_>,
+    physical: GuestPhys,
+    first: &[u8],
+    rip: u64,
+) -> Option<DecodedBlock> {
+    let room = first.len();
+    let mut bytes = [0u8; LONGEST];
+    bytes[..room].copy_from_slice(first);
+    let next = code_address(cx, rip.wrapping_add(room as u64));
+    // Whatever is wrong with the second page, the interpreter will say it.
+    let second = cx.translate_fetch(next).ok()?;
+    cx.mem.load(second, &mut bytes[room..]).ok()?;
+    cx.settle();
+    let insn = decoder(&bytes, cx.cpu.mode, rip).decode();
+    (!insn.is_invalid() && insn.len() > room).then(|| DecodedBlock {
+        physical,
+        len: insn.len() as u32,
+        second: Some(second),
+        insns: vec![insn],
+    })
 }
 
 /// The linear address of an offset in CS.

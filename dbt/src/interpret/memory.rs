@@ -342,7 +342,8 @@ impl Context<'_> {
         bank[1] = ACTION_REQUIRED_DATA_LOAD;
         bank[2] = at.0;
         bank[3] = PHYSICAL_LINE;
-        msrs.mcg_status = 0x7;
+        // The delivery sets MCIP.
+        msrs.mcg_status |= 0x3;
         Exception::plain(Exception::MC)
     }
 }

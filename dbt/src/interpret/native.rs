@@ -94,6 +94,7 @@ impl Engine {
             stride: 0,
             jump_cache: 0,
             mapping: 0,
+            second_mapping: None,
             counted: false,
         });
         let code = emitter.alone(insn, class).ok()?;

@@ -190,7 +190,7 @@ impl Vcpu {
         block.forget_guards();
         for id in 0..self.cache.next_id() {
             if let Some(block) = self.cache.remove(id) {
-                self.mem.unmark_code(block.key.physical);
+                self.drop_blocks(&[block]);
             }
         }
         self.block.get_mut().forget_jumps();
@@ -419,13 +419,44 @@ impl Vcpu {
             mode,
         };
         let id = match self.cache.find(&key) {
-            Some(id) => Some(id),
-            None => self.translate(key)?,
+            Some(id) if self.second_page_holds(id) => Some(id),
+            found => {
+                if let Some(gone) = found.and_then(|id| self.cache.remove(id)) {
+                    self.drop_blocks(&[gone]);
+                }
+                self.translate(key)?
+            }
         };
         if let Some(id) = id {
             self.confirm(id);
         }
         Ok(id)
+    }
+
+    /// Whether a block that crosses into another page would still find it there.
+    fn second_page_holds(&mut self, id: u32) -> bool {
+        let Some(block) = self.cache.block(id) else {
+            return false;
+        };
+        let Some((page, _)) = block.second else {
+            return true;
+        };
+        let next = (block.key.rip | (mmu::PAGE_SIZE - 1)).wrapping_add(1);
+        let mut cx = self.context();
+        let linear = decode::code_address(&cx, next);
+        cx.translate_fetch(linear) == Ok(page)
+    }
+
+    /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
+    fn drop_blocks(&mut self, gone: &[Box<Block>]) {
+        self.forget_blocks(gone);
+        for block in gone {
+            for page in block.pages() {
+                if !self.cache.has_code(page) {
+                    self.mem.unmark_code(page);
+                }
+            }
+        }
     }
 
     /// Notes in the page guard that the block's page is mapped where the block expects it.
@@ -436,8 +467,12 @@ impl Vcpu {
         if let Some(block) = self.cache.block(id) {
             let user = usize::from(block.key.mode.has(Mode::USER));
             let slot = (block.key.rip >> 12) as usize % super::block_state::GUARD_ENTRIES;
-            let mapping = block.mapping;
-            self.block.get_mut().guards[user][slot] = mapping;
+            let (mapping, second) = (block.mapping, block.second);
+            let guards = &mut self.block.get_mut().guards[user];
+            guards[slot] = mapping;
+            if let Some((_, mapping)) = second {
+                guards[(slot + 1) % super::block_state::GUARD_ENTRIES] = mapping;
+            }
         }
         self.cache.touch(id);
     }
@@ -448,14 +483,12 @@ impl Vcpu {
         };
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
-        self.forget_blocks(&gone);
-        for block in &gone {
-            let page = block.key.physical.page();
-            if !self.cache.has_code(page) {
-                self.mem.unmark_code(page);
-            }
-        }
+        self.drop_blocks(&gone);
         let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
+        let second = decoded.second.map(|page| {
+            let linear_page = (key.rip >> 12).wrapping_add(1);
+            (page, self.cache.mapping(linear_page, page, key.mode))
+        });
         let target = Target {
             id: self.cache.next_id(),
             mode: key.mode,
@@ -465,13 +498,18 @@ impl Vcpu {
             stride: self.mem.mirror_stride(),
             jump_cache,
             mapping,
+            second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
         };
         let emitted = x86_64::emit(&mut self.classifier, &decoded.insns, key.rip, target);
         self.mem.mark_code(key.physical);
+        if let Some((page, _)) = second {
+            self.mem.mark_code(page);
+        }
         let block = BlockCache::make_block(
             key,
             decoded.len,
+            second,
             decoded.insns,
             base,
             mapping,
@@ -503,10 +541,7 @@ impl Vcpu {
                 .block(id)
                 .is_some_and(|block| block.key.mode == old);
             if of_old && let Some(block) = self.cache.remove(id) {
-                let page = block.key.physical.page();
-                if !self.cache.has_code(page) {
-                    self.mem.unmark_code(page);
-                }
+                self.drop_blocks(&[block]);
             }
         }
         self.block.get_mut().jumps[index].fill(JumpEntry {
@@ -528,7 +563,7 @@ impl Vcpu {
     /// Runs the guest's code at a physical address no longer: it was changed from outside.
     pub fn invalidate(&mut self, at: GuestPhys, len: u32) {
         let gone = self.cache.invalidate(at, len);
-        self.forget_blocks(&gone);
+        self.drop_blocks(&gone);
     }
 }
 

@@ -51,6 +51,9 @@ pub fn emit(
     let user = mode.has(Mode::USER);
     let guard = at::guard(user, rip >> 12);
     let mapping = target.mapping as i32;
+    let second = target
+        .second_mapping
+        .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
     let counted = target.counted;
     let classes: Vec<Class> = insns
         .iter()
@@ -76,6 +79,12 @@ pub fn emit(
     let entry = emitter.here();
     let entry_label = emitter.ops.new_dynamic_label();
     dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
+    // Even a jump within the page cannot vouch for the page behind it.
+    if let Some((guard, mapping)) = second {
+        emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+            dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
+        });
+    }
     if counted {
         emitter.count(insns.len() as i32, live);
     }

@@ -29,6 +29,8 @@ pub struct Target<'a> {
     pub jump_cache: usize,
     /// The identifier that the page guard must hold.
     pub mapping: u32,
+    /// Likewise for the next page, if the block's one instruction crosses into it.
+    pub second_mapping: Option<u32>,
     /// Whether executed instructions are counted.
     pub counted: bool,
 }

@@ -30,6 +30,7 @@ fn machine() -> Machine {
         icount_shift: Some(0),
         seed: 1,
         audit_every: None,
+        acpi: true,
     })
     .unwrap();
     const TABLE: u64 = 7;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use dbt::guest::CpuModel;
 use devices::DebugExit;
+use fault_injector::{Interval, Plan, When};
 
 use crate::boot::Boot;
 use crate::exit::CODES;
@@ -76,8 +77,8 @@ pub struct Options {
     pub code_bytes: Option<usize>,
     /// Copies of each page.
     pub copies: usize,
-    /// -inject, still as text.
-    pub inject: Option<String>,
+    /// -inject.
+    pub inject: Option<Plan>,
     /// -report.
     pub report: Option<PathBuf>,
     /// -audit, in instructions.
@@ -180,6 +181,12 @@ impl Options {
             }
         }
         Ok(Parsed::Run(Box::new(options)))
+    }
+
+    /// Whether something is due at exact instruction counts.
+    pub fn needs_counting(&self) -> bool {
+        let by_count = |plan: &Plan| !matches!(plan.when, When::Every(Interval::Time(_)));
+        self.audit_every.is_some() || self.inject.as_ref().is_some_and(by_count)
     }
 
     /// The serial ports of the machine, defaults filled in.

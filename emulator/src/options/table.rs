@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use dbt::guest::CpuModel;
+use fault_injector::Plan;
 
 use super::values::{self, Handler};
 use super::{Handled, Options, help};
@@ -306,9 +307,9 @@ pub const OPTIONS: &[OptionRow] = &[
     own(
         &["inject"],
         "seed=S,every=E,...",
-        "damage guest memory while it runs: every=200k|50ms,\nat=N, count=N, target=native|mirror|any,\nwhere=used|any|page-tables|kernel|user",
+        "damage guest memory while it runs: every=200k|50ms,\nat=N, count=N, target=native|mirror|any,\nwhere=used|any|page-tables|kernel|user,\nsize=line|frame|mixed, allow-loss=on|off",
         |options, value| {
-            options.inject = Some(value.to_string());
+            options.inject = Some(Plan::parse(value).map_err(|error| error.to_string())?);
             Ok(Handled::Noted)
         },
     ),

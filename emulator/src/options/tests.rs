@@ -79,6 +79,9 @@ fn what_is_wrong_is_named() {
         ("-mirror copies=9", "copies"),
         ("-mirror sideways", "copies"),
         ("-audit 0", "1"),
+        ("-inject where=moon", "where"),
+        ("-inject every=0", "every"),
+        ("-inject colour=red", "colour"),
     ] {
         let error = parse(line).unwrap_err();
         assert!(error.contains(word), "{line}: {error}");

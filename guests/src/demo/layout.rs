@@ -1,4 +1,4 @@
-//! Where everything is: guest-physical addresses, which are mapped one to one.
+//! Where everything is.
 
 /// Bytes of RAM that the guest needs.
 pub const RAM_BYTES: u64 = 16 << 20;
@@ -7,22 +7,36 @@ pub const EXIT_PORT: u16 = 0xf4;
 /// What the guest writes to the exit port after exception `n`: this plus `n`.
 pub const EXCEPTION_BASE: u32 = 0x20;
 
+/// Guest-physical addresses of the tables.
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
 pub const TSS: u64 = 0x3000;
 pub const PML4: u64 = 0x1_0000;
-pub const PDPT: u64 = 0x1_1000;
-pub const PAGE_DIRECTORY: u64 = 0x1_2000;
-/// One table for each 2 MiB of RAM.
-pub const PAGE_TABLES: u64 = 0x1_3000;
+pub const USER_PDPT: u64 = 0x1_1000;
+pub const USER_DIRECTORY: u64 = 0x1_2000;
+pub const KERNEL_PDPT: u64 = 0x1_3000;
+pub const KERNEL_DIRECTORY: u64 = 0x1_4000;
+pub const KERNEL_TEXT_TABLE: u64 = 0x1_5000;
+pub const KERNEL_DATA_TABLE: u64 = 0x1_6000;
+/// One table for each 2 MiB of RAM, for the program.
+pub const USER_TABLES: u64 = 0x1_7000;
 
-pub const KERNEL_TEXT: u64 = 0x10_0000;
-pub const KERNEL_DATA: u64 = 0x11_0000;
+/// The kernel is mapped where 64-bit kernels usually are: its text here, its data 2 MiB higher.
+pub const KERNEL_TEXT: u64 = 0xffff_ffff_8000_0000;
+pub const KERNEL_TEXT_PHYSICAL: u64 = 0x10_0000;
+/// Guest-physical address 0 in the kernel's data.
+pub const KERNEL_WINDOW: u64 = 0xffff_ffff_8020_0000;
+pub const KERNEL_DATA: u64 = KERNEL_WINDOW + KERNEL_DATA_PHYSICAL;
+pub const KERNEL_DATA_PHYSICAL: u64 = 0x11_0000;
 pub const KERNEL_WORDS: u32 = 2048;
-pub const KERNEL_STACK_TOP: u64 = 0x12_0000;
+pub const KERNEL_STACK_TOP: u64 = KERNEL_WINDOW + KERNEL_STACK_TOP_PHYSICAL;
+pub const KERNEL_STACK_TOP_PHYSICAL: u64 = 0x12_0000;
+
+/// The program is mapped one to one. Text, data and stack are 2 MiB apart or more, so that each
+/// has page tables of its own.
 pub const USER_TEXT: u64 = 0x13_0000;
-pub const USER_TEXT_END: u64 = 0x13_8000;
-pub const USER_STACK_TOP: u64 = 0x14_0000;
+pub const USER_STACK_TOP: u64 = 0xe0_0000;
+pub const USER_STACK_SIZE: u64 = 0x4000;
 
 /// User data: the number sieve, a byte a number.
 pub const SIEVE: u64 = 0x20_0000;

@@ -12,7 +12,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 const PAGE: u64 = 4096;
 const TSS_SIZE: u64 = 104;
 
-fn words(values: &[u64]) -> Vec<u8> {
+fn words_of(values: &[u64]) -> Vec<u8> {
     values
         .iter()
         .flat_map(|value| value.to_le_bytes())
@@ -20,6 +20,7 @@ fn words(values: &[u64]) -> Vec<u8> {
 }
 
 fn gdt() -> Vec<u64> {
+    let tss = KERNEL_WINDOW + TSS;
     vec![
         0,
         0x00af_9a00_0000_ffff,
@@ -27,8 +28,8 @@ fn gdt() -> Vec<u64> {
         0x00cf_f200_0000_ffff,
         0x00af_fa00_0000_ffff,
         // Busy 64-bit TSS: it is loaded from the start.
-        (TSS_SIZE - 1) | (TSS & 0xff_ffff) << 16 | 0x8b << 40 | (TSS >> 24 & 0xff) << 56,
-        TSS >> 32,
+        (TSS_SIZE - 1) | (tss & 0xff_ffff) << 16 | 0x8b << 40 | (tss >> 24 & 0xff) << 56,
+        tss >> 32,
     ]
 }
 
@@ -60,48 +61,102 @@ fn tss() -> Vec<u8> {
     bytes
 }
 
-/// The rights of a page. Page 0 stays unmapped, so that null pointers fault.
-fn rights(page: u64) -> u64 {
-    match page {
-        0 => 0,
-        KERNEL_TEXT..KERNEL_DATA => PRESENT,
-        USER_TEXT..USER_TEXT_END => PRESENT | USER,
-        USER_TEXT_END..RAM_BYTES => PRESENT | WRITABLE | USER | NO_EXECUTE,
-        _ => PRESENT | WRITABLE | NO_EXECUTE,
-    }
+/// A page table for the 2 MiB of RAM from `physical` on: pages in `ranges` (guest-physical) are
+/// mapped, with these rights.
+fn table(physical: u64, ranges: &[(u64, u64)], rights: u64) -> Vec<u64> {
+    (0..512)
+        .map(|index| physical + index * PAGE)
+        .map(|page| {
+            let mapped = ranges
+                .iter()
+                .any(|&(first, end)| page + PAGE > first && page < end);
+            if mapped { page | rights } else { 0 }
+        })
+        .collect()
 }
 
-fn page_tables() -> Vec<Segment> {
-    let table = PRESENT | WRITABLE | USER;
-    let tables = RAM_BYTES / PAGE / 512;
-    let directory: Vec<u64> = (0..tables)
-        .map(|index| (PAGE_TABLES + index * PAGE) | table)
-        .collect();
-    let entries: Vec<u64> = (0..RAM_BYTES)
-        .step_by(PAGE as usize)
-        .map(|page| match rights(page) {
-            0 => 0,
-            rights => page | rights,
+/// Entries of a table that are not zero, as a table.
+fn sparse(entries: &[(usize, u64)]) -> Vec<u64> {
+    let mut table = vec![0; 512];
+    for &(index, value) in entries {
+        table[index] = value;
+    }
+    table
+}
+
+fn page_tables(kernel_text: u64, program: u64) -> Vec<Segment> {
+    const BELOW: u64 = PRESENT | WRITABLE | USER;
+    const KERNEL_RIGHTS: u64 = PRESENT | WRITABLE | NO_EXECUTE;
+    const USER_RIGHTS: u64 = PRESENT | WRITABLE | USER | NO_EXECUTE;
+    let matrix = u64::from(ORDER * ORDER * 8);
+    let words = u64::from(WORD_COUNT * 8);
+    let user_text = [(USER_TEXT, USER_TEXT + program)];
+    let user_data = [
+        (SIEVE, SIEVE + u64::from(SIEVE_LIMIT)),
+        (WORDS, WORDS + words),
+        (COPY, COPY + words),
+        (LIST, LIST + u64::from(LIST_NODES * 16)),
+        (LEFT, PRODUCT + matrix),
+        (USER_STACK_TOP - USER_STACK_SIZE, USER_STACK_TOP),
+    ];
+    let kernel_data = [
+        (GDT, TSS + TSS_SIZE),
+        (
+            KERNEL_DATA_PHYSICAL,
+            KERNEL_DATA_PHYSICAL + u64::from(KERNEL_WORDS * 8),
+        ),
+        (KERNEL_STACK_TOP_PHYSICAL - PAGE, KERNEL_STACK_TOP_PHYSICAL),
+    ];
+    let text = (KERNEL_TEXT_PHYSICAL, KERNEL_TEXT_PHYSICAL + kernel_text);
+    let mut tables = vec![
+        (
+            PML4,
+            sparse(&[(0, USER_PDPT | BELOW), (511, KERNEL_PDPT | BELOW)]),
+        ),
+        (USER_PDPT, sparse(&[(0, USER_DIRECTORY | BELOW)])),
+        (KERNEL_PDPT, sparse(&[(510, KERNEL_DIRECTORY | BELOW)])),
+        (
+            KERNEL_DIRECTORY,
+            sparse(&[
+                (0, KERNEL_TEXT_TABLE | BELOW),
+                (1, KERNEL_DATA_TABLE | BELOW),
+            ]),
+        ),
+        (
+            KERNEL_TEXT_TABLE,
+            table(KERNEL_TEXT_PHYSICAL, &[text], PRESENT),
+        ),
+        (KERNEL_DATA_TABLE, table(0, &kernel_data, KERNEL_RIGHTS)),
+    ];
+    let mut directory = vec![0; 512];
+    for (index, base) in (0..RAM_BYTES).step_by(512 * PAGE as usize).enumerate() {
+        let data = table(base, &user_data, USER_RIGHTS);
+        let text = table(base, &user_text, PRESENT | USER);
+        let both: Vec<u64> = data
+            .iter()
+            .zip(&text)
+            .map(|(data, text)| data | text)
+            .collect();
+        if both.iter().any(|&entry| entry != 0) {
+            let at = USER_TABLES + index as u64 * PAGE;
+            directory[index] = at | BELOW;
+            tables.push((at, both));
+        }
+    }
+    tables.push((USER_DIRECTORY, directory));
+    tables
+        .into_iter()
+        .map(|(at, values)| Segment {
+            at,
+            bytes: words_of(&values),
         })
-        .collect();
-    [
-        (PML4, vec![PDPT | table]),
-        (PDPT, vec![PAGE_DIRECTORY | table]),
-        (PAGE_DIRECTORY, directory),
-        (PAGE_TABLES, entries),
-    ]
-    .into_iter()
-    .map(|(at, values)| Segment {
-        at,
-        bytes: words(&values),
-    })
-    .collect()
+        .collect()
 }
 
 /// Puts the image together.
 pub fn link(kernel: Kernel, program: Vec<u8>) -> Image {
-    let gdt = words(&gdt());
-    let idt = words(&idt(&kernel));
+    let gdt = words_of(&gdt());
+    let idt = words_of(&idt(&kernel));
     let limit = |bytes: &[u8]| bytes.len() as u16 - 1;
     let mut image = Image {
         ram_bytes: RAM_BYTES,
@@ -109,27 +164,27 @@ pub fn link(kernel: Kernel, program: Vec<u8>) -> Image {
         stack: KERNEL_STACK_TOP,
         cr3: PML4,
         gdt: Table {
-            base: GDT,
+            base: KERNEL_WINDOW + GDT,
             limit: limit(&gdt),
         },
         idt: Table {
-            base: IDT,
+            base: KERNEL_WINDOW + IDT,
             limit: limit(&idt),
         },
         tss: Table {
-            base: TSS,
+            base: KERNEL_WINDOW + TSS,
             limit: TSS_SIZE as u16 - 1,
         },
         code_selector: KERNEL_CODE,
         data_selector: KERNEL_SEGMENT,
         tss_selector: TSS_SELECTOR,
-        segments: page_tables(),
+        segments: page_tables(kernel.text.len() as u64, program.len() as u64),
     };
     for (at, bytes) in [
         (GDT, gdt),
         (IDT, idt),
         (TSS, tss()),
-        (KERNEL_TEXT, kernel.text),
+        (KERNEL_TEXT_PHYSICAL, kernel.text),
         (USER_TEXT, program),
     ] {
         image.segments.push(Segment { at, bytes });

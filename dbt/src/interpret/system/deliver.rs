@@ -87,7 +87,16 @@ pub fn exception(cx: &mut Context<'_>, first: Exception) -> Result<(), Shutdown>
         match current.vector {
             Exception::PF => cx.cpu.control.cr2 = current.address,
             Exception::DB => record_debug(cx, current.address),
-            Exception::MC if cx.cpu.control.cr4 & CR4_MCE == 0 => return Err(Shutdown),
+            Exception::MC => {
+                // A second machine check while the first is in progress shuts the processor
+                // down (SDM volume 3, 16.3.1.2): its handler may be what is bad.
+                const IN_PROGRESS: u64 = 1 << 2;
+                let status = &mut cx.cpu.msrs.mcg_status;
+                if cx.cpu.control.cr4 & CR4_MCE == 0 || *status & IN_PROGRESS != 0 {
+                    return Err(Shutdown);
+                }
+                *status |= IN_PROGRESS;
+            }
             _ => {}
         }
         let event = Event {

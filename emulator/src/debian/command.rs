@@ -1,0 +1,280 @@
+//! The command `boot debian`: its own options, the run, and the check of a workload's result.
+
+use std::fs;
+
+use super::initramfs::{Task, workload_output};
+use super::prepare::{Flavour, Prepared, cache_directory, prepare};
+use super::progress::Progress;
+use super::workload::{WORKLOADS, Workload};
+use crate::boot::Boot;
+use crate::command::{finish, print, start_logging, usage};
+use crate::console_watch::ConsoleWatch;
+use crate::exit::Outcome;
+use crate::options::{Options, Parsed};
+use crate::session;
+
+const ALTERNATIVES: &str = "without packages there are `kmemvisor demo` and `-kernel FILE`";
+
+/// The command line of `boot debian`.
+struct Request {
+    flavour: Flavour,
+    task: Task,
+    workload: Option<&'static Workload>,
+    refresh: bool,
+    /// The machine's options.
+    machine: Vec<String>,
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "usage: kmemvisor boot debian [machine options] [options]\n\
+         \n\
+         Fetches a kernel and programs as Debian packages, without root and without installing\n\
+         anything, and starts them. Without --workload or --run, there is a shell on the\n\
+         terminal. Machine options are those of `kmemvisor -help`; -m is 512 by default.\n\
+         \n\
+         \x20 --workload NAME    compute something and check the result\n\
+         \x20 --run COMMAND      run a shell command in the guest\n\
+         \x20 --kernel FLAVOUR   Debian's kernel: cloud-amd64 (default) or amd64\n\
+         \x20 --refresh          ask the package sources again\n\
+         \n\
+         Workloads:\n",
+    );
+    for workload in WORKLOADS {
+        text += &format!("  {:<18} {}\n", workload.name, workload.what);
+    }
+    text
+}
+
+fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
+    let mut request = Request {
+        flavour: Flavour::Cloud,
+        task: Task::Shell,
+        workload: None,
+        refresh: false,
+        machine: vec!["-m".into(), "512".into()],
+    };
+    let mut words = words;
+    while let Some(word) = words.next() {
+        let mut value = || {
+            let value = words.next();
+            value.ok_or_else(|| format!("{word}: a value is missing"))
+        };
+        match word.as_str() {
+            "--workload" | "--run" if request.task != Task::Shell => {
+                return Err(format!("{word}: the guest can do one thing only"));
+            }
+            "--workload" => {
+                let name = value()?;
+                let workload = Workload::find(&name).ok_or_else(|| {
+                    let known: Vec<&str> = WORKLOADS.iter().map(|w| w.name).collect();
+                    let known = known.join(", ");
+                    format!("--workload {name}: there is no such workload; there are {known}")
+                })?;
+                request.workload = Some(workload);
+                request.task = Task::Script((workload.script)());
+            }
+            "--run" => request.task = Task::Script(value()? + "\n"),
+            "--kernel" => {
+                let name = value()?;
+                request.flavour = Flavour::parse(&name).ok_or_else(|| {
+                    format!("--kernel {name}: cloud-amd64 and amd64 are possible")
+                })?;
+            }
+            "--refresh" => request.refresh = true,
+            "-kernel" | "-initrd" | "-bios" => {
+                return Err(format!(
+                    "{word}: `boot debian` brings its own; leave out `boot debian`"
+                ));
+            }
+            _ => {
+                // A value that looks like one of ours has to stay with its option.
+                let name = word.trim_start_matches('-');
+                let row = crate::options::OPTIONS
+                    .iter()
+                    .find(|row| row.names.contains(&name));
+                let wants_value = row.is_some_and(|row| !row.value.is_empty());
+                if wants_value {
+                    let value = value()?;
+                    request.machine.extend([word, value]);
+                } else {
+                    request.machine.push(word);
+                }
+            }
+        }
+    }
+    Ok(request)
+}
+
+/// Runs `boot` with the words behind it; gives the exit code.
+pub fn main(words: Vec<String>) -> u8 {
+    let mut words = words.into_iter();
+    match words.next().as_deref() {
+        Some("debian") => {}
+        Some("-h" | "-help" | "--help") => return print(&help()),
+        Some(other) => return usage(&format!("boot {other}: only `boot debian` is possible")),
+        None => return usage("boot: what? `kmemvisor boot debian` is possible"),
+    }
+    let words: Vec<String> = words.collect();
+    if words
+        .iter()
+        .any(|word| ["-h", "-help", "--help"].contains(&word.as_str()))
+    {
+        return print(&help());
+    }
+    let request = match parse(words.into_iter()) {
+        Ok(request) => request,
+        Err(why) => return usage(&why),
+    };
+    let options = match Options::parse(request.machine.iter().cloned()) {
+        Ok(Parsed::Run(options)) => *options,
+        Ok(Parsed::Print(text)) => return print(&text),
+        Err(why) => return usage(&why),
+    };
+    if let Err(why) = options
+        .serial_targets()
+        .and_then(|_| start_logging(&options))
+    {
+        return usage(&why);
+    }
+    run(request, options)
+}
+
+fn run(request: Request, mut options: Options) -> u8 {
+    let Some(cache) = cache_directory() else {
+        return usage("boot debian: neither XDG_CACHE_HOME nor HOME is set: there is no cache");
+    };
+    let progress = Progress::new();
+    let prepared = prepare(
+        &cache,
+        request.flavour,
+        &request.task,
+        request.refresh,
+        &progress,
+    );
+    drop(progress);
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            eprintln!("kmemvisor: {error}; {ALTERNATIVES}");
+            return 1;
+        }
+    };
+    eprintln!(
+        "kmemvisor: {} in {} MiB with {}, translated in software; Ctrl-A x ends it",
+        prepared.title,
+        options.ram_bytes >> 20,
+        match options.copies {
+            1 => "one copy of each page".to_string(),
+            copies => format!("{copies} copies of each page"),
+        }
+    );
+    let interactive = request.task == Task::Shell;
+    // A panicked kernel restarts at once instead of spinning: that is how its end is seen.
+    let mut command_line = String::from("console=ttyS0 panic=-1");
+    if !interactive {
+        command_line += " quiet loglevel=1";
+        options.no_reboot = true;
+    }
+    if let Some(append) = &options.append {
+        command_line = format!("{command_line} {append}");
+    }
+    let Prepared { kernel, initrd, .. } = prepared;
+    let boot = Boot::Linux {
+        kernel,
+        initrd: Some(initrd.clone()),
+        command_line,
+    };
+    let watch = if interactive {
+        ConsoleWatch::default()
+    } else {
+        ConsoleWatch::recording()
+    };
+    let result = session::run(&options, &boot, &watch);
+    if !interactive {
+        let _ = fs::remove_file(initrd);
+    }
+    let ended_well = matches!(result, Ok(Outcome::PowerOff | Outcome::Reset));
+    let code = finish(result);
+    if interactive || !ended_well {
+        return code;
+    }
+    verdict(request.workload, &watch.recorded())
+}
+
+/// Says whether the guest did its task; gives the exit code.
+fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
+    let result = match (workload_output(console), workload) {
+        (None, _) => Err("the guest ended before it was done".to_string()),
+        (Some((_, status)), None) if status != 0 => {
+            eprintln!("kmemvisor: the command failed with status {status}");
+            return 1;
+        }
+        (Some((_, status)), Some(_)) if status != 0 => {
+            Err(format!("it failed with status {status}"))
+        }
+        (Some((output, _)), Some(workload)) => workload.check(&output),
+        (Some(_), None) => return 0,
+    };
+    match result {
+        Ok(()) => {
+            eprintln!("kmemvisor: workload result: right");
+            0
+        }
+        Err(why) => {
+            eprintln!("kmemvisor: workload result: WRONG: {why}");
+            1
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_options_keep_their_values() {
+        let words = ["-append", "--run", "--workload", "sqlite", "-m", "64"];
+        let request =
+            parse(words.iter().map(|word| word.to_string())).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(
+            request.workload.map(|workload| workload.name),
+            Some("sqlite")
+        );
+        assert_eq!(
+            request.machine,
+            ["-m", "512", "-append", "--run", "-m", "64"]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (words, word) in [
+            (&["--workload", "nonesuch"][..], "sqlite"),
+            (&["--workload"], "missing"),
+            (&["--run", "a", "--workload", "sqlite"], "one thing"),
+            (&["--kernel", "arm64"], "cloud"),
+            (&["-kernel", "x"], "its own"),
+        ] {
+            let error = parse(words.iter().map(|word| word.to_string()));
+            let error = error.err().unwrap_or_default();
+            assert!(error.contains(word), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_the_right_output_is_right() {
+        let workload = Workload::find("text").unwrap();
+        let lines = (workload.expected)().join("\r\n");
+        let console = |lines: &str, status: u32| {
+            use super::super::initramfs::{BEGIN, END};
+            format!("x\r\n{BEGIN}\r\n{lines}\r\n{END} {status} ===\r\n").into_bytes()
+        };
+        assert_eq!(verdict(Some(workload), &console(&lines, 0)), 0);
+        assert_eq!(verdict(Some(workload), &console(&lines, 1)), 1);
+        assert_eq!(verdict(Some(workload), &console("sum 1", 0)), 1);
+        assert_eq!(verdict(Some(workload), b"nothing"), 1);
+        assert_eq!(verdict(None, &console("anything", 0)), 0);
+        assert_eq!(verdict(None, &console("anything", 2)), 1);
+    }
+}

@@ -1,0 +1,17 @@
+//! `kmemvisor boot debian`: Debian's own kernel and programs, fetched as packages, started in a
+//! machine of their own.
+
+mod archive;
+mod command;
+mod initramfs;
+mod packages;
+mod prepare;
+mod progress;
+mod workload;
+
+pub use command::main;
+pub use initramfs::Task;
+pub use packages::FetchError;
+pub use prepare::{Flavour, Prepared, cache_directory, prepare};
+pub use progress::Progress;
+pub use workload::{WORKLOADS, Workload};
