@@ -7,6 +7,7 @@ use dbt::guest::flags::{ARITHMETIC, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE};
 use crate::instruction;
 use crate::machine::*;
 use crate::random::Random;
+use crate::tables::{OTHER_SPACE, SOFTWARE, entry_address};
 
 /// What a program is made from.
 #[derive(Clone, Debug)]
@@ -36,7 +37,15 @@ pub struct Program {
     /// CR4 bits cleared.
     pub cr4_off: u64,
     /// Page faults in the hole map it and go on.
-    pub maps_hole: bool,
+    pub maps_holes: bool,
+    /// The second page of code is not present before it is executed.
+    pub code_on_demand: bool,
+    /// SMAP is on, and everything but the data is the supervisor's.
+    pub smap: bool,
+    /// How many instructions are executed before each hardware interrupt.
+    pub interrupts: Vec<usize>,
+    /// Linear addresses of bytes that differ in the other address space.
+    pub alternate_bytes: Vec<u64>,
     /// Forget all translations first.
     pub fresh: bool,
 }
@@ -44,6 +53,8 @@ pub struct Program {
 /// Which registers hold addresses throughout a program.
 pub struct Reserved {
     pub bits: u32,
+    pub ring: u8,
+    pub smap: bool,
     /// Pointers into memory.
     pub bases: Vec<u8>,
     /// Small values.
@@ -92,6 +103,8 @@ pub struct Fixup {
 pub struct Piece {
     pub bytes: Vec<u8>,
     pub fixups: Vec<Fixup>,
+    /// Bytes that may differ between address spaces.
+    pub variable: Vec<usize>,
 }
 
 impl Piece {
@@ -150,6 +163,8 @@ impl Piece {
     pub fn append(&mut self, other: &Piece) {
         let base = self.bytes.len();
         self.bytes.extend(&other.bytes);
+        self.variable
+            .extend(other.variable.iter().map(|at| at + base));
         for fixup in &other.fixups {
             let to = match fixup.to {
                 To::Within(offset) => To::Within(offset + base),
@@ -167,6 +182,10 @@ impl Piece {
 
 const COUNTERS: u64 = DATA + 0x3e00;
 const SLOTS: u64 = DATA + 0x3c00;
+/// How often the whole program is yet to be repeated.
+const ROUNDS: u64 = DATA + 0x3bf8;
+/// Small functions, different in the other address space.
+const FUNCTIONS: u64 = CODE + 0x1e00;
 
 fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
     let mut random = Random::new(seed);
@@ -254,6 +273,30 @@ fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
                 }
             }
         }
+        34..=39 => system(reserved, &mut random, &mut piece),
+        40 => {
+            // mov register, an immediate that depends on the address space
+            let register = reserved.free(&mut random);
+            piece.load(register, 0x5a5a_5a5a);
+            piece
+                .variable
+                .push(piece.bytes.len() - 1 - random.below(4) as usize);
+        }
+        41..=45 => {
+            // A function in the second page, which may be mapped elsewhere by then.
+            let function = To::Address(FUNCTIONS + 16 * random.below(4));
+            if random.one_in(2) {
+                piece.put(&[0xe8]);
+                piece.relative(4, function);
+            } else {
+                let register = reserved.free(&mut random);
+                piece.load_address(register, function);
+                if register >= 8 {
+                    piece.put(&[0x41]);
+                }
+                piece.put(&[0xff, 0xd0 | register & 7]);
+            }
+        }
         _ => {
             let mut tries = 0;
             while tries < 64 {
@@ -271,6 +314,69 @@ fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
         piece.put(&[0x3c, random.next() as u8]);
     }
     piece
+}
+
+/// What kernels do: mappings, address spaces, privilege, interrupts.
+fn system(reserved: &Reserved, random: &mut Random, piece: &mut Piece) {
+    let long = reserved.bits == 64;
+    let kernel = long && reserved.ring == 0;
+    match random.below(if kernel { 12 } else { 3 }) {
+        0 => piece.put(&[0xcd, SOFTWARE]),
+        1 => {
+            if long && !reserved.has(1) && !reserved.has(11) {
+                piece.put(&[0x0f, 0x05]);
+            }
+        }
+        2 => {
+            // pushf; xor [rsp], flags; popf
+            let wide: &[u8] = if long { &[0x48] } else { &[] };
+            piece.put(&[0x9c]);
+            piece.put(wide);
+            piece.put(&[0x81, 0x34, 0x24]);
+            let flags = random.next() as u32 & 0x24_4ed5;
+            piece.put(&flags.to_le_bytes());
+            piece.put(&[0x9d]);
+        }
+        3..=5 => {
+            // xor byte [entry + 2], 8: another page; then invlpg or a new CR3
+            let linear = if random.one_in(2) { CODE } else { DATA };
+            let linear = linear + PAGE * random.below(2);
+            piece.absolute_operand(64, &[0x80], 6);
+            piece.put(&(entry_address(64, linear) as u32 + 2).to_le_bytes());
+            piece.put(&[8]);
+            if random.one_in(2) {
+                piece.absolute_operand(64, &[0x0f, 0x01], 7);
+                piece.put(&(linear as u32 + random.below(PAGE) as u32).to_le_bytes());
+            } else {
+                space(reserved, random, piece, 0);
+            }
+        }
+        6..=7 => space(reserved, random, piece, OTHER_SPACE),
+        8 => piece.put(&[0xfb]),
+        9 => piece.put(&[0xfa]),
+        10 => piece.put(&[0x0f, 0x01, 0xf8]),
+        _ => {
+            if reserved.smap {
+                piece.put(&[0x0f, 0x01, 0xca | random.below(2) as u8]);
+            }
+        }
+    }
+}
+
+/// Loads CR3 with its value, some bits of it changed.
+fn space(reserved: &Reserved, random: &mut Random, piece: &mut Piece, change: u32) {
+    let register = reserved.free(random);
+    let low = register & 7;
+    let extended: &[u8] = if register >= 8 { &[0x41] } else { &[] };
+    piece.put(extended);
+    piece.put(&[0x0f, 0x20, 0xd8 | low]);
+    if change != 0 {
+        piece.put(extended);
+        piece.put(&[0x81, 0xf0 | low]);
+        piece.put(&change.to_le_bytes());
+    }
+    piece.put(extended);
+    piece.put(&[0x0f, 0x22, 0xd8 | low]);
 }
 
 /// A call over a function, direct or not, and its return.
@@ -370,8 +476,12 @@ impl Recipe {
             let index = random.below(pool.len() as u64) as usize;
             pool.swap_remove(index)
         };
+        let ring = if !long || random.one_in(2) { 3 } else { 0 };
+        let smap = ring == 0 && random.one_in(4);
         let reserved = Reserved {
             bits: self.bits,
+            ring,
+            smap,
             bases: (0..if long { 3 } else { 2 })
                 .map(|_| draw(&mut random))
                 .collect(),
@@ -398,7 +508,6 @@ impl Recipe {
                 *value = if number < 8 { *value & 0xffff_ffff } else { 0 };
             }
         }
-        let ring = if !long || random.one_in(2) { 3 } else { 0 };
         let cr0 = if random.one_in(16) { CR0_TS } else { 0 };
         let cr4_off = match random.below(32) {
             0 => CR4_OSFXSR,
@@ -411,16 +520,26 @@ impl Recipe {
         } else {
             CODE + random.below(0x800)
         };
-        let code = self.lay_out(&reserved, start);
+        let (code, mut alternate_bytes) = self.lay_out(&reserved, start);
         let mut memory = Vec::new();
         let mut whole = random.bytes(0x2000);
         whole[(start - CODE) as usize..][..code.len()].copy_from_slice(&code);
+        for function in 0..4 {
+            let mut piece = Piece::default();
+            piece.load(reserved.free(&mut random), 0x1111_0000 + function as u32);
+            let at = (FUNCTIONS - CODE) as usize + 16 * function;
+            alternate_bytes.push(CODE + (at + piece.bytes.len() - 1) as u64);
+            piece.put(&[0xc3]);
+            whole[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
+        }
         memory.push((CODE, whole));
         let mut data = random.bytes(0x6000);
         for counter in 0..64 {
             let at = (COUNTERS - DATA) as usize + 4 * counter;
             data[at..at + 4].copy_from_slice(&(random.below(4) as u32).to_le_bytes());
         }
+        let at = (ROUNDS - DATA) as usize;
+        data[at..at + 4].copy_from_slice(&(random.below(5) as u32).to_le_bytes());
         memory.push((DATA, data));
         memory.push((STACK, random.bytes(0x2000)));
         let mut x87 = [0; 160];
@@ -429,6 +548,14 @@ impl Recipe {
         for register in x87[32..].chunks_exact_mut(16) {
             let value = (random.operand() as i64) as f64;
             register[..10].copy_from_slice(&extended(value));
+        }
+        let mut interrupts = Vec::new();
+        if random.one_in(3) {
+            let mut at = 0;
+            for _ in 0..1 + random.below(5) {
+                at += 1 + random.below(12) as usize;
+                interrupts.push(at);
+            }
         }
         Program {
             bits: self.bits,
@@ -442,12 +569,16 @@ impl Recipe {
             memory,
             cr0,
             cr4_off,
-            maps_hole: random.one_in(2),
+            maps_holes: random.one_in(2),
+            code_on_demand: random.one_in(4),
+            smap,
+            interrupts,
+            alternate_bytes,
             fresh: random.one_in(8),
         }
     }
 
-    fn lay_out(&self, reserved: &Reserved, start: u64) -> Vec<u8> {
+    fn lay_out(&self, reserved: &Reserved, start: u64) -> (Vec<u8>, Vec<u64>) {
         let pieces: Vec<Piece> = self
             .operations
             .iter()
@@ -462,9 +593,11 @@ impl Recipe {
         }
         starts.push(at);
         let mut code = Vec::with_capacity(at + 1);
+        let mut variable = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
             let base = starts[index];
             code.extend(&piece.bytes);
+            variable.extend(piece.variable.iter().map(|at| start + (base + at) as u64));
             for fixup in &piece.fixups {
                 let target = match fixup.to {
                     To::Operation(index) => start + starts[index.min(pieces.len())] as u64,
@@ -479,8 +612,16 @@ impl Recipe {
                 code[at..at + fixup.size].copy_from_slice(&value.to_le_bytes()[..fixup.size]);
             }
         }
+        // sub dword [rounds], 1; jns start; hlt
+        let mut end = Piece::default();
+        end.absolute_operand(self.bits, &[0x83], 5);
+        end.put(&(ROUNDS as u32).to_le_bytes());
+        end.put(&[1, 0x0f, 0x89]);
+        code.extend(end.bytes);
+        let next = start + code.len() as u64 + 4;
+        code.extend((start.wrapping_sub(next) as u32).to_le_bytes());
         code.push(0xf4);
-        code
+        (code, variable)
     }
 }
 

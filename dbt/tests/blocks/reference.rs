@@ -6,7 +6,9 @@ use dbt::guest::{CpuState, flags};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 use mmu::GuestPhys;
 
-use crate::machine::{HANDLERS, HANDLERS_END, Machine, physical};
+use crate::machine::{CODE, Machine, PAGE, physical};
+use crate::program::Program;
+use crate::tables::{HANDLERS, HANDLERS_END, SPACES, entry_address};
 
 /// Longer programs are not looked at.
 const LONGEST_RUN: usize = 4000;
@@ -96,13 +98,27 @@ pub fn dead(machine: &mut Machine, bits: u32, mut rip: u64) -> u64 {
     dead
 }
 
+/// Where code at a linear address is.
+fn fetched(machine: &mut Machine, bits: u32, linear: u64) -> Option<u64> {
+    if !(CODE..CODE + 2 * PAGE).contains(&linear) {
+        return Some(physical(linear));
+    }
+    let space = machine.vcpu.cpu().control.cr3 & 0xf000;
+    let at = entry_address(bits, linear) + space - SPACES[0];
+    let size = if bits == 64 { 8 } else { 4 };
+    let entry = machine.vcpu.mem.load_uint(GuestPhys(at), size).ok()?;
+    Some(entry & 0xf_f000 | linear % PAGE)
+}
+
 fn decode(machine: &mut Machine, bits: u32, rip: u64) -> Instruction {
     let mut bytes = [0; 15];
     for (index, byte) in bytes.iter_mut().enumerate() {
-        let at = GuestPhys(physical(rip + index as u64));
-        let mut one = [0];
-        if machine.vcpu.mem.load(at, &mut one).is_ok() {
-            *byte = one[0];
+        let linear = rip.wrapping_add(index as u64);
+        if let Some(at) = fetched(machine, bits, linear) {
+            let mut one = [0];
+            if machine.vcpu.mem.load(GuestPhys(at), &mut one).is_ok() {
+                *byte = one[0];
+            }
         }
     }
     Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE).decode()
@@ -119,7 +135,8 @@ fn moment(cpu: &CpuState, undefined: u64) -> Moment {
 
 /// Runs to the end, if that is near. `None` also where a program makes use of an undefined
 /// flag.
-pub fn run(machine: &mut Machine, bits: u32) -> Option<Run> {
+pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
+    let bits = program.bits;
     let mut undefined = 0;
     let mut run = Run {
         moments: vec![moment(machine.vcpu.cpu(), 0)],
@@ -128,15 +145,30 @@ pub fn run(machine: &mut Machine, bits: u32) -> Option<Run> {
     };
     let handlers = HANDLERS..HANDLERS_END;
     loop {
+        if program.interrupts.contains(&(run.moments.len() - 1)) {
+            machine.interrupt.set(true);
+        }
         let rip = machine.vcpu.cpu().rip;
         let insn = decode(machine, bits, rip);
-        let reads = arithmetic(insn.rflags_read());
+        let reads = match insn.mnemonic() {
+            Mnemonic::Syscall | Mnemonic::Int => flags::ARITHMETIC,
+            _ => arithmetic(insn.rflags_read()),
+        };
         let leaves = leaves_undefined(&insn, machine.vcpu.cpu());
         let goal = machine.vcpu.instructions() + 1;
         machine.vcpu.set_goal(goal);
+        let waited = machine.interrupt.get();
         let stop = machine.vcpu.run();
+        let interrupted = waited && !machine.interrupt.get();
         let now = machine.vcpu.cpu().rip;
-        if handlers.contains(&now) && !handlers.contains(&rip) {
+        if matches!(insn.mnemonic(), Mnemonic::Syscall | Mnemonic::Int)
+            && handlers.contains(&now)
+            && !interrupted
+        {
+            if reads & undefined != 0 {
+                return None;
+            }
+        } else if handlers.contains(&now) && !handlers.contains(&rip) {
             run.faulted = true;
             let dead = undefined | dead(machine, bits, rip);
             run.frame_undefined = dead;
