@@ -46,8 +46,8 @@ fn arithmetic(bits: u32) -> u64 {
     .fold(0, |all, (_, flag)| all | flag)
 }
 
-/// Flags that an instruction leaves undefined.
-fn leaves_undefined(insn: &Instruction, cpu: &CpuState) -> u64 {
+/// Flags that an instruction defines, and those that it leaves undefined.
+fn changes(insn: &Instruction, cpu: &CpuState) -> (u64, u64) {
     use Mnemonic::*;
     let count = match insn.mnemonic() {
         Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => Some(1),
@@ -55,7 +55,9 @@ fn leaves_undefined(insn: &Instruction, cpu: &CpuState) -> u64 {
         _ => None,
     };
     let Some(operand) = count else {
-        return arithmetic(insn.rflags_undefined());
+        let undefined = insn.rflags_undefined();
+        let defined = insn.rflags_modified() & !undefined;
+        return (arithmetic(defined), arithmetic(undefined));
     };
     let size = if insn.op0_kind() == OpKind::Register {
         insn.op0_register().size()
@@ -67,6 +69,9 @@ fn leaves_undefined(insn: &Instruction, cpu: &CpuState) -> u64 {
         _ => insn.immediate(operand),
     };
     let masked = raw & if size == 8 { 63 } else { 31 };
+    if masked == 0 {
+        return (0, 0);
+    }
     let logical = !matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr);
     let mut undefined = 0;
     if masked > 0 && logical {
@@ -78,7 +83,7 @@ fn leaves_undefined(insn: &Instruction, cpu: &CpuState) -> u64 {
     if masked as usize >= 8 * size && logical && insn.mnemonic() != Sar {
         undefined |= flags::CF;
     }
-    undefined
+    (arithmetic(insn.rflags_modified()) & !undefined, undefined)
 }
 
 /// Flags that are overwritten, whatever the operands are, before anything reads them in the
@@ -154,7 +159,7 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
             Mnemonic::Syscall | Mnemonic::Int => flags::ARITHMETIC,
             _ => arithmetic(insn.rflags_read()),
         };
-        let leaves = leaves_undefined(&insn, machine.vcpu.cpu());
+        let (defines, leaves) = changes(&insn, machine.vcpu.cpu());
         let goal = machine.vcpu.instructions() + 1;
         machine.vcpu.set_goal(goal);
         let waited = machine.interrupt.get();
@@ -182,7 +187,7 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
             if reads & undefined != 0 {
                 return None;
             }
-            undefined &= !arithmetic(insn.rflags_modified() & !insn.rflags_undefined());
+            undefined &= !defines;
             undefined |= leaves;
         }
         run.moments.push(moment(machine.vcpu.cpu(), undefined));
