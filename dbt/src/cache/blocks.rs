@@ -67,6 +67,8 @@ pub struct Block {
     pub insn_starts: Box<[u32]>,
     /// Arithmetic flags that each instruction finds as they are.
     pub live_flags: Box<[u16]>,
+    /// It works on vector registers: they have to be live where it resumes.
+    pub vectors: bool,
     /// Bit i: instruction i finds its flags in their saved place only.
     pub flags_away: u64,
     /// Jumps to known addresses.
@@ -385,6 +387,7 @@ impl BlockCache {
             indirect_entry: at(emitted.indirect_entry),
             insn_starts: emitted.insn_starts.clone().into_boxed_slice(),
             live_flags: emitted.live_flags.clone().into_boxed_slice(),
+            vectors: emitted.vectors,
             flags_away: emitted.flags_away,
             exits: emitted
                 .exits

@@ -259,6 +259,7 @@ impl Vcpu {
         let enter = self.cache.region().address(self.trampolines.enter);
         let block = self.block.get_mut();
         block.exchange.jump_target = target;
+        block.exchange.vectors_wanted = 0;
         block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
         // SAFETY: `enter` is the trampoline of this processor's region, GS points to its block,
         // and `target` is the entry of a block that exists. Emitted code reaches memory only

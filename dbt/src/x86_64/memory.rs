@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::emitter::{Emitter, Unencodable};
-use super::registers::{T0, T1, T2, number, pinned, sized};
+use super::registers::{T0, T1, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
 use crate::run::{UpcallKind, at};
@@ -412,6 +412,4 @@ impl Emitter<'_> {
         })
     }
 
-    /// A scratch register that holds nothing a check needs afterwards.
-    pub(super) const SPARE: Register = T2;
 }

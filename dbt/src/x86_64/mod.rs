@@ -6,6 +6,7 @@ mod emitter;
 mod memory;
 mod plain;
 pub mod registers;
+mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
