@@ -6,6 +6,7 @@ pub mod elf;
 pub mod loops;
 
 use std::env;
+use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -111,7 +112,7 @@ pub fn boot_arguments(prepared: &Prepared) -> Vec<String> {
 /// A running program whose console is a pipe.
 pub struct Guest {
     child: Child,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
     output: Receiver<Vec<u8>>,
     errors: Receiver<Vec<u8>>,
     /// Everything on stdout so far.
@@ -147,7 +148,7 @@ impl Guest {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
         Guest {
-            input: child.stdin.take().expect("it is piped"),
+            input: child.stdin.take(),
             output: collect(child.stdout.take().expect("it is piped")),
             errors: collect(child.stderr.take().expect("it is piped")),
             child,
@@ -183,10 +184,36 @@ impl Guest {
 
     /// Types.
     pub fn send(&mut self, text: &str) {
-        self.input
+        let input = self.input.as_mut().expect("the input is open");
+        input
             .write_all(text.as_bytes())
-            .and_then(|()| self.input.flush())
+            .and_then(|()| input.flush())
             .expect("the guest's console takes input");
+    }
+
+    /// Ends the input.
+    pub fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    /// Seconds of processor time that the process has used.
+    pub fn processor_time(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("it runs");
+        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        // User and system time, in ticks of 10 ms (proc(5)).
+        let ticks = fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>());
+        ticks.map(|ticks| ticks.unwrap_or(0.0) / 100.0).sum()
+    }
+
+    /// Bytes of host memory that the process has.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next());
+        kilobytes
+            .and_then(|number| number.parse::<u64>().ok())
+            .unwrap_or(0)
+            << 10
     }
 
     /// Sends a signal.

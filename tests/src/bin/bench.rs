@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use emulator::debian::{self, Flavour, Prepared, Progress, Recipe, Task};
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::loops::LOOPS;
 use tests::{Guest, kmemvisor};
 
@@ -143,13 +143,13 @@ fn run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut programs = Vec::new();
     let mut checksums = Vec::new();
-    let mut native = vec![f64::NAN];
+    let mut native = vec![None];
     let mut script = format!("echo '{SHELL}'\n");
     for row in LOOPS {
         let program = (row.program)(settings.scale)?;
         let (checksum, seconds) = natively(folder.path(), row.name, &program)?;
         checksums.push(checksum);
-        native.push(seconds);
+        native.push(Some(seconds));
         programs.push((format!("usr/bin/loop-{}", row.name), program));
         script += &format!("loop-{}\n", row.name);
     }
@@ -196,16 +196,14 @@ fn run() -> Result<()> {
         let of = |times: &[Times]| median(times.iter().map(|times| times.0[index]).collect());
         let (our, qemus) = (of(&ours), of(&theirs));
         let ratio = qemus / our;
-        println!(
-            "{name:<14} {our:>9.3}s {qemus:>9.3}s {:>9.3}s {ratio:>11.2}x",
-            native[index]
-        );
+        let native_text = native[index].map_or("-".to_string(), |time| format!("{time:.3}s"));
+        println!("{name:<14} {our:>9.3}s {qemus:>9.3}s {native_text:>10} {ratio:>11.2}x");
         let all = |times: &[Times]| -> Vec<f64> { times.iter().map(|t| t.0[index]).collect() };
         results.push(json!({
             "name": name,
             "kmemvisor_seconds": our,
             "qemu_seconds": qemus,
-            "native_seconds": if native[index].is_nan() { Value::Null } else { native[index].into() },
+            "native_seconds": native[index],
             "ratio": ratio,
             "kmemvisor_all": all(&ours),
             "qemu_all": all(&theirs),
