@@ -80,7 +80,11 @@ impl Injector {
     /// Notes what has become of the injections so far. To be called before a report is made.
     pub fn settle(&mut self, machine: &mut Machine) -> Moment {
         let now = Moment {
-            instructions: machine.vcpu.instructions(),
+            instructions: if machine.counted() {
+                machine.vcpu.instructions()
+            } else {
+                0
+            },
             nanoseconds: machine.now(),
         };
         let events = machine.vcpu.mem.take_events();
