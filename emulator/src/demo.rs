@@ -217,7 +217,7 @@ pub fn run(args: &[String]) -> u8 {
 /// Runs the guest and tells on stdout what happened; whether its result is right.
 fn show(options: &DemoOptions) -> Result<bool, DemoError> {
     if let Some(path) = &options.report {
-        report::check_path(path)?;
+        report::check_path(path).map_err(|error| DemoError::Usage(error.to_string()))?;
     }
     let mut out = io::stdout();
     let mirror = match options.copies {
