@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use crate::console_watch::ConsoleWatch;
 use crate::options::{Options, Parsed};
 use crate::session::{self, SessionError};
-use crate::{debian, options, tracing_setup};
+use crate::{debian, demo, options, tracing_setup};
 
 /// Runs the program with its arguments; gives the exit code.
 pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
@@ -20,6 +20,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     match words.first().map(String::as_str) {
         None => usage("nothing to start: give -kernel or -bios, or try `kmemvisor demo`"),
         Some("help") => print(&options::help()),
+        Some("demo") => demo::run(&words[1..]),
         Some("boot") => debian::main(words.split_off(1)),
         _ => machine(words),
     }

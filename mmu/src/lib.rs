@@ -15,5 +15,5 @@ pub use address::{Frame, GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
 pub use audit::AuditError;
 pub use physical::{AccessError, MAX_COPIES, MemoryConfig, MemoryError, PhysMem};
 pub use poison::{Fate, LINE_SIZE, MemoryEvent, Verdict, decide};
-pub use tlb::{FETCH_ENTRIES, FetchTlb, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
+pub use tlb::{FETCH_ENTRIES, FetchNews, FetchTlb, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
 pub use walk::{Mapping, PHYSICAL_BITS, PageFault, PagingRegisters, Purpose, WalkError};

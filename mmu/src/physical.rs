@@ -139,9 +139,9 @@ impl PhysMem {
             .no_reserve_swap()
             .map_anon()
             .and_then(|map| {
-                // Large pages halve the host's own TLB misses; refusing them costs speed only.
+                // Large pages spare the host's own TLB; refusing them costs speed only.
                 #[cfg(target_os = "linux")]
-                let _ = map.advise(memmap2::Advice::NoHugePage);
+                let _ = map.advise(memmap2::Advice::HugePage);
                 Ok(map)
             })
             .map(memmap2::MmapRaw::from)

@@ -39,8 +39,33 @@ pub struct Tlb {
     logged: u32,
     /// The log ran over: a flush clears everything.
     overflowed: bool,
-    /// An entry of a page larger than 4 KiB is here: invalidating one page of it clears all.
-    has_large: bool,
+    /// The 1 GiB regions in which entries of larger pages are.
+    large: LargeRegions,
+}
+
+/// Which 1 GiB regions hold pages larger than 4 KiB. They are cached as 4 KiB entries, and
+/// invalidating one address of such a page has to forget all of them.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct LargeRegions {
+    /// Bit `region % 64` of the region's number.
+    bits: u64,
+}
+
+impl LargeRegions {
+    fn bit(address: Linear) -> u64 {
+        1 << ((address.0 >> 30) % 64)
+    }
+
+    fn add(&mut self, address: Linear, mapping: &Mapping) {
+        if mapping.page_shift > PAGE_SHIFT {
+            self.bits |= Self::bit(address);
+        }
+    }
+
+    fn may_hold(&self, address: Linear) -> bool {
+        self.bits & Self::bit(address) != 0
+    }
 }
 
 /// One fetch translation: where code at a linear page is.
@@ -57,6 +82,7 @@ pub struct FetchEntry {
 #[repr(C)]
 pub struct FetchTlb {
     entries: [FetchEntry; FETCH_ENTRIES],
+    large: LargeRegions,
 }
 
 /// Which set of data translations an access uses.
@@ -78,8 +104,8 @@ pub struct TlbSet {
     pub data: [Tlb; 3],
     /// Fetch: supervisor, user.
     pub fetch: [FetchTlb; 2],
-    /// Counts flushes of fetch translations: what is derived from them is stale when it moves.
-    pub fetch_epoch: u64,
+    /// What was dropped from `fetch`.
+    pub fetch_news: FetchNews,
 }
 
 const fn empty_tag(index: usize) -> u64 {
@@ -100,7 +126,7 @@ impl Tlb {
         }
         self.logged = 0;
         self.overflowed = false;
-        self.has_large = false;
+        self.large = LargeRegions::default();
     }
 
     fn flush(&mut self, global: bool) {
@@ -113,7 +139,9 @@ impl Tlb {
             // Global entries that stay are no longer logged; the log stays overflowed for them.
             self.overflowed = !global;
             self.logged = 0;
-            self.has_large &= !global;
+            if global {
+                self.large = LargeRegions::default();
+            }
             return;
         }
         let mut kept = 0;
@@ -127,7 +155,9 @@ impl Tlb {
             }
         }
         self.logged = kept as u32;
-        self.has_large &= !global;
+        if global {
+            self.large = LargeRegions::default();
+        }
     }
 
     fn slots(&self) -> impl Iterator<Item = usize> + use<> {
@@ -220,7 +250,7 @@ impl Tlb {
                 self.logged += 1;
             }
         }
-        self.has_large |= mapping.page_shift > PAGE_SHIFT;
+        self.large.add(address, mapping);
         let writable = direct.writable && mapping.write_ready;
         self.entries[index] = TlbEntry {
             read_tag: page,
@@ -243,6 +273,7 @@ impl FetchTlb {
 
     /// Remembers where a page of code is.
     pub fn fill(&mut self, address: Linear, mapping: &Mapping) {
+        self.large.add(address, mapping);
         self.entries[address.page_number() as usize % FETCH_ENTRIES] = FetchEntry {
             page: address.page_number(),
             physical: mapping.physical.page().0 | u64::from(mapping.global),
@@ -255,13 +286,62 @@ impl FetchTlb {
                 entry.page = u64::MAX;
             }
         }
+        if global {
+            self.large = LargeRegions::default();
+        }
+    }
+
+    /// Whether every translation here survives a flush that spares global pages.
+    fn all_global(&self) -> bool {
+        self.entries
+            .iter()
+            .all(|entry| entry.page == u64::MAX || entry.physical & 1 != 0)
+    }
+}
+
+/// Fetch translations that were dropped since somebody last looked: what is derived from them
+/// has to go too.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub struct FetchNews {
+    /// All of the supervisor's.
+    pub supervisor: bool,
+    /// All of the user's.
+    pub user: bool,
+    /// These linear page numbers, if `count` is at most their number.
+    pub pages: [u64; 8],
+    /// Pages dropped one by one.
+    pub count: u32,
+}
+
+impl FetchNews {
+    /// Whether nothing was dropped.
+    pub fn is_empty(&self) -> bool {
+        !self.supervisor && !self.user && self.count == 0
+    }
+
+    fn add(&mut self, page: u64) {
+        match self.pages.get_mut(self.count as usize) {
+            Some(slot) => {
+                *slot = page;
+                self.count += 1;
+            }
+            None => {
+                self.supervisor = true;
+                self.user = true;
+            }
+        }
     }
 }
 
 impl TlbSet {
     /// Empties a set whose memory is zeroed or unknown.
     pub fn reset(&mut self) {
-        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        self.fetch_news = FetchNews {
+            supervisor: true,
+            user: true,
+            ..FetchNews::default()
+        };
         for tlb in &mut self.data {
             tlb.clear_all();
         }
@@ -272,7 +352,8 @@ impl TlbSet {
 
     /// Forgets every translation; those of global pages only if asked.
     pub fn flush(&mut self, global: bool) {
-        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        self.fetch_news.user = true;
+        self.fetch_news.supervisor |= global || !self.fetch[0].all_global();
         for tlb in &mut self.data {
             tlb.flush(global);
         }
@@ -283,18 +364,32 @@ impl TlbSet {
 
     /// Forgets the translations of one linear page, global ones too (INVLPG).
     pub fn flush_page(&mut self, address: Linear) {
-        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
         for tlb in &mut self.data {
-            // A large page is cached as 4 KiB entries: all of them have to go.
-            if tlb.has_large {
+            if tlb.large.may_hold(address) {
                 tlb.flush(true);
             } else {
-                tlb.clear(address.page_number() as usize % TLB_ENTRIES);
+                let index = address.page_number() as usize % TLB_ENTRIES;
+                if tlb.entries[index].read_tag == address.0 & !(PAGE_SIZE - 1) {
+                    tlb.clear(index);
+                }
             }
         }
-        for fetch in &mut self.fetch {
-            fetch.flush(true);
+        let [supervisor, user] = &mut self.fetch;
+        for (fetch, all) in [
+            (supervisor, &mut self.fetch_news.supervisor),
+            (user, &mut self.fetch_news.user),
+        ] {
+            if fetch.large.may_hold(address) {
+                fetch.flush(true);
+                *all = true;
+            } else {
+                let slot = &mut fetch.entries[address.page_number() as usize % FETCH_ENTRIES];
+                if slot.page == address.page_number() {
+                    slot.page = u64::MAX;
+                }
+            }
         }
+        self.fetch_news.add(address.page_number());
     }
 
     /// Forgets every translation to a guest-physical page.

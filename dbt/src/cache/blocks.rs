@@ -122,6 +122,7 @@ pub struct BlockCache {
     areas: LruCache<u32, ()>,
     free_areas: Vec<u32>,
     current_area: u32,
+    last_touched: u32,
     /// Next free byte of the current area.
     cursor: u32,
     first: u32,
@@ -144,6 +145,7 @@ impl BlockCache {
             areas: LruCache::unbounded(),
             free_areas: (1..AREAS).rev().collect(),
             current_area: 0,
+            last_touched: 0,
             cursor: reserved.0,
             first: reserved.0,
             area_size,
@@ -241,9 +243,12 @@ impl BlockCache {
     /// A block's area was used.
     pub fn touch(&mut self, id: u32) {
         let area = self.block(id).map(|block| block.area);
+        // Looking up a list of areas is slow next to running a block: only a change counts.
         if let Some(area) = area
             && area != self.current_area
+            && area != self.last_touched
         {
+            self.last_touched = area;
             self.areas.get(&area);
         }
     }

@@ -75,7 +75,6 @@ impl Vcpu {
         };
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
         let live = u64::from(block.live_flags[index]);
-        let epoch = self.block.get().tlb.fetch_epoch;
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
         let size = record.size as usize;
@@ -115,7 +114,6 @@ impl Vcpu {
                     let packed = exchange.host_flags;
                     exchange.saved_flags = packed;
                 }
-                debug_assert_eq!(epoch, self.block.get().tlb.fetch_epoch);
                 return self.cache.region().address(CodeOffset(record.extra));
             }
         }
@@ -135,7 +133,6 @@ impl Vcpu {
             .cache
             .region()
             .address(CodeOffset(block.base.0 + block.insn_starts[index + 1]));
-        let epoch = self.block.get().tlb.fetch_epoch;
         self.publish_count_within(total, index);
         self.forget_dead_flags(live);
         let mut cx = self.context();
@@ -152,13 +149,14 @@ impl Vcpu {
             self.give_back(total, index);
             return LEAVE;
         }
+        let mapped = self.block.get().tlb.fetch_news.is_empty();
         self.settle();
         let interrupted = self.interrupted();
         // Behind a jump that happens to lead to the next instruction there is no code.
         let straight = rip == insn.next_ip()
             && index + 1 < total
             && same
-            && epoch == self.block.get().tlb.fetch_epoch
+            && mapped
             && self.cache.block(id).is_some();
         if straight && !interrupted {
             return self.resume(next);
@@ -172,6 +170,9 @@ impl Vcpu {
 
     /// Continues at RIP in emitted code if it can.
     fn jump_to_rip(&mut self) -> u64 {
+        if let Some(host) = self.remembered_jump() {
+            return self.resume(host);
+        }
         let Ok(Some(id)) = self.block_at_rip() else {
             return LEAVE;
         };

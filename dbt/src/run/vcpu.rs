@@ -82,7 +82,6 @@ pub struct Vcpu {
     /// Modes that have a jump cache, oldest first.
     jump_modes: Vec<Mode>,
     next_jump_cache: usize,
-    fetch_epoch: u64,
     /// The instruction count at which the budget is used up.
     goal: u64,
     /// Set by an upcall when delivering failed.
@@ -127,7 +126,6 @@ impl Vcpu {
             options,
             jump_modes: Vec::new(),
             next_jump_cache: 0,
-            fetch_epoch: 0,
             goal: 0,
             shutdown: false,
             _registration: registration,
@@ -240,6 +238,7 @@ impl Vcpu {
             }
             match self.block_at_rip() {
                 Ok(Some(id)) => {
+                    self.remember_jump(id);
                     let block = self.cache.block(id).expect("just found");
                     let count = block.insns.len() as i64;
                     let entry = block.entry;
@@ -385,9 +384,19 @@ impl Vcpu {
             }
         }
         let block = self.block.get_mut();
-        if block.tlb.fetch_epoch != self.fetch_epoch {
-            self.fetch_epoch = block.tlb.fetch_epoch;
-            block.forget_guards();
+        if !block.tlb.fetch_news.is_empty() {
+            let news = std::mem::take(&mut block.tlb.fetch_news);
+            for (all, guards) in [news.supervisor, news.user]
+                .into_iter()
+                .zip(&mut block.guards)
+            {
+                if all {
+                    guards.fill(0);
+                }
+                for &page in &news.pages[..news.count as usize] {
+                    guards[page as usize % super::block_state::GUARD_ENTRIES] = 0;
+                }
+            }
         }
     }
 
@@ -549,6 +558,18 @@ impl Vcpu {
             host: 0,
         });
         index
+    }
+
+    /// Where an indirect jump to RIP goes, if that is known. The entry there confirms that the
+    /// page is still mapped.
+    pub(super) fn remembered_jump(&self) -> Option<u64> {
+        let cpu = self.cpu();
+        let cache = self
+            .jump_modes
+            .iter()
+            .position(|&known| known == cpu.mode)?;
+        let entry = self.block.get().jumps[cache][jump_slot(cpu.rip)];
+        (entry.rip == cpu.rip).then_some(entry.host)
     }
 
     /// Remembers where an indirect jump to a block goes.

@@ -148,7 +148,7 @@ const LINES: u64 = 100_000;
 
 fn text_script() -> String {
     format!(
-        "seq 1 {LINES} | awk '{{ sum += $1 }} END {{ printf \"sum %d\\n\", sum }}'
+        "seq 1 {LINES} | awk '{{ sum += $1 }} END {{ printf \"sum %.0f\\n\", sum }}'
 digest=$(seq 1 {LINES} | sort -r | gzip | gunzip | md5sum)
 echo \"digest ${{digest%% *}}\"
 "
