@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::{Access, Context, address};
 use crate::cache::{CodeOffset, CodeRegion};
-use crate::guest::{Exception, Mode, flags};
+use crate::guest::{CpuState, Exception, Mode, flags};
 use crate::record::classify::{Class, Classifier, Kind, Operand};
 use crate::run::{self, CpuBlock, FaultSite, GsBase, OwnedBlock, Upcall};
 use crate::x86_64::{Emitter, Target, Trampolines, emit_trampolines};
@@ -228,11 +228,7 @@ fn execute_with(
     run_alone(block, enter, cx);
     let exchange = &block.exchange;
     if exchange.signal != u32::MAX {
-        let vector = exchange.signal as u8;
-        return Err(match vector {
-            Exception::GP | Exception::AC => Exception::with_code(vector, 0),
-            _ => Exception::plain(vector),
-        });
+        return Err(host_exception(cx.cpu, exchange.signal as u8));
     }
     let arithmetic = unpack_flags(exchange.saved_flags);
     let result = exchange.bounce.0;
@@ -250,6 +246,18 @@ fn execute_with(
     };
     cx.cpu.rip = insn.next_ip() & mask;
     Ok(())
+}
+
+/// The exception that a fault on the host is to the guest.
+pub(crate) fn host_exception(cpu: &CpuState, vector: u8) -> Exception {
+    match vector {
+        Exception::GP | Exception::AC => Exception::with_code(vector, 0),
+        // Without CR4.OSXMMEXCPT there is no #XM (SDM volume 3, 2.5).
+        Exception::XM if cpu.control.cr4 & flags::CR4_OSXMMEXCPT == 0 => {
+            Exception::invalid_opcode()
+        }
+        _ => Exception::plain(vector),
+    }
 }
 
 fn run_alone(block: &mut CpuBlock, enter: u64, cx: &mut Context<'_>) {

@@ -358,6 +358,8 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
         | Mnemonic::Ud0
         | Mnemonic::Ud1
         | Mnemonic::Ud2 => return None,
+        // Processors differ in the bits that MXCSR has.
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => return None,
         // With CR0.TS set it may raise #NM.
         Mnemonic::Wait if !mode.has(Mode::X87) => return None,
         _ => {}

@@ -7,7 +7,7 @@ use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
 use crate::guest::{Exception, Mode, flags};
 use crate::interpret::address::is_canonical;
-use crate::interpret::native::{pack_flags, unpack_flags};
+use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
 
 /// Leaves emitted code for the dispatch loop.
@@ -278,9 +278,7 @@ impl Vcpu {
         cpu.arithmetic_flags = arithmetic & live;
         cpu.rip = rip;
         self.give_back(total, index);
-        self.raise(match vector {
-            Exception::GP | Exception::AC => Exception::with_code(vector, 0),
-            _ => Exception::plain(vector),
-        });
+        let exception = host_exception(self.cpu(), vector);
+        self.raise(exception);
     }
 }

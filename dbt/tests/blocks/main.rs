@@ -52,7 +52,8 @@ struct Tally {
 }
 
 impl Bench {
-    fn new() -> Bench {
+    /// With one to four copies of memory where instructions are counted.
+    fn new(copies: usize) -> Bench {
         let options = |counted, interpret_only| EngineOptions {
             counted,
             interpret_only,
@@ -61,7 +62,7 @@ impl Bench {
         Bench {
             interpreter: Machine::new(options(true, true), 2),
             translator: Machine::new(options(false, false), 2),
-            counted: Machine::new(options(true, false), 2),
+            counted: Machine::new(options(true, false), copies),
             used: 0,
             tally: Tally::default(),
         }
@@ -289,7 +290,7 @@ fn explore(bits: u32, salt: u64) {
         any::<u64>().no_shrink(),
         proptest::collection::vec(any::<u64>().no_shrink(), 1..40),
     );
-    let bench = RefCell::new(Bench::new());
+    let bench = RefCell::new(Bench::new(1));
     let outcome = runner.run(&strategy, |(setting, operations)| {
         let recipe = Recipe {
             bits,
@@ -298,10 +299,10 @@ fn explore(bits: u32, salt: u64) {
         };
         let mut bench = bench.borrow_mut();
         bench.used += 1;
-        if bench.used % 256 == 0 {
-            let tally = std::mem::take(&mut bench.tally);
-            *bench = Bench::new();
-            bench.tally = tally;
+        if bench.used % 256 == 128 {
+            let (tally, used) = (std::mem::take(&mut bench.tally), bench.used);
+            *bench = Bench::new(1 + bench.used as usize / 256 % 4);
+            (bench.tally, bench.used) = (tally, used);
         }
         if verbose {
             eprintln!("{}", listing(&recipe, &recipe.build()));
@@ -309,7 +310,8 @@ fn explore(bits: u32, salt: u64) {
         match check(&mut bench, &recipe) {
             None => Ok(()),
             Some(text) => {
-                *bench = Bench::new();
+                let copies = bench.counted.vcpu.mem.copies();
+                *bench = Bench::new(copies);
                 Err(TestCaseError::fail(text))
             }
         }

@@ -9,7 +9,7 @@ use crate::guest::cpuid::Feature;
 use crate::guest::flags::{CR0_EM, CR0_TS, CR4_OSXSAVE};
 use crate::guest::{CpuState, Exception, Register};
 use crate::interpret::operand::{next, row};
-use crate::interpret::{Access, Context, address};
+use crate::interpret::{Access, Context, address, native};
 use crate::record::Row;
 
 pub(super) const ROWS: &[Row] = &[
@@ -17,6 +17,8 @@ pub(super) const ROWS: &[Row] = &[
     row(Mnemonic::Fxsave64, fxsave),
     row(Mnemonic::Fxrstor, fxrstor),
     row(Mnemonic::Fxrstor64, fxrstor),
+    row(Mnemonic::Ldmxcsr, ldmxcsr),
+    row(Mnemonic::Vldmxcsr, ldmxcsr),
     row(Mnemonic::Xsave, xsave),
     row(Mnemonic::Xsave64, xsave),
     row(Mnemonic::Xsaveopt, xsaveopt),
@@ -135,6 +137,18 @@ fn fxrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     X87::from_image(&image).load(cx.cpu);
     cx.cpu.vector.mxcsr = mxcsr;
     load_halves(cx.cpu, 0, Some(&image[XMM..]));
+    next(cx, insn)
+}
+
+/// LDMXCSR is not run natively: what the host lets through is not what the guest's may have.
+fn ldmxcsr(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    native::check_enabled(cx, insn)?;
+    let at = address::linear(cx, insn, 0, 4, Access::Read)?;
+    let value = cx.load(at, 4)? as u32;
+    if value & !MXCSR_MASK != 0 {
+        return Err(Exception::general_protection(0));
+    }
+    cx.cpu.vector.mxcsr = value;
     next(cx, insn)
 }
 
