@@ -5,7 +5,7 @@ use mmu::Linear;
 use super::upcall::{Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
-use crate::guest::{Exception, Mode, flags};
+use crate::guest::{Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
@@ -179,9 +179,7 @@ impl Vcpu {
     /// into the next instruction, unless that is in another block, which polls before it.
     fn forget_idle_shadow(&mut self, within: bool) {
         use crate::interpret::system::debug::SHADOW_STI;
-        if within
-            && self.cpu().interrupt_shadow == SHADOW_STI
-            && !self.platform.interrupt_pending()
+        if within && self.cpu().interrupt_shadow == SHADOW_STI && !self.platform.interrupt_pending()
         {
             self.cpu_mut().interrupt_shadow = 0;
         }
