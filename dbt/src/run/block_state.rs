@@ -149,6 +149,12 @@ pub(crate) mod at {
 /// Owns a [`CpuBlock`], which is too large for a stack.
 pub struct OwnedBlock(NonNull<CpuBlock>);
 
+impl Default for OwnedBlock {
+    fn default() -> Self {
+        OwnedBlock::new()
+    }
+}
+
 impl OwnedBlock {
     /// A processor at reset with empty TLBs.
     pub fn new() -> OwnedBlock {

@@ -402,7 +402,7 @@ impl Vcpu {
     }
 
     /// Removes blocks that are gone from the jump caches.
-    fn forget_blocks(&mut self, gone: &[Box<Block>]) {
+    fn forget_blocks(&mut self, gone: &[Block]) {
         for block in gone {
             let host = self.cache.region().address(block.indirect_entry);
             let slot = jump_slot(block.key.rip);
@@ -458,7 +458,7 @@ impl Vcpu {
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
-    fn drop_blocks(&mut self, gone: &[Box<Block>]) {
+    fn drop_blocks(&mut self, gone: &[Block]) {
         self.forget_blocks(gone);
         for block in gone {
             for page in block.pages() {

@@ -87,7 +87,7 @@ impl Address {
             address.index = Some((number(insn.memory_index()), insn.memory_index_scale()));
         }
         i32::try_from(address.displacement as i64)
-            .or_else(|_| i32::try_from(address.displacement as u32 as i32))
+            .or_else(|_| u32::try_from(address.displacement).map(|_| 0))
             .ok()?;
         Some(address)
     }
