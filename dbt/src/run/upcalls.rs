@@ -5,7 +5,7 @@ use mmu::Linear;
 use super::upcall::{Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
-use crate::guest::{Exception, Mode, flags};
+use crate::guest::{Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};

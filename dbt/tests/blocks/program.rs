@@ -241,10 +241,10 @@ fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
                 piece.put(&[0x89, 0xe5]);
                 piece.put(wide);
                 piece.put(&[0x83, 0xec, 16]);
-                if let Some(body) = instruction::random(reserved, &mut random) {
-                    if !body.writes(5) {
-                        piece.append(&body.piece);
-                    }
+                if let Some(body) = instruction::random(reserved, &mut random)
+                    && !body.writes(5)
+                {
+                    piece.append(&body.piece);
                 }
                 piece.put(&[0xc9]);
             }

@@ -112,7 +112,7 @@ fn fetched(machine: &mut Machine, bits: u32, linear: u64) -> Option<u64> {
     let at = entry_address(bits, linear) + space - SPACES[0];
     let size = if bits == 64 { 8 } else { 4 };
     let entry = machine.vcpu.mem.load_uint(GuestPhys(at), size).ok()?;
-    Some(entry & 0xf_f000 | linear % PAGE)
+    Some((entry & 0xf_f000) | (linear % PAGE))
 }
 
 fn decode(machine: &mut Machine, bits: u32, rip: u64) -> Instruction {
