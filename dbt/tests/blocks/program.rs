@@ -493,6 +493,7 @@ impl Recipe {
         for &base in &reserved.bases {
             gpr[usize::from(base)] = base_address(&mut random);
         }
+        let writes_itself = random.one_in(12);
         for &index in &reserved.indexes {
             let value = random.below(16) * if random.one_in(4) { 1 } else { 16 };
             let value = if random.one_in(4) {
@@ -520,6 +521,11 @@ impl Recipe {
         } else {
             CODE + random.below(0x800)
         };
+        if writes_itself {
+            // Stores hit the program, and whatever comes of that is executed.
+            let base = usize::from(reserved.bases[0]);
+            gpr[base] = start + random.below(0x180);
+        }
         let (code, mut alternate_bytes) = self.lay_out(&reserved, start);
         let mut memory = Vec::new();
         let mut whole = random.bytes(0x2000);
