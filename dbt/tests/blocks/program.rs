@@ -42,6 +42,8 @@ pub struct Program {
     pub code_on_demand: bool,
     /// SMAP is on, and everything but the data is the supervisor's.
     pub smap: bool,
+    /// Stores may hit the program itself.
+    pub writes_itself: bool,
     /// How many instructions are executed before each hardware interrupt.
     pub interrupts: Vec<usize>,
     /// Linear addresses of bytes that differ in the other address space.
@@ -578,6 +580,7 @@ impl Recipe {
             maps_holes: random.one_in(2),
             code_on_demand: random.one_in(4),
             smap,
+            writes_itself,
             interrupts,
             alternate_bytes,
             fresh: random.one_in(8),
