@@ -1,5 +1,9 @@
 //! Which flags matter where: what each instruction of a block reads and overwrites, and from
 //! that, what must survive a memory check.
+//!
+//! One thing this cannot see: a store of the block that replaces a later instruction of the same
+//! block by one that reads flags which the replaced code had no use for. Those flags are lost
+//! (read as zero).
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 

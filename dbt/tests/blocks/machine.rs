@@ -35,8 +35,19 @@ pub fn physical(linear: u64) -> u64 {
     (0x40 + ((page - 0x10) * 7 + 3) % 0x30) * PAGE + linear % PAGE
 }
 
-/// What the device saw: address, size, and the value written, if it was a write.
-pub type DeviceLog = Rc<RefCell<Vec<(u64, u8, Option<u64>)>>>;
+/// What the device saw.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Access {
+    pub at: u64,
+    pub size: u8,
+    /// The value written, if it was a write.
+    pub written: Option<u64>,
+    /// Instructions completed by then.
+    pub instructions: u64,
+}
+
+/// In order.
+pub type DeviceLog = Rc<RefCell<Vec<Access>>>;
 
 /// A machine with one device in memory, and one interrupt.
 struct Recorder(DeviceLog, Rc<Cell<bool>>);
@@ -46,13 +57,30 @@ impl Platform for Recorder {
         u32::MAX
     }
     fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, at: GuestPhys, size: u8) -> u64 {
+    fn mmio_read(&mut self, _: &mut PhysMem, instructions: u64, at: GuestPhys, size: u8) -> u64 {
         let mut log = self.0.borrow_mut();
-        log.push((at.0, size, None));
+        log.push(Access {
+            at: at.0,
+            size,
+            written: None,
+            instructions,
+        });
         (at.0 ^ log.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, at: GuestPhys, size: u8, value: u64) {
-        self.0.borrow_mut().push((at.0, size, Some(value)));
+    fn mmio_write(
+        &mut self,
+        _: &mut PhysMem,
+        instructions: u64,
+        at: GuestPhys,
+        size: u8,
+        value: u64,
+    ) {
+        self.0.borrow_mut().push(Access {
+            at: at.0,
+            size,
+            written: Some(value),
+            instructions,
+        });
     }
     fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
         None
@@ -87,6 +115,9 @@ pub struct Machine {
     pub log: DeviceLog,
     /// Whether the interrupt waits.
     pub interrupt: Rc<Cell<bool>>,
+    /// Instructions executed before the program.
+    base: u64,
+    counted: bool,
 }
 
 impl Machine {
@@ -98,6 +129,7 @@ impl Machine {
         })
         .expect("a megabyte of guest memory");
         let log = DeviceLog::default();
+        let counted = options.counted;
         let options = EngineOptions {
             // Few enough that areas are emptied now and then.
             code_bytes: 2 << 20,
@@ -110,6 +142,8 @@ impl Machine {
             vcpu,
             log,
             interrupt,
+            base: 0,
+            counted,
         }
     }
 
@@ -127,6 +161,7 @@ impl Machine {
     /// Everything as the program wants it.
     pub fn set_up(&mut self, program: &Program) {
         self.log.borrow_mut().clear();
+        self.base = self.vcpu.instructions();
         self.interrupt.set(false);
         tables::write(self, program);
         for (linear, bytes) in &program.memory {
@@ -150,6 +185,25 @@ impl Machine {
         let cpu = self.vcpu.cpu_mut();
         *cpu = CpuState::at_reset();
         set_up_processor(cpu, program);
+    }
+
+    /// What the device saw; when, only if asked and if this engine counts.
+    pub fn accesses(&self, when: bool) -> Vec<Access> {
+        let when = when && self.counted;
+        let relative = |access: &Access| Access {
+            instructions: if when {
+                access.instructions.wrapping_sub(self.base)
+            } else {
+                0
+            },
+            ..access.clone()
+        };
+        self.log.borrow().iter().map(relative).collect()
+    }
+
+    /// Whether instructions are counted.
+    pub fn counts(&self) -> bool {
+        self.counted
     }
 
     /// All of RAM.

@@ -161,8 +161,9 @@ fn compare_rest(what: &str, run: &Run, bench: (&mut Machine, &mut Machine), text
     if theirs.segments != ours.segments {
         let _ = writeln!(text, "{what}: segments differ");
     }
-    if *expected.log.borrow() != *actual.log.borrow() {
-        let (a, b) = (&expected.log.borrow(), &actual.log.borrow());
+    let when = actual.counts();
+    let (a, b) = (expected.accesses(when), actual.accesses(when));
+    if a != b {
         let _ = writeln!(text, "{what}: device {b:x?}, interpreter {a:x?}");
     }
     let (mut theirs, mut ours) = (expected.memory(), actual.memory());
@@ -363,4 +364,63 @@ fn programs_have_everything() {
     ];
     let missing: Vec<_> = wanted.iter().filter(|m| !seen.contains(m)).collect();
     assert!(missing.is_empty(), "never drawn: {missing:?}");
+}
+
+/// Loops that never end, each by another kind of jump, stop when they are asked to.
+#[test]
+fn endless_loops_can_be_stopped() {
+    let loops: [(&str, &[u8]); 6] = [
+        ("jmp to itself", &[0xeb, 0xfe]),
+        ("jcc back", &[0x31, 0xc0, 0x74, 0xfc]),
+        // lea rax, [rip - 7]; jmp rax
+        (
+            "indirect",
+            &[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0xff, 0xe0],
+        ),
+        // call next; pop rax; jmp start
+        ("call", &[0xe8, 0, 0, 0, 0, 0x58, 0xeb, 0xf8]),
+        // lea rax, [rip - 7]; push rax; ret
+        (
+            "return",
+            &[0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0x50, 0xc3],
+        ),
+        ("helper", &[0x0f, 0xa2, 0xeb, 0xfc]),
+    ];
+    for counted in [false, true] {
+        for (name, code) in loops {
+            let recipe = Recipe {
+                bits: 64,
+                setting: 4,
+                operations: Vec::new(),
+            };
+            let mut program = recipe.build();
+            program.memory[0].1[..code.len()].copy_from_slice(code);
+            program.start = machine::CODE;
+            program.interrupts.clear();
+            program.code_on_demand = false;
+            let options = EngineOptions {
+                counted,
+                ..EngineOptions::default()
+            };
+            let mut machine = Machine::new(options, 2);
+            machine.set_up(&program);
+            let goal = machine.vcpu.instructions() + 1_000_000;
+            if counted {
+                machine.vcpu.set_goal(goal);
+                assert_eq!(machine.vcpu.run(), Stop::Budget, "{name}");
+                assert_eq!(machine.vcpu.instructions(), goal, "{name}");
+                continue;
+            }
+            let request = machine.vcpu.exit_request() as usize;
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    // SAFETY: the processor lives until the scope ends.
+                    let request = unsafe { &*(request as *const std::sync::atomic::AtomicU32) };
+                    request.store(1, std::sync::atomic::Ordering::Release);
+                });
+                assert_eq!(machine.vcpu.run(), Stop::Requested, "{name}");
+            });
+        }
+    }
 }

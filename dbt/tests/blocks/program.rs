@@ -42,6 +42,8 @@ pub struct Program {
     pub code_on_demand: bool,
     /// SMAP is on, and everything but the data is the supervisor's.
     pub smap: bool,
+    /// Stores may hit the program itself.
+    pub writes_itself: bool,
     /// How many instructions are executed before each hardware interrupt.
     pub interrupts: Vec<usize>,
     /// Linear addresses of bytes that differ in the other address space.
@@ -493,6 +495,7 @@ impl Recipe {
         for &base in &reserved.bases {
             gpr[usize::from(base)] = base_address(&mut random);
         }
+        let writes_itself = random.one_in(12);
         for &index in &reserved.indexes {
             let value = random.below(16) * if random.one_in(4) { 1 } else { 16 };
             let value = if random.one_in(4) {
@@ -520,6 +523,11 @@ impl Recipe {
         } else {
             CODE + random.below(0x800)
         };
+        if writes_itself {
+            // Stores hit the program, and whatever comes of that is executed.
+            let base = usize::from(reserved.bases[0]);
+            gpr[base] = start + random.below(0x180);
+        }
         let (code, mut alternate_bytes) = self.lay_out(&reserved, start);
         let mut memory = Vec::new();
         let mut whole = random.bytes(0x2000);
@@ -572,6 +580,7 @@ impl Recipe {
             maps_holes: random.one_in(2),
             code_on_demand: random.one_in(4),
             smap,
+            writes_itself,
             interrupts,
             alternate_bytes,
             fresh: random.one_in(8),

@@ -10,8 +10,11 @@ use crate::machine::{CODE, Machine, PAGE, physical};
 use crate::program::Program;
 use crate::tables::{HANDLERS, HANDLERS_END, SPACES, entry_address};
 
-/// Longer programs are not looked at.
+/// Longer programs are not looked at; shorter ones neither where every step is looked at.
 const LONGEST_RUN: usize = 4000;
+const LONGEST_OF_ITSELF: usize = 200;
+/// Bytes of code in which a store to the code ahead is noticed.
+const AHEAD: usize = 0x400;
 
 /// The registers after one instruction.
 #[derive(Clone)]
@@ -115,6 +118,21 @@ fn fetched(machine: &mut Machine, bits: u32, linear: u64) -> Option<u64> {
     Some((entry & 0xf_f000) | (linear % PAGE))
 }
 
+fn code_ahead(machine: &mut Machine, bits: u32, rip: u64) -> Vec<u8> {
+    let mut code = vec![0; AHEAD];
+    let mut done = 0;
+    while done < AHEAD {
+        let linear = rip.wrapping_add(done as u64);
+        let piece = (AHEAD - done).min((PAGE - linear % PAGE) as usize);
+        if let Some(at) = fetched(machine, bits, linear) {
+            let into = &mut code[done..done + piece];
+            let _ = machine.vcpu.mem.load(GuestPhys(at), into);
+        }
+        done += piece;
+    }
+    code
+}
+
 fn decode(machine: &mut Machine, bits: u32, rip: u64) -> Instruction {
     let mut bytes = [0; 15];
     for (index, byte) in bytes.iter_mut().enumerate() {
@@ -162,6 +180,12 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
         let (defines, leaves) = changes(&insn, machine.vcpu.cpu());
         let goal = machine.vcpu.instructions() + 1;
         machine.vcpu.set_goal(goal);
+        // A store to the code ahead, and the flags that the code before the store had no use
+        // for: an engine that looks ahead may have lost them.
+        let ahead = program.writes_itself.then(|| {
+            let dead = dead(machine, bits, insn.next_ip());
+            (dead, code_ahead(machine, bits, rip))
+        });
         let waited = machine.interrupt.get();
         let stop = machine.vcpu.run();
         let interrupted = waited && !machine.interrupt.get();
@@ -190,12 +214,22 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
             undefined &= !defines;
             undefined |= leaves;
         }
+        if let Some((dead, code)) = ahead
+            && code != code_ahead(machine, bits, rip)
+        {
+            undefined |= dead;
+        }
+        let longest = if program.writes_itself {
+            LONGEST_OF_ITSELF
+        } else {
+            LONGEST_RUN
+        };
         run.moments.push(moment(machine.vcpu.cpu(), undefined));
         if machine.vcpu.cpu().halted != 0 {
             return Some(run);
         }
         match stop {
-            Stop::Budget if run.moments.len() < LONGEST_RUN => {}
+            Stop::Budget if run.moments.len() < longest => {}
             Stop::Shutdown => return Some(run),
             _ => return None,
         }

@@ -260,7 +260,9 @@ fn bad_areas_are_refused_without_a_trace() {
 fn switched_off() {
     let nm = Exception::device_not_available();
     let ud = Exception::invalid_opcode();
-    let cases: &[(&[u8], u64, u64, Result<(), Exception>)] = &[
+    /// Code, bits of CR0 set, bits of CR4 cleared, outcome.
+    type Case = (&'static [u8], u64, u64, Result<(), Exception>);
+    let cases: &[Case] = &[
         (XSAVE, CR0_TS, 0, Err(nm)),
         (XSAVE, 0, CR4_OSXSAVE, Err(ud)),
         (XSAVE, CR0_TS, CR4_OSXSAVE, Err(ud)),
@@ -420,7 +422,7 @@ fn mxcsr_has_sixteen_bits() {
         let before = guest.cpu.vector.mxcsr;
         guest
             .mem
-            .store_uint(mmu::GuestPhys(AREA), 4, u64::from(value as u32))
+            .store_uint(mmu::GuestPhys(AREA), 4, u64::from(value))
             .expect("a store to RAM");
         assert_eq!(guest.execute(&load), expected);
         let after = if expected.is_ok() { value } else { before };
