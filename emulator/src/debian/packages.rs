@@ -186,6 +186,7 @@ impl Store {
         command.args(["-o", "APT::Sandbox::User="]);
         if self.own_lists {
             command.args(["-o", &format!("Dir::State={}", own("state"))]);
+            command.args(["-o", &format!("Dir::State::lists={}", own("state/lists"))]);
             command.args(["-o", "Dir::State::status=/var/lib/dpkg/status"]);
         }
         command
