@@ -66,7 +66,10 @@ fn what_cannot_be_used_ends_with_code_2_and_one_line() {
         (&["-kernel", &kernel, "-append", &long], "command line"),
         (&["-bios", &odd], "4096"),
         (&["-bios", &missing], "missing"),
-        (&["-kernel", &kernel, "-report", &into_nothing], "the report"),
+        (
+            &["-kernel", &kernel, "-report", &into_nothing],
+            "the report",
+        ),
         (
             &["-kernel", &kernel, "-serial", &serial_into_nothing],
             "-serial",
