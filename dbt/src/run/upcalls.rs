@@ -27,8 +27,9 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
         UpcallKind::Leave | UpcallKind::Alone => {
             if let Some(block) = vcpu.cache.block(record.block) {
-                let rip = block.key.rip;
+                let (rip, live) = (block.key.rip, u64::from(block.live_flags[0]));
                 vcpu.cpu_mut().rip = rip;
+                vcpu.forget_dead_flags(live);
             }
             LEAVE
         }
