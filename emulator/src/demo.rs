@@ -15,7 +15,7 @@ use mmu::{AccessError, GuestPhys, MAX_COPIES};
 
 use crate::inject::Injector;
 use crate::machine::{End, Machine, MachineConfig, MachineError};
-use crate::report::{Report, ReportError};
+use crate::report::{self, Report, ReportError};
 
 /// What `kmemvisor demo` takes.
 pub const USAGE: &str = "usage: kmemvisor demo [-mirror off|copies=N] [-inject PLAN] [-rounds N] \
@@ -216,6 +216,9 @@ pub fn run(args: &[String]) -> u8 {
 
 /// Runs the guest and tells on stdout what happened; whether its result is right.
 fn show(options: &DemoOptions) -> Result<bool, DemoError> {
+    if let Some(path) = &options.report {
+        report::check_path(path).map_err(|error| DemoError::Usage(error.to_string()))?;
+    }
     let mut out = io::stdout();
     let mirror = match options.copies {
         1 => "without a mirror".to_string(),

@@ -80,7 +80,11 @@ impl Injector {
     /// Notes what has become of the injections so far. To be called before a report is made.
     pub fn settle(&mut self, machine: &mut Machine) -> Moment {
         let now = Moment {
-            instructions: machine.vcpu.instructions(),
+            instructions: if machine.counted() {
+                machine.vcpu.instructions()
+            } else {
+                0
+            },
             nanoseconds: machine.now(),
         };
         let events = machine.vcpu.mem.take_events();
@@ -114,6 +118,8 @@ struct State {
     user_stack: Option<u64>,
     tss: u64,
     tss_entry_size: usize,
+    /// Where SYSCALL leads to.
+    system_call: u64,
     descriptor_tables: [u64; 2],
 }
 
@@ -132,6 +138,7 @@ impl State {
             user_stack: user_stacks.get(&space_of(cpu)).copied(),
             tss: cpu.control.tr.base,
             tss_entry_size: if cpu.long_mode() { 8 } else { 4 },
+            system_call: cpu.msrs.lstar,
             descriptor_tables: [cpu.control.gdtr.base, cpu.control.idtr.base],
         }
     }
@@ -237,11 +244,58 @@ impl View<'_> {
     }
 
     fn kernel_text(&self, random: &mut Random) -> Option<Pick> {
-        if self.state.cpl == 0 && random.one_in(4) {
-            return self.mapped(self.state.rip);
-        }
-        self.page_of(random, KERNEL_IMAGE, false, |leaf| leaf.executable)
+        // Half of the time code that runs now or soon will; else any.
+        let in_kernel = self.state.cpl == 0;
+        let hot = match random.below(8) {
+            0 if in_kernel => Some(self.state.rip),
+            1 | 2 if in_kernel => self.return_address(random),
+            0..=2 => Some(self.state.system_call),
+            3 => self.interrupt_handler(random),
+            _ => None,
+        };
+        hot.and_then(|linear| self.mapped(linear))
+            .or_else(|| self.page_of(random, KERNEL_IMAGE, false, |leaf| leaf.executable))
             .or_else(|| self.page_of(random, EVERYTHING, false, |leaf| leaf.executable))
+    }
+
+    /// A word near the top of the stack that points to executable memory.
+    fn return_address(&self, random: &mut Random) -> Option<u64> {
+        let tables = self.tables()?;
+        let stack = tables.look(self.mem, self.state.rsp)?.physical;
+        let page = read_page(self.mem, stack.page())?;
+        let words = page.get(stack.page_offset() & !7..)?.chunks_exact(8);
+        let found: Vec<u64> = words
+            .map(|word| {
+                word.iter()
+                    .rev()
+                    .fold(0, |n, &byte| n << 8 | u64::from(byte))
+            })
+            .filter(|&word| word >= KERNEL_IMAGE.0)
+            .filter(|&word| {
+                tables
+                    .look(self.mem, word)
+                    .is_some_and(|leaf| leaf.executable)
+            })
+            .take(16)
+            .collect();
+        found
+            .get(random.below(found.len() as u64) as usize)
+            .copied()
+    }
+
+    /// Where an interrupt or exception would lead to: page faults and any other.
+    fn interrupt_handler(&self, random: &mut Random) -> Option<u64> {
+        const PAGE_FAULT: u64 = 14;
+        let vector = if random.one_in(2) {
+            PAGE_FAULT
+        } else {
+            random.below(256)
+        };
+        let gate = self.mapped_bytes(self.state.descriptor_tables[1].wrapping_add(vector * 16))?;
+        let low = read_number(self.mem, gate, 8)?;
+        let high = read_number(self.mem, gate.add(8), 8)?;
+        let present = low >> 47 & 1 != 0;
+        present.then_some(low & 0xffff | low >> 32 & 0xffff_0000 | high << 32)
     }
 
     fn kernel_data(&self, random: &mut Random) -> Option<Pick> {

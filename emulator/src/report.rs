@@ -1,6 +1,7 @@
 //! The report of a run: what was injected and what became of it, as text and as JSON.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +34,8 @@ pub struct Report {
     pub seed: Option<u64>,
     /// Copies of each page.
     pub copies: usize,
-    /// Guest instructions executed (approximate unless they are counted).
-    pub instructions: u64,
+    /// Guest instructions executed, if they are counted.
+    pub instructions: Option<u64>,
     /// Nanoseconds of virtual time.
     pub virtual_nanoseconds: u64,
     /// Spare frames of each copy that pages were moved to.
@@ -71,7 +72,7 @@ impl Report {
             skipped: injector.map_or(0, Injector::skipped),
             seed: injector.map(|injector| injector.plan().seed),
             copies: machine.vcpu.mem.copies(),
-            instructions: machine.vcpu.instructions(),
+            instructions: machine.counted().then(|| machine.vcpu.instructions()),
             virtual_nanoseconds: machine.now(),
             spare_frames_used,
             spare_frames,
@@ -89,20 +90,10 @@ impl Report {
             path: path.to_path_buf(),
             source,
         };
-        let mut name = path
-            .file_name()
-            .ok_or_else(|| {
-                error(std::io::Error::new(
-                    std::io::ErrorKind::InvalidInput,
-                    "this names no file",
-                ))
-            })?
-            .to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| error(e.into()))?;
         text.push(b'\n');
-        let written = std::fs::File::create(&temporary).and_then(|mut file| {
+        let temporary = temporary(path).map_err(error)?;
+        let written = File::create(&temporary).and_then(|mut file| {
             file.write_all(&text)?;
             file.sync_all()?;
             std::fs::rename(&temporary, path)
@@ -113,6 +104,31 @@ impl Report {
             error(source)
         })
     }
+}
+
+/// Checks that a report can be written there, so that a long run does not end without one.
+pub fn check_path(path: &Path) -> Result<(), ReportError> {
+    let error = |source| ReportError {
+        path: path.to_path_buf(),
+        source,
+    };
+    if path.is_dir() {
+        return Err(error(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let temporary = temporary(path).map_err(error)?;
+    File::create(&temporary)
+        .and_then(|_| std::fs::remove_file(&temporary))
+        .map_err(error)
+}
+
+/// A name next to `path`, of this process alone.
+fn temporary(path: &Path) -> std::io::Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| {
+        std::io::Error::new(std::io::ErrorKind::InvalidInput, "this names no file")
+    })?;
+    let mut name = name.to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    Ok(path.with_file_name(name))
 }
 
 /// Counts by fate in words.
@@ -150,10 +166,13 @@ impl fmt::Display for Report {
                 self.skipped
             )?;
         }
+        match self.instructions {
+            Some(count) => write!(f, "{count} instructions")?,
+            None => write!(f, "instructions not counted")?,
+        }
         writeln!(
             f,
-            "{} instructions in {:.3} s; {} {} of each page, {} of {} spare frames used",
-            self.instructions,
+            " in {:.3} s; {} {} of each page, {} of {} spare frames used",
             self.virtual_nanoseconds as f64 / 1e9,
             self.copies,
             if self.copies == 1 { "copy" } else { "copies" },
@@ -178,7 +197,7 @@ mod tests {
             skipped: 2,
             seed: Some(7),
             copies: 2,
-            instructions: 12,
+            instructions: Some(12),
             virtual_nanoseconds: 1_500_000_000,
             spare_frames_used: 1,
             spare_frames: 1024,
@@ -206,6 +225,7 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("report.json");
         std::fs::write(&path, "old").unwrap();
+        check_path(&path).unwrap();
         report().write_json(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -214,6 +234,8 @@ mod tests {
         assert_eq!(value["translation"]["translated"], 3);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
         std::fs::remove_dir_all(&folder).unwrap();
+        assert!(check_path(&path).is_err());
+        assert!(check_path(&std::env::temp_dir()).is_err());
         let error = report().write_json(&path).unwrap_err().to_string();
         assert!(error.contains("report.json"), "{error}");
     }

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -22,7 +21,7 @@ use crate::exit::Outcome;
 use crate::inject::Injector;
 use crate::machine::{HostEvent, Machine, MachineConfig, MachineError};
 use crate::options::{Options, RtcBase, SerialTarget};
-use crate::report::{Report, ReportError};
+use crate::report::{self, Report, ReportError};
 use crate::wake::Kicker;
 
 /// 2026-01-01: the date of a machine whose every run is to be the same.
@@ -219,20 +218,7 @@ fn check_report_path(options: &Options) -> Result<(), SessionError> {
     let Some(path) = &options.report else {
         return Ok(());
     };
-    let folder = match path.parent() {
-        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
-        Some(folder) => folder,
-        None => path,
-    };
-    let why = match folder.metadata() {
-        Ok(found) if found.is_dir() && !path.is_dir() => return Ok(()),
-        Ok(_) => "this names no file".to_string(),
-        Err(error) => error.to_string(),
-    };
-    let path = path.display();
-    Err(SessionError::Configuration(format!(
-        "-report: cannot create {path}: {why}"
-    )))
+    report::check_path(path).map_err(|error| SessionError::Configuration(error.to_string()))
 }
 
 fn describe(outcome: &Outcome) -> String {

@@ -19,7 +19,7 @@ use crate::class::Class;
 /// A point of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
 pub struct Moment {
-    /// Guest instructions executed.
+    /// Guest instructions executed; 0 in a run that does not count them.
     pub instructions: u64,
     /// Nanoseconds of virtual time.
     pub nanoseconds: u64,

@@ -31,7 +31,8 @@ impl GuestPhys {
         (self.0 & (PAGE_SIZE - 1)) as usize
     }
 
-    /// This address, `bytes` further.
+    /// This address, `bytes` further; wraps, as the operator would not.
+    #[allow(clippy::should_implement_trait)]
     pub fn add(self, bytes: u64) -> GuestPhys {
         GuestPhys(self.0.wrapping_add(bytes))
     }

@@ -122,7 +122,7 @@ impl PhysMem {
             return Err(MemoryError::Copies(config.copies));
         }
         let size = config.ram_bytes;
-        if size < 1 << 20 || size > 1 << 40 || size % PAGE_SIZE != 0 {
+        if !(1 << 20..=1 << 40).contains(&size) || !size.is_multiple_of(PAGE_SIZE) {
             return Err(MemoryError::Size(size));
         }
         let ram_pages = (size >> PAGE_SHIFT) as u32;
@@ -138,11 +138,10 @@ impl PhysMem {
             .len(bytes as usize)
             .no_reserve_swap()
             .map_anon()
-            .and_then(|map| {
+            .inspect(|map| {
                 // Large pages spare the host's own TLB; refusing them costs speed only.
                 #[cfg(target_os = "linux")]
                 let _ = map.advise(memmap2::Advice::HugePage);
-                Ok(map)
             })
             .map(memmap2::MmapRaw::from)
             .map_err(|source| MemoryError::Reserve { bytes, source })?;

@@ -67,6 +67,8 @@ pub struct Block {
     pub insn_starts: Box<[u32]>,
     /// Arithmetic flags that each instruction finds as they are.
     pub live_flags: Box<[u16]>,
+    /// It works on vector registers: they have to be live where it resumes.
+    pub vectors: bool,
     /// Bit i: instruction i finds its flags in their saved place only.
     pub flags_away: u64,
     /// Jumps to known addresses.
@@ -135,7 +137,7 @@ pub struct BlockCache {
 impl BlockCache {
     /// An empty cache in a region whose first `reserved` bytes hold shared code.
     pub fn new(region: CodeRegion, reserved: CodeOffset) -> BlockCache {
-        let area_size = (region.len() as u32 - reserved.0) / AREAS & !63;
+        let area_size = ((region.len() as u32 - reserved.0) / AREAS) & !63;
         BlockCache {
             region,
             blocks: vec![None],
@@ -190,7 +192,7 @@ impl BlockCache {
     }
 
     /// Where the next block's code goes. May empty an area: returns the blocks that went.
-    pub fn reserve(&mut self) -> (CodeOffset, Vec<Box<Block>>) {
+    pub fn reserve(&mut self) -> (CodeOffset, Vec<Block>) {
         let end = self.first + (self.current_area + 1) * self.area_size;
         let mut gone = Vec::new();
         if self.cursor + LARGEST_BLOCK > end {
@@ -213,7 +215,7 @@ impl BlockCache {
         (CodeOffset(self.cursor), gone)
     }
 
-    fn empty(&mut self, area: u32) -> Vec<Box<Block>> {
+    fn empty(&mut self, area: u32) -> Vec<Block> {
         let start = CodeOffset(self.first + area * self.area_size);
         let end = CodeOffset(start.0 + self.area_size);
         let ids: Vec<u32> = self.by_code.range(start..end).map(|(_, &id)| id).collect();
@@ -273,8 +275,8 @@ impl BlockCache {
     }
 
     /// Removes a block and every link to and from it.
-    pub fn remove(&mut self, id: u32) -> Option<Box<Block>> {
-        let block = self.blocks.get_mut(id as usize)?.take()?;
+    pub fn remove(&mut self, id: u32) -> Option<Block> {
+        let block = *self.blocks.get_mut(id as usize)?.take()?;
         for &(from, exit) in &block.incoming {
             if let Some(Some(source)) = self.blocks.get_mut(from as usize) {
                 let out = &mut source.exits[exit as usize];
@@ -307,7 +309,7 @@ impl BlockCache {
     }
 
     /// Removes the blocks made from any byte of a range; returns them.
-    pub fn invalidate(&mut self, at: GuestPhys, len: u32) -> Vec<Box<Block>> {
+    pub fn invalidate(&mut self, at: GuestPhys, len: u32) -> Vec<Block> {
         let mut gone = Vec::new();
         let end = at.0 + u64::from(len);
         let mut page = at.page();
@@ -385,6 +387,7 @@ impl BlockCache {
             indirect_entry: at(emitted.indirect_entry),
             insn_starts: emitted.insn_starts.clone().into_boxed_slice(),
             live_flags: emitted.live_flags.clone().into_boxed_slice(),
+            vectors: emitted.vectors,
             flags_away: emitted.flags_away,
             exits: emitted
                 .exits

@@ -39,6 +39,7 @@ impl CodeRegion {
     }
 
     /// Bytes reserved.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.executable.len()
     }

@@ -224,6 +224,7 @@ fn execute_with(
     exchange.result_host = exchange.bounce.0.as_ptr() as u64 + offset as u64;
     exchange.signal = u32::MAX;
     exchange.vcpu = 0;
+    exchange.vectors_wanted = 1;
     run_alone(block, enter, cx);
     let exchange = &block.exchange;
     if exchange.signal != u32::MAX {

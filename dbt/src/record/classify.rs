@@ -34,6 +34,16 @@ pub enum Kind {
     JumpIndirect,
     /// Near CALL through a register or memory.
     CallIndirect,
+    /// CLI at CPL 0.
+    Cli,
+    /// CLD or STD: the direction flag becomes this.
+    Direction(bool),
+    /// SWAPGS at CPL 0.
+    SwapGs,
+    /// PUSHFQ.
+    PushFlags,
+    /// MOV of a segment's selector to a register.
+    ReadSelector,
     /// The interpreter executes it.
     Helper,
 }
@@ -103,7 +113,19 @@ impl Classifier {
                 | Mnemonic::Prefetcht1
                 | Mnemonic::Prefetcht2
                 | Mnemonic::Prefetchw
-                | Mnemonic::Prefetch => Kind::Nop,
+                | Mnemonic::Prefetch
+                | Mnemonic::Pause => Kind::Nop,
+                Mnemonic::Cli if mode.has(Mode::RING0 | Mode::PROTECTED) => Kind::Cli,
+                Mnemonic::Cld => Kind::Direction(false),
+                Mnemonic::Std => Kind::Direction(true),
+                Mnemonic::Swapgs if mode.has(Mode::RING0 | Mode::CODE64) => Kind::SwapGs,
+                Mnemonic::Pushfq => Kind::PushFlags,
+                Mnemonic::Mov
+                    if insn.op1_register().is_segment_register()
+                        && insn.op0_register().is_gpr() =>
+                {
+                    Kind::ReadSelector
+                }
                 Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
                     Kind::Pop

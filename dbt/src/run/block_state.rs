@@ -47,6 +47,11 @@ pub struct Exchange {
     pub scratch: u64,
     /// MXCSR of the host.
     pub host_mxcsr: u32,
+    /// 1 while the guest's vector registers and MXCSR are in the host's; 0 while they are in
+    /// `cpu.vector` only.
+    pub vectors_live: u8,
+    /// 1 asks the trampoline to load them on the way into emitted code.
+    pub vectors_wanted: u8,
     /// The vector of a host signal that emitted code raised.
     pub signal: u32,
     /// Host address of the instruction that raised it.
@@ -82,8 +87,6 @@ pub(crate) mod at {
     use super::*;
 
     pub const GPR: i32 = offset_of!(CpuBlock, cpu.gpr) as i32;
-    pub const RIP: i32 = offset_of!(CpuBlock, cpu.rip) as i32;
-    pub const ARITHMETIC_FLAGS: i32 = offset_of!(CpuBlock, cpu.arithmetic_flags) as i32;
     pub const INTERRUPT_FLAG: i32 = offset_of!(CpuBlock, cpu.interrupt_flag) as i32;
     pub const DIRECTION_FLAG: i32 = offset_of!(CpuBlock, cpu.direction_flag) as i32;
     pub const EXIT_REQUEST: i32 = offset_of!(CpuBlock, cpu.exit_request) as i32;
@@ -95,12 +98,14 @@ pub(crate) mod at {
     pub const SAVED_FLAGS: i32 = offset_of!(CpuBlock, exchange.saved_flags) as i32;
     pub const HOST_FLAGS: i32 = offset_of!(CpuBlock, exchange.host_flags) as i32;
     pub const RESULT_HOST: i32 = offset_of!(CpuBlock, exchange.result_host) as i32;
-    pub const RESULT_ADDEND: i32 = offset_of!(CpuBlock, exchange.result_addend) as i32;
     pub const BUDGET: i32 = offset_of!(CpuBlock, exchange.budget) as i32;
     pub const SCRATCH: i32 = offset_of!(CpuBlock, exchange.scratch) as i32;
     pub const HOST_MXCSR: i32 = offset_of!(CpuBlock, exchange.host_mxcsr) as i32;
+    pub const VECTORS_LIVE: i32 = offset_of!(CpuBlock, exchange.vectors_live) as i32;
+    pub const VECTORS_WANTED: i32 = offset_of!(CpuBlock, exchange.vectors_wanted) as i32;
+    pub const SYSTEM_FLAGS: i32 = offset_of!(CpuBlock, cpu.system_flags) as i32;
+    pub const KERNEL_GS_BASE: i32 = offset_of!(CpuBlock, cpu.msrs.kernel_gs_base) as i32;
     pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
-    pub const BOUNCE: i32 = offset_of!(CpuBlock, exchange.bounce) as i32;
 
     /// A general-purpose register's slot.
     pub fn gpr(index: usize) -> i32 {
@@ -111,6 +116,12 @@ pub(crate) mod at {
     pub fn segment_base(index: usize) -> i32 {
         let size = size_of::<crate::guest::Segment>();
         SEGMENTS + (index * size + offset_of!(crate::guest::Segment, base)) as i32
+    }
+
+    /// A segment's selector.
+    pub fn selector(index: usize) -> i32 {
+        let size = size_of::<crate::guest::Segment>();
+        SEGMENTS + (index * size + offset_of!(crate::guest::Segment, selector)) as i32
     }
 
     /// The first TLB entry of a view.
@@ -137,6 +148,12 @@ pub(crate) mod at {
 
 /// Owns a [`CpuBlock`], which is too large for a stack.
 pub struct OwnedBlock(NonNull<CpuBlock>);
+
+impl Default for OwnedBlock {
+    fn default() -> Self {
+        OwnedBlock::new()
+    }
+}
 
 impl OwnedBlock {
     /// A processor at reset with empty TLBs.

@@ -64,6 +64,7 @@ impl Vcpu {
     fn resume(&mut self, address: u64) -> u64 {
         let block = self.block.get_mut();
         block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
+        block.exchange.vectors_wanted = 0;
         address
     }
 
@@ -74,6 +75,7 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let vectors = block.vectors;
         let live = u64::from(block.live_flags[index]);
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
@@ -114,6 +116,7 @@ impl Vcpu {
                     let packed = exchange.host_flags;
                     exchange.saved_flags = packed;
                 }
+                exchange.vectors_wanted = u8::from(vectors);
                 return self.cache.region().address(CodeOffset(record.extra));
             }
         }
@@ -128,6 +131,7 @@ impl Vcpu {
         let total = block.insns.len();
         let insn = block.insns[index];
         let mode = block.key.mode;
+        let vectors = block.vectors;
         let live = u64::from(block.live_flags[index]);
         let next = self
             .cache
@@ -151,6 +155,7 @@ impl Vcpu {
         }
         let mapped = self.block.get().tlb.fetch_news.is_empty();
         self.settle();
+        self.forget_idle_shadow(index + 1 < total);
         let interrupted = self.interrupted();
         // Behind a jump that happens to lead to the next instruction there is no code.
         let straight = rip == insn.next_ip()
@@ -159,13 +164,25 @@ impl Vcpu {
             && mapped
             && self.cache.block(id).is_some();
         if straight && !interrupted {
-            return self.resume(next);
+            let address = self.resume(next);
+            self.block.get_mut().exchange.vectors_wanted = u8::from(vectors);
+            return address;
         }
         self.give_back(total, index + 1);
         if interrupted || !crate::x86_64::translatable(self.cpu().mode) {
             return LEAVE;
         }
         self.jump_to_rip()
+    }
+
+    /// With nothing waiting, the shadow of an STI holds nothing back; it need not be followed
+    /// into the next instruction, unless that is in another block, which polls before it.
+    fn forget_idle_shadow(&mut self, within: bool) {
+        use crate::interpret::system::debug::SHADOW_STI;
+        if within && self.cpu().interrupt_shadow == SHADOW_STI && !self.platform.interrupt_pending()
+        {
+            self.cpu_mut().interrupt_shadow = 0;
+        }
     }
 
     /// Continues at RIP in emitted code if it can.

@@ -259,6 +259,7 @@ impl Vcpu {
         let enter = self.cache.region().address(self.trampolines.enter);
         let block = self.block.get_mut();
         block.exchange.jump_target = target;
+        block.exchange.vectors_wanted = 0;
         block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
         // SAFETY: `enter` is the trampoline of this processor's region, GS points to its block,
         // and `target` is the entry of a block that exists. Emitted code reaches memory only
@@ -401,7 +402,7 @@ impl Vcpu {
     }
 
     /// Removes blocks that are gone from the jump caches.
-    fn forget_blocks(&mut self, gone: &[Box<Block>]) {
+    fn forget_blocks(&mut self, gone: &[Block]) {
         for block in gone {
             let host = self.cache.region().address(block.indirect_entry);
             let slot = jump_slot(block.key.rip);
@@ -457,7 +458,7 @@ impl Vcpu {
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
-    fn drop_blocks(&mut self, gone: &[Box<Block>]) {
+    fn drop_blocks(&mut self, gone: &[Block]) {
         self.forget_blocks(gone);
         for block in gone {
             for page in block.pages() {

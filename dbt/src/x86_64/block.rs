@@ -1,7 +1,7 @@
 //! One block from decoded instructions to host code.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::Instruction;
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable};
 use super::plain::Need;
@@ -26,6 +26,8 @@ pub struct Emitted {
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
     pub insn_starts: Vec<u32>,
+    /// The block works on vector registers: they have to be live where it resumes.
+    pub vectors: bool,
     /// Arithmetic flags, at their EFLAGS positions, that each instruction finds as they are;
     /// the others are overwritten before anything reads them, and may be lost.
     pub live_flags: Vec<u16>,
@@ -87,6 +89,10 @@ pub fn emit(
     }
     if counted {
         emitter.count(insns.len() as i32, live);
+    }
+    let vectors = insns.iter().any(uses_vectors);
+    if vectors {
+        emitter.bring_vectors(live);
     }
     emitter.flags = FlagsPlace {
         host: true,
@@ -164,12 +170,73 @@ pub fn emit(
         indirect_entry,
         exits,
         insn_starts,
+        vectors,
         live_flags,
         flags_away,
     }
 }
 
+/// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
+/// registers do too). The few of the SSE extensions that touch neither are common in kernels.
+fn uses_vectors(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let extension = insn.cpuid_features().iter().any(|feature| {
+        !matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MOVBE
+                | F::MULTIBYTENOP
+        )
+    });
+    extension
+        && !matches!(
+            insn.mnemonic(),
+            Mnemonic::Lfence
+                | Mnemonic::Mfence
+                | Mnemonic::Sfence
+                | Mnemonic::Movnti
+                | Mnemonic::Pause
+                | Mnemonic::Swapgs
+                | Mnemonic::Endbr64
+                | Mnemonic::Endbr32
+        )
+}
+
 impl Emitter<'_> {
+    /// Makes sure that the guest's vector registers are in the host's.
+    fn bring_vectors(&mut self, live: bool) {
+        self.flags = FlagsPlace {
+            host: true,
+            saved: false,
+        };
+        self.spoil_flags(live);
+        let label = self.ops.new_dynamic_label();
+        let back = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::LoadVectors { label, back });
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp BYTE [at::VECTORS_LIVE], 0
+            ; je =>label
+            ; =>back
+        );
+        self.restore_flags();
+    }
+
     /// A compare at an entry that may leave the block before it begins.
     fn entry_check(
         &mut self,
@@ -238,6 +305,23 @@ impl Emitter<'_> {
             Kind::Return => self.ret(index, insn),
             Kind::JumpIndirect => self.jump_indirect(index, insn),
             Kind::CallIndirect => self.call_indirect(index, insn),
+            Kind::Cli => {
+                self.clear_interrupt_flag();
+                Ok(())
+            }
+            Kind::Direction(down) => {
+                self.set_direction(down);
+                Ok(())
+            }
+            Kind::SwapGs => {
+                self.swap_gs();
+                Ok(())
+            }
+            Kind::PushFlags => self.push_flags(index),
+            Kind::ReadSelector => {
+                self.read_selector(insn);
+                Ok(())
+            }
             Kind::Helper => Err(Unencodable),
         }
     }

@@ -65,6 +65,11 @@ pub(super) enum Stub {
     },
     /// The unlinked end of an exit.
     Link { label: DynamicLabel, exit: usize },
+    /// Brings the vector registers in, then goes back.
+    LoadVectors {
+        label: DynamicLabel,
+        back: DynamicLabel,
+    },
     /// Gives back the instructions counted in advance, then leaves.
     GiveBack {
         label: DynamicLabel,
@@ -282,6 +287,14 @@ impl<'a> Emitter<'a> {
                     let mut record = self.record(UpcallKind::Link, 0);
                     record.extra = exit as u32;
                     self.upcall(record);
+                }
+                Stub::LoadVectors { label, back } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    let end = self.target.base.0 + self.here() + 5;
+                    let to = self.target.trampolines.load_vectors.0;
+                    self.ops.push(0xe8);
+                    self.ops.push_u32(to.wrapping_sub(end));
+                    dynasm!(self.ops ; .arch x64 ; jmp =>back);
                 }
                 Stub::GiveBack {
                     label,

@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::emitter::{Emitter, Unencodable};
-use super::registers::{T0, T1, T2, number, pinned, sized};
+use super::registers::{T0, T1, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
 use crate::run::{UpcallKind, at};
@@ -90,7 +90,7 @@ impl Address {
             address.index = Some((number(insn.memory_index()), insn.memory_index_scale()));
         }
         i32::try_from(address.displacement as i64)
-            .or_else(|_| i32::try_from(address.displacement as u32 as i32))
+            .or_else(|_| u32::try_from(address.displacement).map(|_| 0))
             .ok()?;
         Some(address)
     }
@@ -431,7 +431,4 @@ impl Emitter<'_> {
             Ok(())
         })
     }
-
-    /// A scratch register that holds nothing a check needs afterwards.
-    pub(super) const SPARE: Register = T2;
 }

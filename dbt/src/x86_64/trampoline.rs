@@ -16,6 +16,9 @@ pub struct Trampolines {
     pub enter: CodeOffset,
     /// Called by emitted code with a [`crate::run::Upcall`] behind the call.
     pub upcall: CodeOffset,
+    /// Called by emitted code: brings the guest's vector registers and MXCSR into the host's,
+    /// leaving general registers and flags alone.
+    pub load_vectors: CodeOffset,
     /// Jumped to by the signal handler, with the guest's registers in place.
     pub signal: CodeOffset,
     /// The first free byte.
@@ -41,17 +44,15 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         ; gs stmxcsr [at::HOST_MXCSR]
         ; ->resume:
     );
-    for index in 0..16u8 {
-        let slot = at::YMM + 32 * i32::from(index);
-        if avx {
-            dynasm!(ops ; .arch x64 ; gs vmovdqu Ry(index), [slot]);
-        } else {
-            dynasm!(ops ; .arch x64 ; gs movdqu Rx(index), [slot]);
-        }
-    }
     dynasm!(ops
         ; .arch x64
-        ; gs ldmxcsr [at::MXCSR]
+        ; gs cmp BYTE [at::VECTORS_WANTED], 0
+        ; je >skip
+        ; call ->load_vectors
+        ; skip:
+    );
+    dynasm!(ops
+        ; .arch x64
         ; gs mov eax, [at::SAVED_FLAGS]
         ; add al, 0x7f
         ; sahf
@@ -70,6 +71,11 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
                 dynasm!(ops ; .arch x64 ; gs mov [at::gpr(guest)], Rq(host));
             }
         }
+        dynasm!(ops
+            ; .arch x64
+            ; gs cmp BYTE [at::VECTORS_LIVE], 0
+            ; je >kept
+        );
         for index in 0..16u8 {
             let slot = at::YMM + 32 * i32::from(index);
             if avx {
@@ -85,6 +91,11 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
             ; .arch x64
             ; gs stmxcsr [at::MXCSR]
             ; gs ldmxcsr [at::HOST_MXCSR]
+            ; gs mov BYTE [at::VECTORS_LIVE], 0
+            ; kept:
+        );
+        dynasm!(ops
+            ; .arch x64
             ; mov rdx, rsi
             ; mov rsi, r8
             ; gs mov rdi, [at::VCPU]
@@ -114,6 +125,22 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         ; gs mov rsp, [at::HOST_RSP]
     );
     leave_emitted(&mut ops, signal);
+    let load_vectors = here(&ops);
+    dynasm!(ops ; .arch x64 ; ->load_vectors:);
+    for index in 0..16u8 {
+        let slot = at::YMM + 32 * i32::from(index);
+        if avx {
+            dynasm!(ops ; .arch x64 ; gs vmovdqu Ry(index), [slot]);
+        } else {
+            dynasm!(ops ; .arch x64 ; gs movdqu Rx(index), [slot]);
+        }
+    }
+    dynasm!(ops
+        ; .arch x64
+        ; gs ldmxcsr [at::MXCSR]
+        ; gs mov BYTE [at::VECTORS_LIVE], 1
+        ; ret
+    );
     dynasm!(ops
         ; .arch x64
         ; ->leave:
@@ -134,6 +161,7 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
     let trampolines = Trampolines {
         enter,
         upcall: upcall_offset,
+        load_vectors,
         signal: signal_offset,
         end,
     };

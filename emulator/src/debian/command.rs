@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::initramfs::{Task, workload_output};
-use super::prepare::{Flavour, Prepared, cache_directory, prepare};
+use super::prepare::{Flavour, Prepared, Recipe, cache_directory, prepare};
 use super::progress::Progress;
 use super::workload::{WORKLOADS, Workload};
 use crate::boot::Boot;
@@ -17,10 +17,8 @@ const ALTERNATIVES: &str = "without packages there are `kmemvisor demo` and `-ke
 
 /// The command line of `boot debian`.
 struct Request {
-    flavour: Flavour,
-    task: Task,
+    recipe: Recipe,
     workload: Option<&'static Workload>,
-    refresh: bool,
     /// The machine's options.
     machine: Vec<String>,
 }
@@ -48,10 +46,13 @@ fn help() -> String {
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
     let mut request = Request {
-        flavour: Flavour::Cloud,
-        task: Task::Shell,
+        recipe: Recipe {
+            flavour: Flavour::Cloud,
+            task: Task::Shell,
+            programs: Vec::new(),
+            refresh: false,
+        },
         workload: None,
-        refresh: false,
         machine: vec!["-m".into(), "512".into()],
     };
     let mut words = words;
@@ -61,7 +62,7 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
             value.ok_or_else(|| format!("{word}: a value is missing"))
         };
         match word.as_str() {
-            "--workload" | "--run" if request.task != Task::Shell => {
+            "--workload" | "--run" if request.recipe.task != Task::Shell => {
                 return Err(format!("{word}: the guest can do one thing only"));
             }
             "--workload" => {
@@ -72,16 +73,16 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
                     format!("--workload {name}: there is no such workload; there are {known}")
                 })?;
                 request.workload = Some(workload);
-                request.task = Task::Script((workload.script)());
+                request.recipe.task = Task::Script((workload.script)());
             }
-            "--run" => request.task = Task::Script(value()? + "\n"),
+            "--run" => request.recipe.task = Task::Script(value()? + "\n"),
             "--kernel" => {
                 let name = value()?;
-                request.flavour = Flavour::parse(&name).ok_or_else(|| {
+                request.recipe.flavour = Flavour::parse(&name).ok_or_else(|| {
                     format!("--kernel {name}: cloud-amd64 and amd64 are possible")
                 })?;
             }
-            "--refresh" => request.refresh = true,
+            "--refresh" => request.recipe.refresh = true,
             "-kernel" | "-initrd" | "-bios" => {
                 return Err(format!(
                     "{word}: `boot debian` brings its own; leave out `boot debian`"
@@ -145,13 +146,7 @@ fn run(request: Request, mut options: Options) -> u8 {
         return usage("boot debian: neither XDG_CACHE_HOME nor HOME is set: there is no cache");
     };
     let progress = Progress::new();
-    let prepared = prepare(
-        &cache,
-        request.flavour,
-        &request.task,
-        request.refresh,
-        &progress,
-    );
+    let prepared = prepare(&cache, &request.recipe, &progress);
     drop(progress);
     let prepared = match prepared {
         Ok(prepared) => prepared,
@@ -169,7 +164,7 @@ fn run(request: Request, mut options: Options) -> u8 {
             copies => format!("{copies} copies of each page"),
         }
     );
-    let interactive = request.task == Task::Shell;
+    let interactive = request.recipe.task == Task::Shell;
     // A panicked kernel restarts at once instead of spinning: that is how its end is seen.
     let mut command_line = String::from("console=ttyS0 panic=-1");
     if !interactive {

@@ -1,6 +1,6 @@
 //! The guest's whole file system: BusyBox, some programs with their libraries, and an init.
 
-use super::archive::{Node, Tree, add_folders, add_package};
+use super::archive::{Node, Tree, add_package};
 use super::packages::{FetchError, Package};
 
 /// Folders that Debian has merged into /usr: the packages name both.
@@ -108,7 +108,6 @@ pub fn build(packages: &[Package], task: &Task) -> Result<Tree, FetchError> {
     let line = |text: &str| Node::File(0o644, text.as_bytes().to_vec());
     tree.insert("etc/passwd".to_string(), line("root::0:0::/root:/bin/sh\n"));
     tree.insert("etc/group".to_string(), line("root:x:0:\n"));
-    add_folders(&mut tree);
     Ok(tree)
 }
 

@@ -10,8 +10,8 @@ mod progress;
 mod workload;
 
 pub use command::main;
-pub use initramfs::Task;
+pub use initramfs::{Task, workload_output};
 pub use packages::FetchError;
-pub use prepare::{Flavour, Prepared, cache_directory, prepare};
+pub use prepare::{Flavour, Prepared, Recipe, cache_directory, prepare};
 pub use progress::Progress;
 pub use workload::{WORKLOADS, Workload};

@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::archive::{Node, Tree, add_package, cpio};
+use super::archive::{Node, Tree, add_folders, add_package, cpio};
 use super::initramfs::{self, Task};
 use super::packages::{FetchError, Package, Store, cache_error, write_whole};
 use super::progress::Progress;
@@ -36,6 +36,19 @@ impl Flavour {
     }
 }
 
+/// What a guest is made of.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// The kernel.
+    pub flavour: Flavour,
+    /// What it does after its start.
+    pub task: Task,
+    /// Programs that no package has: path without leading slash, content.
+    pub programs: Vec<(String, Vec<u8>)>,
+    /// Ask the package sources again.
+    pub refresh: bool,
+}
+
 /// A guest that can be started.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -57,22 +70,16 @@ pub fn cache_directory() -> Option<PathBuf> {
     Some(base.join("kmemvisor"))
 }
 
-/// Fetches what is not in the cache yet, and builds the file system for a task.
-pub fn prepare(
-    cache: &Path,
-    flavour: Flavour,
-    task: &Task,
-    refresh: bool,
-    progress: &Progress,
-) -> Result<Prepared, FetchError> {
+/// Fetches what is not in the cache yet, and builds the file system.
+pub fn prepare(cache: &Path, recipe: &Recipe, progress: &Progress) -> Result<Prepared, FetchError> {
     fs::create_dir_all(cache).map_err(cache_error(cache))?;
     // Two of us must not fetch into one folder at the same time.
     let lock_path = cache.join("lock");
     let lock = File::create(&lock_path).map_err(cache_error(&lock_path))?;
     lock.lock().map_err(cache_error(&lock_path))?;
 
-    let mut store = Store::open(&cache.join("packages"), refresh)?;
-    let root = format!("linux-image-{}", flavour.name());
+    let mut store = Store::open(&cache.join("packages"), recipe.refresh)?;
+    let root = format!("linux-image-{}", recipe.flavour.name());
     let kernels = store.fetch(&root, &[&root], progress)?;
     let image = kernels
         .iter()
@@ -89,8 +96,12 @@ pub fn prepare(
         write_whole(&kernel, &kernel_image(image)?)?;
     }
     progress.step("building the file system");
-    let tree = initramfs::build(&programs, task)?;
-    let initrd = cache.join(match task {
+    let mut tree = initramfs::build(&programs, &recipe.task)?;
+    for (path, bytes) in &recipe.programs {
+        tree.insert(path.clone(), Node::File(0o755, bytes.clone()));
+    }
+    add_folders(&mut tree);
+    let initrd = cache.join(match recipe.task {
         Task::Shell => "shell.cpio".to_string(),
         // Several runs with different scripts may happen at once.
         Task::Script(_) => format!("script-{}.cpio", std::process::id()),

@@ -180,6 +180,10 @@ impl Options {
                 Err(why) => return Err(format!("-{name} {value}: {why}")),
             }
         }
+        if let Some(plan) = &options.inject {
+            let checked = plan.check(options.copies);
+            checked.map_err(|error| format!("-inject: {error}"))?;
+        }
         Ok(Parsed::Run(Box::new(options)))
     }
 

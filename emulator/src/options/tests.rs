@@ -82,6 +82,7 @@ fn what_is_wrong_is_named() {
         ("-inject where=moon", "where"),
         ("-inject every=0", "every"),
         ("-inject colour=red", "colour"),
+        ("-mirror off -inject target=mirror", "mirror"),
     ] {
         let error = parse(line).unwrap_err();
         assert!(error.contains(word), "{line}: {error}");

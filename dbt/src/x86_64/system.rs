@@ -1,0 +1,84 @@
+//! System instructions that kernels execute often and that need nothing but a few words of the
+//! processor's state. The block's mode vouches for the privilege.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Instruction, Register};
+
+use super::emitter::{Emitter, Unencodable};
+use super::memory::Address;
+use super::registers::{T1, number, pinned, sized};
+use crate::guest::{Register as Guest, SegmentIndex, flags};
+use crate::run::at;
+
+impl Emitter<'_> {
+    /// CLI.
+    pub(super) fn clear_interrupt_flag(&mut self) {
+        dynasm!(self.ops ; .arch x64 ; gs mov BYTE [at::INTERRUPT_FLAG], 0);
+    }
+
+    /// CLD, STD.
+    pub(super) fn set_direction(&mut self, down: bool) {
+        let value = i8::from(down);
+        dynasm!(self.ops ; .arch x64 ; gs mov BYTE [at::DIRECTION_FLAG], value);
+    }
+
+    /// SWAPGS.
+    pub(super) fn swap_gs(&mut self) {
+        let base = at::segment_base(SegmentIndex::Gs as usize);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov rsi, [base]
+            ; gs mov rdi, [at::KERNEL_GS_BASE]
+            ; gs mov [base], rdi
+            ; gs mov [at::KERNEL_GS_BASE], rsi
+        );
+    }
+
+    /// PUSHFQ: the image has RF and VM clear (SDM volume 2, PUSHF).
+    pub(super) fn push_flags(&mut self, index: usize) -> Result<(), Unencodable> {
+        let slot = Address::based(Guest::RSP, -8, self.target.mode);
+        // All flags are needed: this instruction reads them.
+        self.check(index, &slot, 8, true, true)?;
+        let kept = !(flags::RF | flags::VM) as i32;
+        // SAVED_FLAGS is AH (SF ZF AF PF CF at their places) over AL (OF).
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs movzx edi, BYTE [at::SAVED_FLAGS + 1]
+            ; gs movzx r8d, BYTE [at::SAVED_FLAGS]
+            ; shl r8d, 11
+            ; or edi, r8d
+            ; gs movzx r8d, BYTE [at::INTERRUPT_FLAG]
+            ; shl r8d, 9
+            ; or edi, r8d
+            ; gs movzx r8d, BYTE [at::DIRECTION_FLAG]
+            ; shl r8d, 10
+            ; or edi, r8d
+            ; gs mov r8d, [at::SYSTEM_FLAGS]
+            ; and r8d, kept
+            ; or edi, r8d
+            ; or edi, 2
+        );
+        self.store_register(slot.host_memory(), T1, 8)?;
+        dynasm!(self.ops ; .arch x64 ; lea r11, [r11 - 8]);
+        Ok(())
+    }
+
+    /// MOV of a selector to a register: zero-extended to 32 or 64 bits.
+    pub(super) fn read_selector(&mut self, insn: &Instruction) {
+        let segment = insn.op1_register() as usize - Register::ES as usize;
+        let into = insn.op0_register();
+        let guest = number(into);
+        dynasm!(self.ops ; .arch x64 ; gs movzx edi, WORD [at::selector(segment)]);
+        if into.size() > 2 {
+            self.store_guest(guest, T1);
+        } else {
+            match pinned(guest) {
+                Some(host) => {
+                    debug_assert_eq!(sized(host, 2).size(), 2);
+                    dynasm!(self.ops ; .arch x64 ; mov Rw(host), di);
+                }
+                None => dynasm!(self.ops ; .arch x64 ; gs mov [at::gpr(guest)], di),
+            }
+        }
+    }
+}
