@@ -2,7 +2,7 @@
 //! stores to all copies.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, MemoryOperand, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::emitter::{Emitter, Unencodable};
@@ -32,6 +32,8 @@ pub struct Address {
     pub segment: Option<usize>,
     /// The address wraps at 32 bits.
     pub narrow: bool,
+    /// The base register changes before the last store: the host operand must not name it.
+    pub whole: bool,
 }
 
 impl Address {
@@ -53,6 +55,7 @@ impl Address {
             displacement: insn.memory_displacement64(),
             segment,
             narrow: !code64,
+            whole: changes_base(insn),
         };
         let base = insn.memory_base();
         if base.is_ip() {
@@ -100,6 +103,7 @@ impl Address {
             displacement: displacement as i64 as u64,
             segment: None,
             narrow: !mode.has(Mode::CODE64),
+            whole: false,
         }
     }
 
@@ -114,7 +118,7 @@ impl Address {
     /// The base register, where the host operand can be addend + base + displacement.
     fn simple_base(&self) -> Option<u8> {
         let near = (self.displacement as i64).unsigned_abs() < 1 << 28;
-        if self.narrow || self.segment.is_some() || self.index.is_some() || !near {
+        if self.narrow || self.whole || self.segment.is_some() || self.index.is_some() || !near {
             return None;
         }
         pinned(self.base?)
@@ -134,6 +138,22 @@ impl Address {
                 displacement: 0,
             },
         }
+    }
+}
+
+/// Whether a read-modify-write also changes the base register of its operand.
+fn changes_base(insn: &Instruction) -> bool {
+    let base = insn.memory_base();
+    if !base.is_gpr() {
+        return false;
+    }
+    let is_base = |register: Register| register.full_register() == base.full_register();
+    match insn.mnemonic() {
+        Mnemonic::Cmpxchg => is_base(Register::RAX),
+        Mnemonic::Xadd | Mnemonic::Xchg => {
+            (0..insn.op_count()).any(|op| is_base(insn.op_register(op)))
+        }
+        _ => false,
     }
 }
 

@@ -289,13 +289,19 @@ fn attempt(reserved: &Reserved, random: &mut Random) -> Option<Found> {
     }) {
         return None;
     }
+    // An address register may change where it is put right again behind the instruction.
+    let mut spoilt = Vec::new();
     for &register in &written {
-        if !(register == 4 && moves_stack) && reserved.has(register as u8) {
-            return None;
+        if register == 4 {
+            if !moves_stack {
+                return None;
+            }
+        } else if reserved.has(register as u8) {
+            if !random.one_in(3) {
+                return None;
+            }
+            spoilt.push(register as u8);
         }
-    }
-    if written.contains(&4) && !moves_stack {
-        return None;
     }
     // POP to RSP leaves the stack.
     if moves_stack && insn.op0_kind() == OpKind::Register && insn.op0_register().is_gpr() {
@@ -342,6 +348,10 @@ fn attempt(reserved: &Reserved, random: &mut Random) -> Option<Found> {
         }
     }
     piece.put(&bytes);
+    for register in spoilt {
+        let value = reserved.values[usize::from(register)];
+        piece.load_wide(reserved.bits, register, value);
+    }
     Some(Found {
         piece,
         moves_stack,

@@ -61,6 +61,8 @@ pub struct Reserved {
     pub bases: Vec<u8>,
     /// Small values.
     pub indexes: Vec<u8>,
+    /// What all registers hold at first.
+    pub values: [u64; 16],
 }
 
 impl Reserved {
@@ -143,6 +145,16 @@ impl Piece {
             self.put(&[0x41]);
         }
         self.put(&[0xb8 | register & 7]);
+        self.put(&value.to_le_bytes());
+    }
+
+    /// mov register, all of it
+    pub fn load_wide(&mut self, bits: u32, register: u8, value: u64) {
+        if bits == 32 {
+            self.load(register, value as u32);
+            return;
+        }
+        self.put(&[0x48 | register >> 3, 0xb8 | register & 7]);
         self.put(&value.to_le_bytes());
     }
 
@@ -480,7 +492,7 @@ impl Recipe {
         };
         let ring = if !long || random.one_in(2) { 3 } else { 0 };
         let smap = ring == 0 && random.one_in(4);
-        let reserved = Reserved {
+        let mut reserved = Reserved {
             bits: self.bits,
             ring,
             smap,
@@ -490,6 +502,7 @@ impl Recipe {
             indexes: (0..if long { 2 } else { 1 })
                 .map(|_| draw(&mut random))
                 .collect(),
+            values: [0; 16],
         };
         let mut gpr: [u64; 16] = std::array::from_fn(|_| random.operand());
         for &base in &reserved.bases {
@@ -528,6 +541,7 @@ impl Recipe {
             let base = usize::from(reserved.bases[0]);
             gpr[base] = start + random.below(0x180);
         }
+        reserved.values = gpr;
         let (code, mut alternate_bytes) = self.lay_out(&reserved, start);
         let mut memory = Vec::new();
         let mut whole = random.bytes(0x2000);

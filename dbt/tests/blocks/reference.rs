@@ -230,7 +230,8 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
         }
         match stop {
             Stop::Budget if run.moments.len() < longest => {}
-            Stop::Shutdown => return Some(run),
+            // Whatever was being delivered: its flags are those of a fault.
+            Stop::Shutdown => return None,
             _ => return None,
         }
     }
