@@ -185,8 +185,7 @@ fn firmware_ends_in_every_way() {
 
 #[test]
 fn without_no_reboot_the_machine_starts_again() {
-    // The first start leaves a mark in CMOS register 0x50... which a reset keeps on hardware, but
-    // a machine that is built anew cannot have: so it only ever resets, and prints each time.
+    // mov al, 0xfe; out 0x64, al: the keyboard controller resets the machine.
     let mut program = print("again\n");
     program.extend([0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe]);
     let (_folder, rom) = firmware(&program);
