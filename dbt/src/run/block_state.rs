@@ -26,6 +26,24 @@ pub struct JumpEntry {
     pub host: u64,
 }
 
+impl JumpEntry {
+    /// An empty entry: its address would stand in another slot, so it never matches. (A guest
+    /// may jump to any address at all, one that is not canonical included.)
+    pub fn empty_at(slot: usize) -> JumpEntry {
+        JumpEntry {
+            rip: (slot ^ 1) as u64,
+            host: 0,
+        }
+    }
+
+    /// Empties a whole cache.
+    pub fn empty(cache: &mut [JumpEntry]) {
+        for (slot, entry) in cache.iter_mut().enumerate() {
+            *entry = JumpEntry::empty_at(slot);
+        }
+    }
+}
+
 /// What emitted code and the run loop tell each other.
 #[repr(C)]
 pub struct Exchange {
@@ -206,11 +224,7 @@ impl CpuBlock {
     /// Empties every jump cache.
     pub fn forget_jumps(&mut self) {
         for cache in &mut self.jumps {
-            cache.fill(JumpEntry {
-                // No block starts here: the address is not canonical.
-                rip: 1 << 63,
-                host: 0,
-            });
+            JumpEntry::empty(cache);
         }
     }
 

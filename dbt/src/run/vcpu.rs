@@ -408,10 +408,7 @@ impl Vcpu {
             let slot = jump_slot(block.key.rip);
             let entry = &mut self.block.get_mut().jumps[block.jump_cache][slot];
             if entry.host == host {
-                *entry = JumpEntry {
-                    rip: 1 << 63,
-                    host: 0,
-                };
+                *entry = JumpEntry::empty_at(slot);
             }
         }
     }
@@ -554,10 +551,7 @@ impl Vcpu {
                 self.drop_blocks(&[block]);
             }
         }
-        self.block.get_mut().jumps[index].fill(JumpEntry {
-            rip: 1 << 63,
-            host: 0,
-        });
+        JumpEntry::empty(&mut self.block.get_mut().jumps[index]);
         index
     }
 

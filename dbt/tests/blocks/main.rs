@@ -1,7 +1,8 @@
 //! The translator against the interpreter: random programs have to end in the same state, with
 //! all copies of memory equal, and where instructions are counted, after every number of them.
 //!
-//! `DBT_BLOCKS_CASES` sets how many programs a mode gets, `DBT_BLOCKS_SEED` where they start.
+//! `DBT_BLOCKS_CASES` sets how many programs a mode gets, `DBT_BLOCKS_SEED` where they start;
+//! `DBT_BLOCKS_REPLAY` runs one only: width, setting and operations as a failure shows them.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
@@ -273,7 +274,30 @@ fn check(bench: &mut Bench, recipe: &Recipe) -> Option<String> {
     (!text.is_empty()).then(|| listing(recipe, &program) + &text)
 }
 
+/// One program from its description: numbers in base 16, as a failure shows them.
+fn replay(text: &str) -> Option<Recipe> {
+    let numbers: Vec<u64> = text
+        .split(|c: char| !c.is_ascii_hexdigit())
+        .filter_map(|word| u64::from_str_radix(word, 16).ok())
+        .collect();
+    let (&bits, rest) = numbers.split_first()?;
+    let (&setting, operations) = rest.split_first()?;
+    Some(Recipe {
+        bits: bits as u32,
+        setting,
+        operations: operations.to_vec(),
+    })
+}
+
 fn explore(bits: u32, salt: u64) {
+    if let Ok(text) = std::env::var("DBT_BLOCKS_REPLAY") {
+        let recipe = replay(&text).expect("bits, setting, operations");
+        eprintln!("{}", listing(&recipe, &recipe.build()));
+        if let Some(text) = check(&mut Bench::new(2), &recipe) {
+            panic!("{text}");
+        }
+        return;
+    }
     let cases = setting("DBT_BLOCKS_CASES", 400) as u32;
     let seed = setting("DBT_BLOCKS_SEED", 1).wrapping_add(salt);
     let verbose = std::env::var_os("DBT_BLOCKS_VERBOSE").is_some();
@@ -421,6 +445,42 @@ fn endless_loops_can_be_stopped() {
                 });
                 assert_eq!(machine.vcpu.run(), Stop::Requested, "{name}");
             });
+        }
+    }
+}
+
+/// Jumps to addresses where nothing can be: the empty entries of look-up tables hold some.
+#[test]
+fn jumps_to_nowhere() {
+    for target in [0, 1, 1 << 63, 1 << 47, u64::MAX, 0x8000_0000_0000_1000] {
+        let recipe = Recipe {
+            bits: 64,
+            setting: 4,
+            operations: Vec::new(),
+        };
+        // mov rax, target; then jmp rax, call rax, or push rax; ret
+        for last in [&[0xff, 0xe0][..], &[0xff, 0xd0], &[0x50, 0xc3]] {
+            let mut program = recipe.build();
+            let mut code = vec![0x48, 0xb8];
+            code.extend(u64::to_le_bytes(target));
+            code.extend(last);
+            // Not at the start of the page, whose slot an empty address would share.
+            program.memory[0].1[16..16 + code.len()].copy_from_slice(&code);
+            program.start = machine::CODE + 16;
+            program.interrupts.clear();
+            program.code_on_demand = false;
+            let mut ends = Vec::new();
+            for interpret_only in [true, false] {
+                let options = EngineOptions {
+                    interpret_only,
+                    ..EngineOptions::default()
+                };
+                let mut machine = Machine::new(options, 2);
+                machine.set_up(&program);
+                assert_eq!(machine.vcpu.run(), Stop::Halted);
+                ends.push((machine.vcpu.cpu().gpr, machine.vcpu.cpu().rip));
+            }
+            assert_eq!(ends[0], ends[1], "{target:#x} by {last:x?}");
         }
     }
 }
