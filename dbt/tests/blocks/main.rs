@@ -8,6 +8,7 @@
 
 mod instruction;
 mod machine;
+mod operation;
 mod program;
 mod random;
 mod reference;
