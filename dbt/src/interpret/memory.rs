@@ -101,9 +101,7 @@ impl Context<'_> {
     /// Checks that `len` bytes could be stored, without storing (all checks before any effect).
     pub fn authorise_write(&mut self, address: Linear, len: usize) -> Result<(), Exception> {
         let view = self.current_view();
-        self.each_piece(address, len, |cx, at, _| {
-            cx.resolve(at, Access::Write, view).map(|_| ())
-        })
+        self.authorise(address, len, Access::Write, view)
     }
 
     /// Loads 1 to 8 bytes as the processor itself does (descriptor tables, TSS, IDT): supervisor
@@ -129,9 +127,7 @@ impl Context<'_> {
     /// Checks that the processor itself could store `len` bytes, without storing.
     pub fn authorise_system_write(&mut self, address: Linear, len: usize) -> Result<(), Exception> {
         let view = self.system_view();
-        self.each_piece(address, len, |cx, at, _| {
-            cx.resolve(at, Access::Write, view).map(|_| ())
-        })
+        self.authorise(address, len, Access::Write, view)
     }
 
     /// Translates one address at the current privilege, setting A (and D for a write).
@@ -209,6 +205,19 @@ impl Context<'_> {
         Ok(mapping.physical)
     }
 
+    /// Checks the rights of every page of a range, without an access.
+    fn authorise(
+        &mut self,
+        address: Linear,
+        len: usize,
+        access: Access,
+        view: View,
+    ) -> Result<(), Exception> {
+        self.each_piece(address, len, |cx, at, _| {
+            cx.resolve(at, access, view).map(|_| ())
+        })
+    }
+
     /// Calls `each` for every part of a range that stays within one page.
     fn each_piece(
         &mut self,
@@ -253,9 +262,7 @@ impl Context<'_> {
         let len = into.len();
         if address.page_offset() + len > PAGE_SIZE as usize {
             // All rights before the first byte: devices see no half of a faulting access.
-            self.each_piece(address, len, |cx, at, _| {
-                cx.resolve(at, access, view).map(|_| ())
-            })?;
+            self.authorise(address, len, access, view)?;
         }
         self.each_piece(address, len, |cx, at, range| {
             let physical = cx.resolve(at, access, view)?;
@@ -266,9 +273,7 @@ impl Context<'_> {
     #[cold]
     fn store_slow(&mut self, address: Linear, bytes: &[u8], view: View) -> Result<(), Exception> {
         if address.page_offset() + bytes.len() > PAGE_SIZE as usize {
-            self.each_piece(address, bytes.len(), |cx, at, _| {
-                cx.resolve(at, Access::Write, view).map(|_| ())
-            })?;
+            self.authorise(address, bytes.len(), Access::Write, view)?;
         }
         self.each_piece(address, bytes.len(), |cx, at, range| {
             let physical = cx.resolve(at, Access::Write, view)?;

@@ -267,7 +267,6 @@ fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
 }
 
 fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Operand> {
-    let vex_gpr = matches!(insn.encoding(), iced_x86::EncodingKind::VEX);
     if insn.is_privileged()
         || insn.is_string_instruction()
         || insn.is_save_restore_instruction()
@@ -288,7 +287,6 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
     if (0..insn.op_count()).any(|op| insn.op_register(op).is_mm()) && !mode.has(Mode::X87) {
         return None;
     }
-    let _ = vex_gpr;
     match insn.mnemonic() {
         Mnemonic::Cli
         | Mnemonic::Sti

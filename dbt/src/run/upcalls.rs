@@ -218,7 +218,7 @@ impl Vcpu {
             // The jump itself faults: let the interpreter say how.
             self.cpu_mut().rip = last;
             self.give_back(1, 0);
-            self.step_outside();
+            self.step();
             return LEAVE;
         }
         if self.interrupted() {
@@ -245,10 +245,6 @@ impl Vcpu {
     /// Whether a direct jump may go there: canonical in 64-bit mode.
     fn target_allowed(&self, target: u64) -> bool {
         !self.cpu().mode.has(Mode::CODE64) || (target as i64) << 16 >> 16 == target as i64
-    }
-
-    fn step_outside(&mut self) {
-        self.step();
     }
 
     /// The host processor raised a fault in a block: the guest's own instruction did.

@@ -6,7 +6,7 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable};
 use super::plain::Need;
 use crate::guest::Mode;
-use crate::record::classify::{Class, Classifier, Kind, Operand};
+use crate::record::classify::{Class, Classifier, Kind};
 use crate::record::liveness;
 use crate::run::{UpcallKind, at};
 
@@ -348,7 +348,6 @@ impl Emitter<'_> {
         self.flags.host = false;
         let record = self.record(UpcallKind::Alone, 0);
         self.upcall(record);
-        let _ = Operand::None;
         Ok(self.finish().0)
     }
 }

@@ -277,7 +277,7 @@ impl Emitter<'_> {
                 && constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
                 && constant % PAGE_SIZE <= i32::MAX as u64
         });
-        let stub = if let Some(constant) = constant {
+        if let Some(constant) = constant {
             let offset = (constant % PAGE_SIZE) as i32;
             let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
             let stub = self.stub(None, record);
@@ -289,7 +289,6 @@ impl Emitter<'_> {
                 ; jne =>stub
                 ; gs add rsi, [entry + addend]
             );
-            stub
         } else if let Some(base) = address.simple_base() {
             let lea = self.lea(address)?;
             record.wants_addend = 1;
@@ -313,7 +312,6 @@ impl Emitter<'_> {
                 ; ja =>stub
                 ; gs mov rsi, [rdi + addend]
             );
-            stub
         } else {
             self.linear(address)?;
             let stub = self.stub(None, record);
@@ -331,10 +329,8 @@ impl Emitter<'_> {
                 ; ja =>stub
                 ; gs add rsi, [rdi + addend]
             );
-            stub
-        };
+        }
         let resume = self.target.base.0 + self.here();
-        let _ = stub;
         if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.last_mut() {
             record.extra = resume;
         }
