@@ -26,6 +26,8 @@ pub struct Key {
     pub rip: u64,
     /// Mode bits.
     pub mode: Mode,
+    /// Whether its accesses share TLB checks.
+    pub grouped: bool,
 }
 
 /// A jump out of a block.
@@ -37,6 +39,9 @@ pub struct Exit {
     pub stub: CodeOffset,
     /// Guest RIP of its target.
     pub target: u64,
+    /// The check of a group of accesses failed: it goes to the rest of its own block, from this
+    /// instruction on, without groups.
+    pub ungrouped: Option<u16>,
     /// The block it is linked to.
     pub linked: Option<u32>,
 }
@@ -396,6 +401,7 @@ impl BlockCache {
                     site: exit.site,
                     stub: exit.stub,
                     target: exit.target,
+                    ungrouped: exit.ungrouped,
                     linked: None,
                 })
                 .collect(),

@@ -21,6 +21,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // emitted it behind the call.
     let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
     vcpu.take_flags(record.flags_saved != 0);
+    vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
@@ -105,7 +106,8 @@ impl Vcpu {
                 entry.read_tag
             };
             let addend = entry.addend;
-            if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && !cx.mem.has_news() {
+            let settled = !cx.mem.has_news() && cx.tlb.forgotten == self.forgotten;
+            if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && settled {
                 let exchange = &mut self.block.get_mut().exchange;
                 exchange.result_host = if record.wants_addend != 0 {
                     addend
@@ -154,8 +156,10 @@ impl Vcpu {
             self.give_back(total, index);
             return LEAVE;
         }
-        let mapped = self.block.get().tlb.fetch_news.is_empty();
+        let flushed = !self.block.get().tlb.fetch_news.is_empty();
         self.settle();
+        // The block may rely on translations that its earlier accesses found.
+        let mapped = !flushed && self.block.get().tlb.forgotten == self.forgotten;
         self.forget_idle_shadow(index + 1 < total);
         let interrupted = self.interrupted();
         // Behind a jump that happens to lead to the next instruction there is no code.
@@ -191,6 +195,9 @@ impl Vcpu {
         if let Some(host) = self.remembered_jump() {
             return self.resume(host);
         }
+        if self.out_of_budget() {
+            return LEAVE;
+        }
         let Ok(Some(id)) = self.block_at_rip() else {
             return LEAVE;
         };
@@ -210,6 +217,11 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let target = source.exits[exit].target;
+        let ungrouped = source.exits[exit].ungrouped;
+        if let Some(index) = ungrouped {
+            let live = u64::from(source.live_flags[index as usize]);
+            return self.link_ungrouped(from, exit, target, live);
+        }
         let last = source.insns[source.insns.len() - 1].ip();
         let source_page = source.key.rip >> 12;
         let backward = target <= last;
@@ -221,7 +233,7 @@ impl Vcpu {
             self.step();
             return LEAVE;
         }
-        if self.interrupted() {
+        if self.interrupted() || self.out_of_budget() {
             return LEAVE;
         }
         let Ok(Some(to)) = self.block_at_rip() else {
@@ -236,6 +248,21 @@ impl Vcpu {
             block.poll_entry
         } else {
             block.entry
+        };
+        self.cache.link(from, exit, to, entry);
+        let address = self.cache.region().address(entry);
+        self.resume(address)
+    }
+
+    /// Goes on with the rest of a block in code without groups of accesses.
+    fn link_ungrouped(&mut self, from: u32, exit: usize, target: u64, live: u64) -> u64 {
+        self.cpu_mut().rip = target;
+        self.forget_dead_flags(live);
+        let Ok(Some(to)) = self.find_block(false) else {
+            return LEAVE;
+        };
+        let Some(entry) = self.cache.block(to).map(|block| block.poll_entry) else {
+            return LEAVE;
         };
         self.cache.link(from, exit, to, entry);
         let address = self.cache.region().address(entry);

@@ -27,6 +27,8 @@ pub struct EngineOptions {
     pub interpret_only: bool,
     /// Bytes of host code kept at the most.
     pub code_bytes: usize,
+    /// Let one TLB check serve several accesses that are near each other.
+    pub grouping: bool,
 }
 
 impl Default for EngineOptions {
@@ -35,6 +37,7 @@ impl Default for EngineOptions {
             counted: false,
             interpret_only: false,
             code_bytes: 64 << 20,
+            grouping: true,
         }
     }
 }
@@ -84,6 +87,8 @@ pub struct Vcpu {
     next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
+    /// [`mmu::TlbSet::forgotten`] when emitted code called up.
+    pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     _registration: Registration,
@@ -127,6 +132,7 @@ impl Vcpu {
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
+            forgotten: 0,
             shutdown: false,
             _registration: registration,
         })
@@ -363,6 +369,12 @@ impl Vcpu {
         cpu.interrupt_flag != 0 && self.platform.interrupt_pending()
     }
 
+    /// Whether no instruction more may begin: then its page must not be looked at either, which
+    /// would mark it as accessed.
+    pub(super) fn out_of_budget(&self) -> bool {
+        self.options.counted && self.block.get().exchange.budget <= 0
+    }
+
     /// Drops what has gone stale: TLB entries of changed pages, blocks of overwritten code,
     /// confirmed mappings after a flush.
     pub(super) fn settle(&mut self) {
@@ -415,6 +427,11 @@ impl Vcpu {
 
     /// Finds or makes the block at RIP. `None`: the instruction there is to be interpreted.
     pub(super) fn block_at_rip(&mut self) -> Result<Option<u32>, Exception> {
+        self.find_block(self.options.grouping)
+    }
+
+    /// Finds or makes the block at RIP, with accesses that share checks or without.
+    pub(super) fn find_block(&mut self, grouped: bool) -> Result<Option<u32>, Exception> {
         let mut cx = self.context();
         let rip = cx.cpu.rip;
         let mode = cx.cpu.mode;
@@ -424,6 +441,7 @@ impl Vcpu {
             physical,
             rip,
             mode,
+            grouped,
         };
         let id = match self.cache.find(&key) {
             Some(id) if self.second_page_holds(id) => Some(id),
@@ -507,6 +525,7 @@ impl Vcpu {
             mapping,
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
+            grouping: key.grouped,
         };
         let emitted = x86_64::emit(&mut self.classifier, &decoded.insns, key.rip, target);
         self.mem.mark_code(key.physical);

@@ -9,6 +9,7 @@ use super::registers::{T0, T1, T2, number, pinned};
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
+use crate::record::grouping::Groups;
 use crate::run::{Upcall, UpcallKind, at};
 
 /// What a block is emitted for, and where.
@@ -33,6 +34,8 @@ pub struct Target<'a> {
     pub second_mapping: Option<u32>,
     /// Whether executed instructions are counted.
     pub counted: bool,
+    /// Whether one TLB check may serve several accesses.
+    pub grouping: bool,
 }
 
 /// Where the guest's arithmetic flags are at a point of the code.
@@ -53,6 +56,8 @@ pub struct ExitSite {
     pub stub: CodeOffset,
     /// Guest RIP of the target.
     pub target: u64,
+    /// The check of a group failed: the target is this block's own rest, without groups.
+    pub ungrouped: Option<u16>,
 }
 
 /// Code behind the block's end.
@@ -69,6 +74,15 @@ pub(super) enum Stub {
     LoadVectors {
         label: DynamicLabel,
         back: DynamicLabel,
+    },
+    /// Goes on at an instruction in code without groups. The flags are restored if they are in
+    /// their saved place only.
+    Ungroup {
+        label: DynamicLabel,
+        insn: u16,
+        restore: bool,
+        give_back: i32,
+        rip: u64,
     },
     /// Gives back the instructions counted in advance, then leaves.
     GiveBack {
@@ -91,6 +105,12 @@ pub struct Emitter<'a> {
     /// Instructions that find the guest's flags in their saved place only, by index.
     pub(super) flags_away: u64,
     pub(super) bmi2: bool,
+    /// Accesses that share a check.
+    pub(super) groups: Groups,
+    /// Bit i: the slot of group i holds its addend.
+    pub(super) established: u8,
+    /// RIP of each instruction.
+    pub(super) rips: Vec<u64>,
 }
 
 /// The instruction cannot be encoded with host registers: a helper has to do it.
@@ -113,6 +133,9 @@ impl<'a> Emitter<'a> {
             insn_starts: Vec::new(),
             flags_away: 0,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            groups: Groups::default(),
+            established: 0,
+            rips: Vec::new(),
         }
     }
 
@@ -243,6 +266,20 @@ impl<'a> Emitter<'a> {
         label
     }
 
+    /// Adds a stub that goes on at an instruction without groups, with the flags as they are.
+    pub(super) fn ungroup(&mut self, insn: usize) -> DynamicLabel {
+        let label = self.ops.new_dynamic_label();
+        let left = (self.rips.len() - insn) as i32;
+        self.stubs.push(Stub::Ungroup {
+            label,
+            insn: insn as u16,
+            restore: self.flags.saved && !self.flags.host,
+            give_back: if self.target.counted { left } else { 0 },
+            rip: self.rips[insn],
+        });
+        label
+    }
+
     /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
     pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>) {
         let label = self.ops.new_dynamic_label();
@@ -261,6 +298,7 @@ impl<'a> Emitter<'a> {
             site,
             stub: CodeOffset(0),
             target,
+            ungrouped: None,
         });
         self.stubs.push(Stub::Link { label, exit });
     }
@@ -295,6 +333,37 @@ impl<'a> Emitter<'a> {
                     self.ops.push(0xe8);
                     self.ops.push_u32(to.wrapping_sub(end));
                     dynasm!(self.ops ; .arch x64 ; jmp =>back);
+                }
+                Stub::Ungroup {
+                    label,
+                    insn,
+                    restore,
+                    give_back,
+                    rip,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    if give_back != 0 {
+                        dynasm!(self.ops ; .arch x64 ; gs add QWORD [at::BUDGET], give_back);
+                    }
+                    self.flags = FlagsPlace {
+                        host: !restore,
+                        saved: restore,
+                    };
+                    self.restore_flags();
+                    self.ops.push(0xe9);
+                    let site = CodeOffset(self.target.base.0 + self.here());
+                    self.ops.push_u32(0);
+                    let stub = CodeOffset(self.target.base.0 + self.here());
+                    let mut record = self.record(UpcallKind::Link, insn as usize);
+                    record.flags_saved = 0;
+                    record.extra = self.exits.len() as u32;
+                    self.exits.push(ExitSite {
+                        site,
+                        stub,
+                        target: rip,
+                        ungrouped: Some(insn),
+                    });
+                    self.upcall(record);
                 }
                 Stub::GiveBack {
                     label,
