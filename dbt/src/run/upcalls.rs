@@ -10,6 +10,9 @@ use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
 
+/// Rounds of a loop after which a trace is made of it.
+const HOT: u8 = 8;
+
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
 
@@ -239,6 +242,14 @@ impl Vcpu {
         let Ok(Some(to)) = self.block_at_rip() else {
             return LEAVE;
         };
+        let mut to = to;
+        if backward && source_page == target >> 12 && self.options.traces {
+            match self.loop_head(from, exit, to) {
+                Some(head) => to = head,
+                // Not linked yet: the next round comes here again.
+                None => return self.continue_at(to),
+            }
+        }
         let Some(block) = self.cache.block(to) else {
             return LEAVE;
         };
@@ -250,6 +261,38 @@ impl Vcpu {
             block.entry
         };
         self.cache.link(from, exit, to, entry);
+        let address = self.cache.region().address(entry);
+        self.resume(address)
+    }
+
+    /// What a loop's jump back to a block is to be linked to: the block, or a trace that was made
+    /// of it just now. `None` while the loop is not hot.
+    fn loop_head(&mut self, from: u32, exit: usize, id: u32) -> Option<u32> {
+        let block = self.cache.block_mut(id)?;
+        if block.settled {
+            return Some(id);
+        }
+        block.heat += 1;
+        if block.heat < HOT {
+            return None;
+        }
+        // The trace follows what is linked.
+        let entry = block.poll_entry;
+        self.cache.link(from, exit, id, entry);
+        match self.make_trace(id) {
+            Some(trace) => Some(trace),
+            None => {
+                self.cache.block_mut(id)?.settled = true;
+                Some(id)
+            }
+        }
+    }
+
+    /// Enters a block by its polling entry without linking anything to it.
+    fn continue_at(&mut self, id: u32) -> u64 {
+        let Some(entry) = self.cache.block(id).map(|block| block.poll_entry) else {
+            return LEAVE;
+        };
         let address = self.cache.region().address(entry);
         self.resume(address)
     }

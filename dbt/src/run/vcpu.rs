@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
+    /// Make traces of hot loops.
+    pub traces: bool,
 }
 
 impl Default for EngineOptions {
@@ -38,6 +40,7 @@ impl Default for EngineOptions {
             interpret_only: false,
             code_bytes: 64 << 20,
             grouping: true,
+            traces: true,
         }
     }
 }
@@ -81,7 +84,7 @@ pub struct Vcpu {
     pub(super) cache: BlockCache,
     trampolines: Trampolines,
     classifier: Classifier,
-    options: EngineOptions,
+    pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
     jump_modes: Vec<Mode>,
     next_jump_cache: usize,
@@ -506,11 +509,39 @@ impl Vcpu {
         let Some(decoded) = decode::block(&mut self.context())? else {
             return Ok(None);
         };
+        let range = (key.physical, decoded.len);
+        Ok(self.place(key, decoded.insns, range, decoded.second))
+    }
+
+    /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
+    /// than that block.
+    pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
+        let key = self.cache.block(head)?.key;
+        let trace = self.cache.trace(head)?;
+        let id = self.place(key, trace.insns, (trace.lowest, trace.len), None)?;
+        self.cache.statistics.traces += 1;
+        if let Some(block) = self.cache.block_mut(id) {
+            block.settled = true;
+        }
+        if let Some(old) = self.cache.remove(head) {
+            self.drop_blocks(&[old]);
+        }
+        Some(id)
+    }
+
+    /// Translates instructions and keeps the result. `range`: where their bytes are.
+    fn place(
+        &mut self,
+        key: Key,
+        insns: Vec<iced_x86::Instruction>,
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+    ) -> Option<u32> {
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
         let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
-        let second = decoded.second.map(|page| {
+        let second = second.map(|page| {
             let linear_page = (key.rip >> 12).wrapping_add(1);
             (page, self.cache.mapping(linear_page, page, key.mode))
         });
@@ -527,25 +558,18 @@ impl Vcpu {
             counted: self.options.counted,
             grouping: key.grouped,
         };
-        let emitted = x86_64::emit(&mut self.classifier, &decoded.insns, key.rip, target);
+        let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
         self.mem.mark_code(key.physical);
         if let Some((page, _)) = second {
             self.mem.mark_code(page);
         }
         let block = BlockCache::make_block(
-            key,
-            decoded.len,
-            second,
-            decoded.insns,
-            base,
-            mapping,
-            jump_cache,
-            &emitted,
+            key, range, second, insns, base, mapping, jump_cache, &emitted,
         );
         let id = self.cache.insert(block, &emitted.code);
         self.settle();
         // Settling may drop the block again if its page has just been written.
-        Ok(self.cache.block(id).is_some().then_some(id))
+        self.cache.block(id).is_some().then_some(id)
     }
 
     /// The jump cache of a mode; the oldest mode loses its own when there are too many.

@@ -63,7 +63,7 @@ pub fn emit(
         .collect();
     let whole: Vec<bool> = classes
         .iter()
-        .map(|class| class.kind == Kind::Helper)
+        .map(|class| matches!(class.kind, Kind::Helper | Kind::Branch))
         .collect();
     let needed = liveness::needed_before(insns, &whole, liveness::ALL);
     let live = needed[0] != 0;
@@ -299,6 +299,12 @@ impl Emitter<'_> {
             Kind::Push => self.push(index, insn, needed),
             Kind::Pop => self.pop(index, insn, needed),
             Kind::Leave => self.leave(index, needed),
+            // The jumps within a trace are followed.
+            Kind::Jump if index + 1 < self.rips.len() => Ok(()),
+            Kind::Branch if index + 1 < self.rips.len() => {
+                self.followed_branch(index, insn);
+                Ok(())
+            }
             Kind::Jump => {
                 self.restore_flags();
                 self.direct_exit(insn.near_branch_target(), None);

@@ -153,6 +153,17 @@ impl Emitter<'_> {
         self.direct_exit(insn.next_ip(), None);
     }
 
+    /// Jcc in the middle of a trace: the way that the trace does not follow is an exit.
+    pub(super) fn followed_branch(&mut self, index: usize, insn: &Instruction) {
+        self.restore_flags();
+        let condition = insn.condition_code() as u8 - 1;
+        if self.rips[index + 1] == insn.next_ip() {
+            self.side_exit(insn.near_branch_target(), condition, index + 1);
+        } else {
+            self.side_exit(insn.next_ip(), condition ^ 1, index + 1);
+        }
+    }
+
     /// With the target's RIP in T0 and the flags saved: finds the host address in the jump
     /// cache, leaving the entry's offset in T1; a miss has the interpreter execute the
     /// instruction.

@@ -84,6 +84,12 @@ pub(super) enum Stub {
         give_back: i32,
         rip: u64,
     },
+    /// A jump out of the middle of the block, which gives back what was counted in advance.
+    SideExit {
+        label: DynamicLabel,
+        target: u64,
+        give_back: i32,
+    },
     /// Gives back the instructions counted in advance, then leaves.
     GiveBack {
         label: DynamicLabel,
@@ -303,6 +309,71 @@ impl<'a> Emitter<'a> {
         self.stubs.push(Stub::Link { label, exit });
     }
 
+    /// Gives back instructions counted in advance; leaves the flags alone. Uses T1.
+    fn add_to_budget(&mut self, count: i32) {
+        let t1 = Self::scratch(T1);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov Rq(t1), [at::BUDGET]
+            ; lea Rq(t1), [Rq(t1) + count]
+            ; gs mov [at::BUDGET], Rq(t1)
+        );
+    }
+
+    /// Emits a jump out of the block and, behind it, what links it. The flags are in EFLAGS.
+    fn exit_here(&mut self, target: u64, ungrouped: Option<u16>) {
+        self.ops.push(0xe9);
+        let site = CodeOffset(self.target.base.0 + self.here());
+        self.ops.push_u32(0);
+        let stub = CodeOffset(self.target.base.0 + self.here());
+        self.flags = FlagsPlace {
+            host: true,
+            saved: false,
+        };
+        let mut record = self.record(UpcallKind::Link, 0);
+        record.extra = self.exits.len() as u32;
+        self.exits.push(ExitSite {
+            site,
+            stub,
+            target,
+            ungrouped,
+        });
+        self.upcall(record);
+    }
+
+    /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
+    /// must be in EFLAGS.
+    pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
+        if !self.target.counted {
+            return self.direct_exit(target, Some(condition));
+        }
+        let label = self.ops.new_dynamic_label();
+        let give_back = (self.rips.len() - executed) as i32;
+        self.stubs.push(Stub::SideExit {
+            label,
+            target,
+            give_back,
+        });
+        match condition {
+            0x0 => dynasm!(self.ops ; .arch x64 ; jo =>label),
+            0x1 => dynasm!(self.ops ; .arch x64 ; jno =>label),
+            0x2 => dynasm!(self.ops ; .arch x64 ; jb =>label),
+            0x3 => dynasm!(self.ops ; .arch x64 ; jae =>label),
+            0x4 => dynasm!(self.ops ; .arch x64 ; je =>label),
+            0x5 => dynasm!(self.ops ; .arch x64 ; jne =>label),
+            0x6 => dynasm!(self.ops ; .arch x64 ; jbe =>label),
+            0x7 => dynasm!(self.ops ; .arch x64 ; ja =>label),
+            0x8 => dynasm!(self.ops ; .arch x64 ; js =>label),
+            0x9 => dynasm!(self.ops ; .arch x64 ; jns =>label),
+            0xa => dynasm!(self.ops ; .arch x64 ; jp =>label),
+            0xb => dynasm!(self.ops ; .arch x64 ; jnp =>label),
+            0xc => dynasm!(self.ops ; .arch x64 ; jl =>label),
+            0xd => dynasm!(self.ops ; .arch x64 ; jge =>label),
+            0xe => dynasm!(self.ops ; .arch x64 ; jle =>label),
+            _ => dynasm!(self.ops ; .arch x64 ; jg =>label),
+        }
+    }
+
     /// Emits everything that goes behind the block's end, and returns the code.
     pub(super) fn finish(mut self) -> (Vec<u8>, Vec<ExitSite>, Vec<u32>, u64) {
         let stubs = std::mem::take(&mut self.stubs);
@@ -343,42 +414,31 @@ impl<'a> Emitter<'a> {
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if give_back != 0 {
-                        dynasm!(self.ops ; .arch x64 ; gs add QWORD [at::BUDGET], give_back);
+                        self.add_to_budget(give_back);
                     }
                     self.flags = FlagsPlace {
                         host: !restore,
                         saved: restore,
                     };
                     self.restore_flags();
-                    self.ops.push(0xe9);
-                    let site = CodeOffset(self.target.base.0 + self.here());
-                    self.ops.push_u32(0);
-                    let stub = CodeOffset(self.target.base.0 + self.here());
-                    let mut record = self.record(UpcallKind::Link, insn as usize);
-                    record.flags_saved = 0;
-                    record.extra = self.exits.len() as u32;
-                    self.exits.push(ExitSite {
-                        site,
-                        stub,
-                        target: rip,
-                        ungrouped: Some(insn),
-                    });
-                    self.upcall(record);
+                    self.exit_here(rip, Some(insn));
+                }
+                Stub::SideExit {
+                    label,
+                    target,
+                    give_back,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.add_to_budget(give_back);
+                    self.exit_here(target, None);
                 }
                 Stub::GiveBack {
                     label,
                     count,
                     record,
                 } => {
-                    // LEA and MOV leave the flags alone; T1 is free at a block's entry.
-                    let t1 = Self::scratch(T1);
-                    dynasm!(self.ops
-                        ; .arch x64
-                        ; =>label
-                        ; gs mov Rq(t1), [at::BUDGET]
-                        ; lea Rq(t1), [Rq(t1) + count]
-                        ; gs mov [at::BUDGET], Rq(t1)
-                    );
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.add_to_budget(count);
                     self.upcall(record);
                 }
             }
