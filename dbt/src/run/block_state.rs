@@ -11,7 +11,9 @@ use crate::guest::CpuState;
 use crate::record::grouping::GROUPS;
 
 /// Entries of a jump cache.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 1 << JUMP_BITS;
+/// Bits of an index into a jump cache.
+pub const JUMP_BITS: u32 = 14;
 /// Modes that have a jump cache of their own at one time.
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
@@ -28,6 +30,12 @@ pub struct JumpEntry {
 }
 
 impl JumpEntry {
+    /// Where a target stands in a jump cache. Functions tend to begin at like places of their
+    /// pages: the page's number takes part.
+    pub fn slot(rip: u64) -> usize {
+        (rip ^ rip >> JUMP_BITS) as usize % JUMP_ENTRIES
+    }
+
     /// An empty entry: its address would stand in another slot, so it never matches. (A guest
     /// may jump to any address at all, one that is not canonical included.)
     pub fn empty_at(slot: usize) -> JumpEntry {

@@ -10,9 +10,6 @@ use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
 
-/// Rounds of a loop after which a trace is made of it.
-const HOT: u8 = 8;
-
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
 
@@ -243,8 +240,11 @@ impl Vcpu {
             return LEAVE;
         };
         let mut to = to;
-        if backward && source_page == target >> 12 && self.options.traces {
-            match self.loop_head(from, exit, to) {
+        if let Some(hot) = self.options.traces
+            && backward
+            && source_page == target >> 12
+        {
+            match self.loop_head(from, exit, to, hot) {
                 Some(head) => to = head,
                 // Not linked yet: the next round comes here again.
                 None => return self.continue_at(to),
@@ -267,13 +267,13 @@ impl Vcpu {
 
     /// What a loop's jump back to a block is to be linked to: the block, or a trace that was made
     /// of it just now. `None` while the loop is not hot.
-    fn loop_head(&mut self, from: u32, exit: usize, id: u32) -> Option<u32> {
+    fn loop_head(&mut self, from: u32, exit: usize, id: u32, hot: u8) -> Option<u32> {
         let block = self.cache.block_mut(id)?;
         if block.settled {
             return Some(id);
         }
-        block.heat += 1;
-        if block.heat < HOT {
+        block.heat = block.heat.saturating_add(1);
+        if block.heat < hot {
             return None;
         }
         // The trace follows what is linked.

@@ -8,6 +8,7 @@ use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
 use super::host::{GsBase, load_x87, store_x87};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
+use super::visits::Visits;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
 use crate::decode;
 use crate::guest::{CpuState, Exception, Mode};
@@ -29,8 +30,10 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
-    /// Make traces of hot loops.
-    pub traces: bool,
+    /// Rounds of a loop after which a trace is made of it; `None`: never.
+    pub traces: Option<u8>,
+    /// How often code is interpreted before it is translated.
+    pub cold: u8,
 }
 
 impl Default for EngineOptions {
@@ -38,9 +41,10 @@ impl Default for EngineOptions {
         EngineOptions {
             counted: false,
             interpret_only: false,
-            code_bytes: 64 << 20,
+            code_bytes: 96 << 20,
             grouping: true,
-            traces: true,
+            traces: Some(8),
+            cold: 2,
         }
     }
 }
@@ -90,6 +94,7 @@ pub struct Vcpu {
     next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
+    visits: Visits,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
     pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
@@ -131,10 +136,11 @@ impl Vcpu {
             cache: BlockCache::new(region, trampolines.end),
             trampolines,
             classifier: Classifier::default(),
-            options,
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
+            visits: Visits::new(options.cold),
+            options,
             forgotten: 0,
             shutdown: false,
             _registration: registration,
@@ -257,7 +263,7 @@ impl Vcpu {
                     }
                     self.enter(entry);
                 }
-                Ok(None) => self.step(),
+                Ok(None) => self.run_cold(),
                 Err(exception) => self.raise(exception),
             }
         }
@@ -318,6 +324,49 @@ impl Vcpu {
                     cx.cpu.interrupt_shadow = 0;
                 }
                 self.raise(exception);
+            }
+        }
+    }
+
+    /// Interprets code that is not worth a translation yet, up to its next jump.
+    fn run_cold(&mut self) {
+        let decoded = match decode::block(&mut self.context()) {
+            Ok(Some(decoded)) => decoded,
+            Ok(None) => return self.step(),
+            Err(exception) => return self.raise(exception),
+        };
+        // Stores to this page have to be noticed, as if it had translations.
+        let page = decoded.physical.page();
+        self.mem.mark_code(page);
+        self.settle();
+        self.run_decoded(decoded.insns);
+        if !self.cache.has_code(page) {
+            self.mem.unmark_code(page);
+        }
+    }
+
+    fn run_decoded(&mut self, insns: Vec<iced_x86::Instruction>) {
+        let mode = self.cpu().mode;
+        let forgotten = self.block.get().tlb.forgotten;
+        for insn in insns {
+            self.publish_count();
+            let mut cx = self.context();
+            if let Err(exception) = interpret::execute(&mut cx, &insn) {
+                return self.raise(exception);
+            }
+            let cpu = &cx.cpu;
+            if cpu.rip != insn.next_ip() {
+                let unfinished = cpu.rip == insn.ip() && insn.is_string_instruction();
+                return self.count(i64::from(!unfinished));
+            }
+            // Whatever the dispatch loop has to look at ends the run.
+            let changed = cpu.mode != mode
+                || cx.mem.has_news()
+                || cx.tlb.forgotten != forgotten
+                || !cx.tlb.fetch_news.is_empty();
+            self.count(1);
+            if changed || self.interrupted() || self.out_of_budget() {
+                return;
             }
         }
     }
@@ -420,7 +469,7 @@ impl Vcpu {
     fn forget_blocks(&mut self, gone: &[Block]) {
         for block in gone {
             let host = self.cache.region().address(block.indirect_entry);
-            let slot = jump_slot(block.key.rip);
+            let slot = JumpEntry::slot(block.key.rip);
             let entry = &mut self.block.get_mut().jumps[block.jump_cache][slot];
             if entry.host == host {
                 *entry = JumpEntry::empty_at(slot);
@@ -446,7 +495,11 @@ impl Vcpu {
             mode,
             grouped,
         };
-        let id = match self.cache.find(&key) {
+        let found = self.cache.find(&key);
+        if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical) {
+            return Ok(None);
+        }
+        let id = match found {
             Some(id) if self.second_page_holds(id) => Some(id),
             found => {
                 if let Some(gone) = found.and_then(|id| self.cache.remove(id)) {
@@ -606,7 +659,7 @@ impl Vcpu {
             .jump_modes
             .iter()
             .position(|&known| known == cpu.mode)?;
-        let entry = self.block.get().jumps[cache][jump_slot(cpu.rip)];
+        let entry = self.block.get().jumps[cache][JumpEntry::slot(cpu.rip)];
         (entry.rip == cpu.rip).then_some(entry.host)
     }
 
@@ -615,7 +668,7 @@ impl Vcpu {
         if let Some(block) = self.cache.block(id) {
             let host = self.cache.region().address(block.indirect_entry);
             let (rip, cache) = (block.key.rip, block.jump_cache);
-            self.block.get_mut().jumps[cache][jump_slot(rip)] = JumpEntry { rip, host };
+            self.block.get_mut().jumps[cache][JumpEntry::slot(rip)] = JumpEntry { rip, host };
         }
     }
 
@@ -624,8 +677,4 @@ impl Vcpu {
         let gone = self.cache.invalidate(at, len);
         self.drop_blocks(&gone);
     }
-}
-
-fn jump_slot(rip: u64) -> usize {
-    rip as usize % super::block_state::JUMP_ENTRIES
 }

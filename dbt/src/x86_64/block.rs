@@ -8,7 +8,7 @@ use super::plain::Need;
 use crate::guest::Mode;
 use crate::record::classify::{Class, Classifier, Kind};
 use crate::record::{grouping, liveness};
-use crate::run::{UpcallKind, at};
+use crate::run::{Upcall, UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
 pub struct Emitted {
@@ -142,28 +142,12 @@ pub fn emit(
         emitter.direct_exit(last.next_ip(), None);
     }
     // Entry for indirect jumps, out of line.
-    let indirect_entry = emitter.here();
-    let record = {
-        let mut record = emitter.record(UpcallKind::Leave, 0);
-        record.flags_saved = 1;
-        record
+    let indirect_entry = if live {
+        emitter.indirect_entry(guard, mapping, entry_label)
+    } else {
+        // Flags that nothing reads need not be brought back.
+        guarded_entry
     };
-    let leave = emitter.stub(None, record);
-    dynasm!(emitter.ops
-        ; .arch x64
-        ; gs cmp DWORD [guard], mapping
-        ; jne =>leave
-        ; gs cmp DWORD [at::EXIT_REQUEST], 0
-        ; jne =>leave
-    );
-    if live {
-        emitter.flags = FlagsPlace {
-            host: false,
-            saved: true,
-        };
-        emitter.restore_flags();
-    }
-    dynasm!(emitter.ops ; .arch x64 ; jmp =>entry_label);
     let (code, exits, insn_starts, flags_away) = emitter.finish();
     let live_flags = needed
         .iter()
@@ -244,6 +228,32 @@ impl Emitter<'_> {
         self.restore_flags();
     }
 
+    /// The entry for indirect jumps to a block that needs the flags, which are in their saved
+    /// place.
+    fn indirect_entry(&mut self, guard: i32, mapping: i32, entry: dynasmrt::DynamicLabel) -> u32 {
+        let start = self.here();
+        let record = {
+            let mut record = self.record(UpcallKind::Leave, 0);
+            record.flags_saved = 1;
+            record
+        };
+        let leave = self.leave_stub(record);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp DWORD [guard], mapping
+            ; jne =>leave
+            ; gs cmp DWORD [at::EXIT_REQUEST], 0
+            ; jne =>leave
+        );
+        self.flags = FlagsPlace {
+            host: false,
+            saved: true,
+        };
+        self.restore_flags();
+        dynasm!(self.ops ; .arch x64 ; jmp =>entry);
+        start
+    }
+
     /// A compare at an entry that may leave the block before it begins.
     fn entry_check(
         &mut self,
@@ -257,9 +267,24 @@ impl Emitter<'_> {
         };
         self.spoil_flags(live);
         let record = self.record(kind, 0);
-        let label = self.stub(None, record);
+        let label = self.leave_stub(record);
         compare(self, label);
         self.restore_flags();
+    }
+
+    /// The stub that leaves before the block begins, made once for each place of the flags.
+    fn leave_stub(&mut self, record: Upcall) -> dynasmrt::DynamicLabel {
+        let known = self.stubs.iter().find_map(|stub| match stub {
+            Stub::Upcall {
+                label,
+                record: other,
+                ..
+            } if other.kind == record.kind && other.flags_saved == record.flags_saved => {
+                Some(*label)
+            }
+            _ => None,
+        });
+        known.unwrap_or_else(|| self.stub(None, record))
     }
 
     /// Counts the block's instructions in advance; leaves if the budget does not cover them.

@@ -8,7 +8,7 @@ use super::memory::Address;
 use super::registers::{T0, T1, number, pinned};
 use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;
-use crate::run::{JUMP_ENTRIES, UpcallKind, at};
+use crate::run::{JUMP_BITS, JUMP_ENTRIES, UpcallKind, at};
 
 /// The host register that holds the guest's stack pointer.
 const STACK: u8 = 11;
@@ -172,9 +172,15 @@ impl Emitter<'_> {
         let record = self.record(UpcallKind::Interpret, index);
         let miss = self.stub(None, record);
         let mask = JUMP_ENTRIES as i32 - 1;
+        let bits = JUMP_BITS as i8;
+        if self.bmi2 {
+            dynasm!(self.ops ; .arch x64 ; rorx edi, esi, bits);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; mov edi, esi ; shr edi, bits);
+        }
         dynasm!(self.ops
             ; .arch x64
-            ; mov edi, esi
+            ; xor edi, esi
             ; and edi, mask
             ; shl edi, 4
             ; gs cmp rsi, [rdi + cache]

@@ -20,14 +20,15 @@ struct Staging {
 
 impl Staging {
     fn place(&self, register: Register) -> Option<Register> {
-        if let Some(host) = host(register) {
-            return Some(host);
+        if is_high_byte(register) {
+            return host(register);
         }
         let guest = number(register);
         self.staged
             .iter()
             .find(|staged| staged.0 == guest)
             .map(|staged| sized(number(staged.1) as u8, register.size()))
+            .or_else(|| host(register))
     }
 }
 
@@ -306,12 +307,17 @@ fn stage(insn: &Instruction, class: &Class, scratch: &[Register]) -> Result<Stag
         staging.staged.push((guest, register, load, store));
         Ok(())
     };
+    // With AH and the like no operand may be a register that a REX prefix names.
+    let high_byte = (0..insn.op_count()).any(|op| is_high_byte(insn.op_register(op)));
+    let reachable = |register: Register| {
+        host(register).is_some_and(|host| !high_byte || number(host) < 8 || is_high_byte(host))
+    };
     for op in 0..insn.op_count() {
         if insn.op_kind(op) != OpKind::Register {
             continue;
         }
         let register = insn.op_register(op);
-        if !register.is_gpr() || host(register).is_some() {
+        if !register.is_gpr() || reachable(register) {
             continue;
         }
         let access = class.access[op as usize];

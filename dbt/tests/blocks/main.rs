@@ -59,12 +59,21 @@ impl Bench {
         let options = |counted, interpret_only| EngineOptions {
             counted,
             interpret_only,
+            traces: Some(2),
+            cold: 0,
             ..EngineOptions::default()
+        };
+        // The optimisations have to be right one without the other, too.
+        let counted = EngineOptions {
+            grouping: copies != 1,
+            traces: (copies != 2).then_some(2),
+            cold: if copies == 3 { 1 } else { 0 },
+            ..options(true, false)
         };
         Bench {
             interpreter: Machine::new(options(true, true), 2),
             translator: Machine::new(options(false, false), 2),
-            counted: Machine::new(options(true, false), copies),
+            counted: Machine::new(counted, copies),
             used: 0,
             tally: Tally::default(),
         }
@@ -425,6 +434,8 @@ fn endless_loops_can_be_stopped() {
             program.code_on_demand = false;
             let options = EngineOptions {
                 counted,
+                traces: Some(2),
+                cold: 0,
                 ..EngineOptions::default()
             };
             let mut machine = Machine::new(options, 2);
@@ -474,6 +485,7 @@ fn jumps_to_nowhere() {
             for interpret_only in [true, false] {
                 let options = EngineOptions {
                     interpret_only,
+                    cold: 0,
                     ..EngineOptions::default()
                 };
                 let mut machine = Machine::new(options, 2);

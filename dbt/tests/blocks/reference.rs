@@ -98,6 +98,11 @@ pub fn dead(machine: &mut Machine, bits: u32, mut rip: u64) -> u64 {
         let insn = decode(machine, bits, rip);
         read |= arithmetic(insn.rflags_read());
         dead |= arithmetic(insn.rflags_modified()) & !read;
+        // A trace goes on behind a jump to a known address.
+        if insn.is_jmp_short_or_near() {
+            rip = insn.near_branch_target();
+            continue;
+        }
         if insn.flow_control() != FlowControl::Next || insn.mnemonic() == Mnemonic::Hlt {
             break;
         }
