@@ -99,6 +99,8 @@ impl Board {
             Chip::DebugConsole => 0xE9, // how software finds the console
             Chip::TestPorts => return self.test.read_port(offset),
             Chip::DebugExit => 0,
+            Chip::FwCfg if offset == 1 && size == 1 => self.fw_cfg.read(),
+            Chip::FwCfg => 0,
             Chip::TestLines | Chip::TestMemory | Chip::IoApic | Chip::Hpet => return u32::MAX,
         })
     }
@@ -166,7 +168,8 @@ impl Board {
             Chip::DebugExit => self.raise_event(BoardEvent::DebugExit(DebugExit::code(value))),
             Chip::TestPorts => self.test.write_port(offset, size, value),
             Chip::TestLines => self.drive(SOURCE_TEST, offset as u8, byte != 0),
-            Chip::TestMemory | Chip::IoApic | Chip::Hpet => {}
+            Chip::FwCfg if offset == 0 => self.fw_cfg.select(value as u16),
+            Chip::FwCfg | Chip::TestMemory | Chip::IoApic | Chip::Hpet => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! The one table of the board: which chip answers where, and on which line it
 //! interrupts.
 
-use crate::{acpi_pm, hpet, ioapic, testdev};
+use crate::{acpi_pm, fw_cfg, hpet, ioapic, testdev};
 
 /// Whom an access is for. Ranges of one chip that differ in meaning are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub(crate) enum Chip {
     Gpe,
     DebugConsole,
     DebugExit,
+    FwCfg,
     TestPorts,
     TestLines,
     TestMemory,
@@ -115,6 +116,7 @@ pub(crate) const ROWS: &[Row] = &[
     serial("COM3", 2),
     serial("COM1", 0),
     bytes("edge/level control", Chip::Elcr, 0x4D0, 2),
+    wide("firmware configuration", Chip::FwCfg, fw_cfg::PORT, 2),
     wide(
         "power management",
         Chip::PmBlock,
