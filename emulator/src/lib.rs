@@ -1,5 +1,6 @@
 //! The machine, its options, boot, console and reports.
 
+pub mod bios_remains;
 pub mod boot;
 pub mod clock;
 pub mod command;

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use dbt::Vcpu;
 
+use crate::bios_remains;
 use crate::image::{
     GDT_BYTES, Gdt, Image, LOW_MEMORY_END, Placement, enter_flat, gdt_bytes, is_elf, memory_map,
-    read_elf,
+    read_elf, remedy,
 };
 use crate::linux::{LinuxError, read_file};
 
@@ -66,6 +67,13 @@ pub fn load(
         kind: "multiboot image",
         bytes,
     };
+    let ram = vcpu.mem.ram_bytes();
+    bios_remains::leave(vcpu).map_err(|_| LinuxError::TooLarge {
+        what: "the memory below 1 MiB".to_string(),
+        need: 1 << 20,
+        ram,
+        remedy: remedy(1 << 20),
+    })?;
     let mut place = Placement::new(&mut vcpu.mem);
     let entry = if header.flags & HAS_ADDRESSES != 0 {
         load_flat(&image, header, &mut place)?

@@ -89,6 +89,9 @@ impl Pc {
     /// After a write to a device: new deadlines count, and an end comes at once.
     fn written(&mut self, now: u64) {
         self.arm(now);
+        if self.board.nmi_pending() {
+            self.kicker.kick();
+        }
         if let Some(event) = self.board.take_event() {
             self.event.get_or_insert(event);
             self.kicker.kick();
@@ -172,7 +175,7 @@ impl Platform for SharedPc {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         let result = pc.board.msr_write(now, msr, value)?;
-        pc.arm(now);
+        pc.written(now);
         Some(result.map_err(|_| Refused))
     }
 

@@ -283,6 +283,7 @@ impl Vcpu {
         let mut cx = self.context();
         let before = cx.cpu.rip;
         let shadow = cx.cpu.interrupt_shadow;
+        let traps = cx.cpu.pending_debug;
         let stepped = cx.cpu.mode.has(Mode::STEPPED);
         let tf = cx.cpu.system_flags & crate::guest::flags::TF != 0;
         let result = if stepped {
@@ -299,7 +300,7 @@ impl Vcpu {
                     cx.cpu.interrupt_shadow = 0;
                 }
                 if stepped || tf {
-                    interpret::system::debug::after_instruction(&mut cx, tf);
+                    interpret::system::debug::after_instruction(&mut cx, &insn, tf);
                 }
                 let unfinished = cx.cpu.rip == before && insn.is_string_instruction();
                 self.count(i64::from(!unfinished));
@@ -307,6 +308,10 @@ impl Vcpu {
             Err(exception) => {
                 if shadow != 0 {
                     cx.cpu.interrupt_shadow = 0;
+                }
+                if stepped {
+                    // What an instruction watched that did not complete is no trap.
+                    cx.cpu.pending_debug = traps;
                 }
                 self.raise(exception);
             }
