@@ -211,6 +211,7 @@ fn exists(cpu: &CpuState, number: u32) -> bool {
         IA32_SPEC_CTRL | IA32_PRED_CMD => Feature::SpecCtrl,
         IA32_ARCH_CAPABILITIES => Feature::ArchCapabilities,
         IA32_TSC_DEADLINE => Feature::TscDeadline,
+        IA32_FLUSH_CMD => Feature::FlushL1d,
         IA32_TSC_AUX => return cpu.model.has(Feature::Rdtscp) || cpu.model.has(Feature::Rdpid),
         _ => return true,
     };
@@ -243,6 +244,7 @@ fn write_register(cx: &mut Context<'_>, number: u32, value: u64) -> Result<(), E
             let delta = value.wrapping_sub(cx.cpu.msrs.tsc_adjust);
             shift_time(&mut cx.cpu.msrs, delta);
         }
+        IA32_PRED_CMD | IA32_FLUSH_CMD if value & !1 != 0 => return Err(refused()),
         // Commands and BIOS interfaces whose effect is empty here.
         IA32_PRED_CMD | IA32_FLUSH_CMD | IA32_BIOS_UPDT_TRIG | IA32_BIOS_SIGN_ID => {}
         IA32_FEATURE_CONTROL => {
