@@ -220,7 +220,10 @@ fn broken_images_are_named() {
     };
     let flat = |addresses: [u32; 5]| header(HAS_ADDRESSES, &addresses);
     for (image, word) in [
-        (good[..good.len() - 1].to_vec(), "it is truncated: a segment needs 12 bytes"),
+        (
+            good[..good.len() - 1].to_vec(),
+            "it is truncated: a segment needs 12 bytes",
+        ),
         (with(44, 9), "program headers"),
         (with(28, 0x7fff_ffff), "program headers"),
         (with(64, 0xf000_0000), "between 1 MiB and 3 GiB"),
