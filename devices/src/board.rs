@@ -175,6 +175,12 @@ impl Board {
         }
     }
 
+    /// The processor's FERR# falls: line 13 rises until port 0xF0 is written.
+    pub fn raise_floating_point_error(&mut self) {
+        self.drive(SOURCE_MAIN, wiring::IRQ_FERR, true);
+        self.refresh();
+    }
+
     /// A corrected machine check interrupts, if its local vector is open.
     pub fn raise_corrected_machine_check(&mut self) {
         self.lapic.raise_local(Lvt::Cmci);

@@ -23,6 +23,7 @@ pub(crate) enum Chip {
     DebugConsole,
     DebugExit,
     FwCfg,
+    CoprocessorError,
     TestPorts,
     TestLines,
     TestMemory,
@@ -53,6 +54,8 @@ pub(crate) const IRQ_TIMER: u8 = 0;
 pub(crate) const IRQ_KEYBOARD: u8 = 1;
 pub(crate) const IRQ_RTC: u8 = 8;
 pub(crate) const IRQ_MOUSE: u8 = 12;
+/// Line of x87 errors.
+pub(crate) const IRQ_FERR: u8 = 13;
 
 /// COM1 to COM4: first port and line.
 pub const SERIAL_PORTS: [(u16, u8); 4] = [(0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3)];
@@ -116,6 +119,7 @@ pub(crate) const ROWS: &[Row] = &[
     serial("COM3", 2),
     serial("COM1", 0),
     bytes("edge/level control", Chip::Elcr, 0x4D0, 2),
+    bytes("coprocessor error", Chip::CoprocessorError, 0xF0, 1),
     wide("firmware configuration", Chip::FwCfg, fw_cfg::PORT, 2),
     wide(
         "power management",

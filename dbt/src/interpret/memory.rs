@@ -26,6 +26,7 @@ pub(crate) fn paging(cpu: &CpuState) -> PagingRegisters {
         efer: cpu.control.efer,
         pdpte: cpu.control.pdpte,
         pkru: cpu.control.pkru,
+        a20_closed: cpu.a20_closed != 0,
     }
 }
 

@@ -273,6 +273,13 @@ impl Vcpu {
 
     /// Delivers an exception of the instruction at RIP.
     pub(super) fn raise(&mut self, exception: Exception) {
+        if exception.vector == Exception::MF
+            && self.cpu().control.cr0 & crate::guest::flags::CR0_NE == 0
+        {
+            // The machine interrupts instead, and the instruction waits for that.
+            self.platform.floating_point_error();
+            return;
+        }
         if deliver::exception(&mut self.context(), exception).is_err() {
             self.shutdown = true;
         }

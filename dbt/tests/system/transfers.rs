@@ -261,3 +261,30 @@ fn segment_loads() {
     let fault = machine.step(&[0xa1, 0, 0, 0, 0]).unwrap_err();
     assert_eq!(fault, Exception::general_protection(0));
 }
+
+#[test]
+fn segments_dropped_on_the_way_out_keep_their_base() {
+    // IRETQ to ring 3 with a GS that only ring 0 may use (SDM volume 2, IRET): the selector
+    // becomes null, and 64-bit code, which looks at nothing else, finds the base as it was.
+    let mut machine = Machine::long(0);
+    machine.cpu.segment_mut(SegmentIndex::Gs).base = 0x1234_5000;
+    let frame = [
+        CODE,
+        u64::from(LONG_CODE3),
+        2,
+        USER_STACK,
+        u64::from(LONG_DATA3),
+    ];
+    let top = machine.cpu.gpr[4] - 40;
+    for (index, value) in frame.into_iter().enumerate() {
+        machine.write(top + 8 * index as u64, 8, value);
+    }
+    machine.cpu.gpr[4] = top;
+    assert_eq!(machine.step(&[0x48, 0xcf]), Ok(()));
+    assert_eq!(machine.cpu.cpl(), 3);
+    let gs = machine.cpu.segment(SegmentIndex::Gs);
+    assert_eq!(
+        (gs.selector, gs.present(), gs.base),
+        (0, false, 0x1234_5000)
+    );
+}
