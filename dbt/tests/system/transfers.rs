@@ -288,3 +288,33 @@ fn segments_dropped_on_the_way_out_keep_their_base() {
         (0, false, 0x1234_5000)
     );
 }
+
+#[test]
+fn far_transfers_of_ring_3_check_alignment() {
+    // A far return, and a call within ring 3, with a stack pointer that is off by one; and a
+    // pointer in memory that is (SDM volume 3, 6.15, vector 17).
+    let odd = |machine: &mut Machine| {
+        machine.cpu.control.cr0 |= CR0_AM;
+        machine.cpu.set_rflags(AC, AC);
+        machine.cpu.gpr[4] -= 0x21;
+    };
+    let far_call = [&[0x9a, 0, 0, 1, 0][..], &CODE3.to_le_bytes()].concat();
+    for code in [&[0xcb][..], &far_call, &[0xff, 0x2d, 1, 0, 3, 0], &[0xcf]] {
+        let mut machine = Machine::protected(3);
+        let result = machine.step(code);
+        let aligned = result.map_err(|fault| fault.vector);
+        assert_ne!(aligned, Err(Exception::AC), "{code:x?}");
+        let mut machine = Machine::protected(3);
+        odd(&mut machine);
+        assert_eq!(
+            machine.step(code),
+            Err(Exception::alignment_check()),
+            "{code:x?}"
+        );
+        // Not in ring 0.
+        let mut machine = Machine::protected(0);
+        odd(&mut machine);
+        let result = machine.step(code).map_err(|fault| fault.vector);
+        assert_ne!(result, Err(Exception::AC), "{code:x?}");
+    }
+}
