@@ -110,8 +110,7 @@ pub fn load(
         + GDT_BYTES as u64
         + (map.len() * 24 + listed.len() * 17 + texts + line.len() + LOADER_NAME.len() + 2) as u64;
     let start = place.free(&INFORMATION, need);
-    let mut information = Vec::new();
-    information.resize((INFORMATION_BYTES) as usize, 0);
+    let mut information = vec![0; INFORMATION_BYTES as usize];
     let append = |information: &mut Vec<u8>, bytes: &[u8]| {
         let at = start as u32 + information.len() as u32;
         information.extend_from_slice(bytes);
