@@ -47,6 +47,8 @@ pub trait Platform {
     fn interrupt_pending(&mut self) -> bool;
     /// Takes the waiting interrupt's vector.
     fn acknowledge_interrupt(&mut self, instructions: u64) -> Option<u8>;
+    /// The FERR# pin: an unmasked x87 exception with CR0.NE clear (SDM volume 1, 8.7.2).
+    fn floating_point_error(&mut self) {}
     /// Takes a waiting NMI.
     fn take_nmi(&mut self) -> bool;
 }

@@ -6,6 +6,7 @@ use crate::board_config::{BoardConfig, BoardError, BoardEvent, ram_layout};
 use crate::bus::{AddressMap, PortMap, Range};
 use crate::clock::NEVER;
 use crate::debug_ports::{DebugExit, DebugPorts};
+use crate::fw_cfg::FwCfg;
 use crate::hpet::{self, Hpet};
 use crate::i8042::I8042;
 use crate::ioapic::IoApic;
@@ -32,6 +33,7 @@ pub struct Board {
     pub(crate) pm: AcpiPm,
     pub(crate) hpet: Option<Hpet>,
     pub(crate) debug: DebugPorts,
+    pub(crate) fw_cfg: FwCfg,
     pub(crate) test: TestDevice,
     /// Who drives each interrupt line, a bit per source.
     pub(crate) drivers: [u8; 24],
@@ -118,6 +120,7 @@ impl Board {
             pm: AcpiPm::new(config.wide_pm_timer),
             hpet: config.hpet.then(Hpet::new),
             debug: DebugPorts::new(config.debug_console),
+            fw_cfg: FwCfg::new(config.ram_size, 1),
             test: TestDevice::new(config.test_device),
             drivers: [0; 24],
             lapic_page: u64::MAX,
@@ -170,6 +173,12 @@ impl Board {
             self.lapic.raise_local(Lvt::Lint1);
             self.refresh();
         }
+    }
+
+    /// The processor's FERR# falls: line 13 rises until port 0xF0 is written.
+    pub fn raise_floating_point_error(&mut self) {
+        self.drive(SOURCE_MAIN, wiring::IRQ_FERR, true);
+        self.refresh();
     }
 
     /// A corrected machine check interrupts, if its local vector is open.
@@ -338,6 +347,7 @@ impl Board {
         self.hpet.iter_mut().for_each(Hpet::reset);
         self.serials.iter_mut().flatten().for_each(Serial::reset);
         self.debug.reset();
+        self.fw_cfg.reset();
         self.test.reset();
         self.pic_output = false;
         self.settle_lines();

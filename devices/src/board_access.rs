@@ -2,11 +2,11 @@
 //! registers, model-specific registers.
 
 use crate::acpi_pm::Request;
-use crate::board::{Board, SOURCE_TEST};
+use crate::board::{Board, SOURCE_MAIN, SOURCE_TEST};
 use crate::board_config::BoardEvent;
 use crate::debug_ports::DebugExit;
 use crate::lapic::{Effect, GeneralProtection};
-use crate::wiring::Chip;
+use crate::wiring::{Chip, IRQ_FERR};
 
 const MSR_APIC_BASE: u32 = 0x1B;
 const MSR_TSC_DEADLINE: u32 = 0x6E0;
@@ -99,6 +99,8 @@ impl Board {
             Chip::DebugConsole => 0xE9, // how software finds the console
             Chip::TestPorts => return self.test.read_port(offset),
             Chip::DebugExit => 0,
+            Chip::FwCfg if offset == 1 && size == 1 => self.fw_cfg.read(),
+            Chip::FwCfg | Chip::CoprocessorError => 0,
             Chip::TestLines | Chip::TestMemory | Chip::IoApic | Chip::Hpet => return u32::MAX,
         })
     }
@@ -166,7 +168,9 @@ impl Board {
             Chip::DebugExit => self.raise_event(BoardEvent::DebugExit(DebugExit::code(value))),
             Chip::TestPorts => self.test.write_port(offset, size, value),
             Chip::TestLines => self.drive(SOURCE_TEST, offset as u8, byte != 0),
-            Chip::TestMemory | Chip::IoApic | Chip::Hpet => {}
+            Chip::CoprocessorError => self.drive(SOURCE_MAIN, IRQ_FERR, false),
+            Chip::FwCfg if offset == 0 => self.fw_cfg.select(value as u16),
+            Chip::FwCfg | Chip::TestMemory | Chip::IoApic | Chip::Hpet => {}
         }
     }
 

@@ -2,7 +2,9 @@
 
 use crate::board::Board;
 use crate::board_config::BoardEvent;
-use crate::{acpi_pm, debug_ports, hpet, i8042, ioapic, lapic, pic, pit, rtc, serial, testdev};
+use crate::{
+    acpi_pm, debug_ports, fw_cfg, hpet, i8042, ioapic, lapic, pic, pit, rtc, serial, testdev,
+};
 
 /// State of every chip and wire. What is derived from it is not in it.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,8 @@ pub struct State {
     pub hpet: Option<hpet::State>,
     /// Debug ports.
     pub debug: debug_ports::State,
+    /// Firmware configuration.
+    pub fw_cfg: fw_cfg::State,
     /// Unit-test device.
     pub test: testdev::State,
     /// Who drives each interrupt line.
@@ -56,6 +60,7 @@ impl Board {
             pm: self.pm.save(),
             hpet: self.hpet.as_ref().map(|hpet| hpet.save()),
             debug: self.debug.save(),
+            fw_cfg: self.fw_cfg.save(),
             test: self.test.save(),
             drivers: self.drivers,
             pic_output: self.pic_output,
@@ -83,6 +88,7 @@ impl Board {
             hpet.restore(state);
         }
         self.debug.restore(&state.debug);
+        self.fw_cfg.restore(&state.fw_cfg);
         if self.test.is_present() != state.test.memory.is_empty() {
             self.test.restore(&state.test);
         }

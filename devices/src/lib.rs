@@ -18,6 +18,7 @@ pub mod bus;
 pub mod calendar;
 pub mod clock;
 pub mod debug_ports;
+pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;

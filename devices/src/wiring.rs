@@ -1,7 +1,7 @@
 //! The one table of the board: which chip answers where, and on which line it
 //! interrupts.
 
-use crate::{acpi_pm, hpet, ioapic, testdev};
+use crate::{acpi_pm, fw_cfg, hpet, ioapic, testdev};
 
 /// Whom an access is for. Ranges of one chip that differ in meaning are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(crate) enum Chip {
     Gpe,
     DebugConsole,
     DebugExit,
+    FwCfg,
+    CoprocessorError,
     TestPorts,
     TestLines,
     TestMemory,
@@ -52,6 +54,8 @@ pub(crate) const IRQ_TIMER: u8 = 0;
 pub(crate) const IRQ_KEYBOARD: u8 = 1;
 pub(crate) const IRQ_RTC: u8 = 8;
 pub(crate) const IRQ_MOUSE: u8 = 12;
+/// Line of x87 errors.
+pub(crate) const IRQ_FERR: u8 = 13;
 
 /// COM1 to COM4: first port and line.
 pub const SERIAL_PORTS: [(u16, u8); 4] = [(0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3)];
@@ -115,6 +119,8 @@ pub(crate) const ROWS: &[Row] = &[
     serial("COM3", 2),
     serial("COM1", 0),
     bytes("edge/level control", Chip::Elcr, 0x4D0, 2),
+    bytes("coprocessor error", Chip::CoprocessorError, 0xF0, 1),
+    wide("firmware configuration", Chip::FwCfg, fw_cfg::PORT, 2),
     wide(
         "power management",
         Chip::PmBlock,

@@ -6,15 +6,17 @@ use dbt::Vcpu;
 use mmu::GuestPhys;
 
 use crate::linux::{self, LinuxError};
+use crate::{image, multiboot, pvh};
 
 /// What to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// A Linux kernel, placed in memory without firmware.
-    Linux {
-        /// The bzImage.
+    /// A kernel, placed in memory without firmware: a Linux bzImage, a multiboot image, or an
+    /// ELF file with a PVH entry.
+    Kernel {
+        /// The file.
         kernel: PathBuf,
-        /// The initial RAM disk.
+        /// The initial RAM disk, or multiboot modules.
         initrd: Option<PathBuf>,
         /// The kernel's command line.
         command_line: String,
@@ -48,23 +50,42 @@ const ROM_LIMIT: usize = 16 << 20;
 impl Boot {
     /// Whether the machine's own ACPI tables are to be in memory.
     pub fn wants_acpi_tables(&self) -> bool {
-        matches!(self, Boot::Linux { .. })
+        matches!(self, Boot::Kernel { .. })
     }
 
     /// Places everything in memory, and the processor at the entry.
     pub fn load(&self, vcpu: &mut Vcpu) -> Result<(), BootError> {
         match self {
-            Boot::Linux {
+            Boot::Kernel {
                 kernel,
                 initrd,
                 command_line,
             } => {
                 let initrd = initrd.as_deref();
-                Ok(linux::load(vcpu, kernel, initrd, command_line)?)
+                Ok(load_kernel(vcpu, kernel, initrd, command_line)?)
             }
             Boot::Firmware(path) => load_firmware(vcpu, path),
         }
     }
+}
+
+/// Starts a kernel by the protocol of its format; the formats are told apart in QEMU's order.
+fn load_kernel(
+    vcpu: &mut Vcpu,
+    path: &Path,
+    initrd: Option<&Path>,
+    command_line: &str,
+) -> Result<(), LinuxError> {
+    let bytes = linux::read_file(path)?;
+    if !linux::has_header(&bytes) {
+        if let Some(header) = multiboot::find(&bytes) {
+            return multiboot::load(vcpu, path, &bytes, header, initrd, command_line);
+        }
+        if image::is_elf(&bytes) {
+            return pvh::load(vcpu, path, &bytes, initrd, command_line);
+        }
+    }
+    linux::load(vcpu, path, &bytes, initrd, command_line)
 }
 
 /// A raw ROM ends at 4 GiB, where the processor starts after reset (SDM volume 3, 10.1.4); its

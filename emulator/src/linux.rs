@@ -4,16 +4,14 @@
 use std::path::Path;
 
 use dbt::Vcpu;
-use dbt::guest::{Segment, flags};
-use mmu::{GuestPhys, PhysMem};
+use mmu::GuestPhys;
+
+use crate::image::{Gdt, acpi_root, enter_flat, gdt_bytes, memory_map, remedy};
 
 const ZERO_PAGE: GuestPhys = GuestPhys(0x1_0000);
 const GDT: GuestPhys = GuestPhys(0x1_2000);
 const COMMAND_LINE: GuestPhys = GuestPhys(0x2_0000);
 const KERNEL: GuestPhys = GuestPhys(0x10_0000);
-/// RAM below this is conventional memory; the extended BIOS data area would follow.
-const LOW_MEMORY_END: u64 = 0x9_fc00;
-const FIRMWARE_START: GuestPhys = GuestPhys(0xe_0000);
 const ONE_MIB: u64 = 0x10_0000;
 
 /// A kernel or initrd that cannot be started.
@@ -34,6 +32,20 @@ pub enum LinuxError {
         path: String,
         /// What is wrong.
         why: String,
+    },
+    /// A kernel of another format is damaged, or cannot be started here.
+    #[error("{path} is no usable {kind}: {why} (at offset {at:#x}); {remedy}")]
+    BrokenImage {
+        /// The file.
+        path: String,
+        /// What it claims to be.
+        kind: &'static str,
+        /// Where in the file.
+        at: u64,
+        /// What is wrong.
+        why: String,
+        /// What would help.
+        remedy: &'static str,
     },
     /// Memory is too small.
     #[error("{what} of {need} bytes does not fit into {ram} bytes of RAM; {remedy}")]
@@ -65,14 +77,19 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, LinuxError> {
     })
 }
 
+/// Whether a file has the boot protocol's setup header.
+pub fn has_header(image: &[u8]) -> bool {
+    image.get(0x202..0x206) == Some(b"HdrS")
+}
+
 /// Places a kernel, its initrd and its command line in memory, and the processor at its entry.
 pub fn load(
     vcpu: &mut Vcpu,
     path: &Path,
+    image: &[u8],
     initrd: Option<&Path>,
     command_line: &str,
 ) -> Result<(), LinuxError> {
-    let image = read_file(path)?;
     let initrd = match initrd {
         Some(path) => Some((path, read_file(path)?)),
         None => None,
@@ -94,12 +111,7 @@ pub fn load(
     if image.is_empty() {
         return Err(not_a_kernel("the file is empty"));
     }
-    if image.starts_with(b"\x7fELF") {
-        return Err(not_a_kernel(
-            "it is an ELF image; give the compressed kernel (vmlinuz) instead",
-        ));
-    }
-    if word(0x1fe) != Some(0xaa55) || image.get(0x202..0x206) != Some(b"HdrS") {
+    if word(0x1fe) != Some(0xaa55) || !has_header(image) {
         return Err(not_a_kernel("the boot signature is missing"));
     }
     let version = word(0x206).unwrap_or(0);
@@ -203,10 +215,8 @@ pub fn load(
     }
     let map = memory_map(mem);
     zero_page[0x1e8] = map.len() as u8;
-    let mut signature = [0; 8];
-    if mem.load(FIRMWARE_START, &mut signature).is_ok() && &signature == b"RSD PTR " {
-        // The root pointer of the ACPI tables, if the machine has any.
-        zero_page[0x70..0x78].copy_from_slice(&FIRMWARE_START.0.to_le_bytes());
+    if let Some(root) = acpi_root(mem) {
+        zero_page[0x70..0x78].copy_from_slice(&root.to_le_bytes());
     }
     for (index, (start, len, kind)) in map.iter().enumerate() {
         let at = 0x2d0 + index * 20;
@@ -214,55 +224,16 @@ pub fn load(
         zero_page[at + 8..at + 16].copy_from_slice(&len.to_le_bytes());
         zero_page[at + 16..at + 20].copy_from_slice(&kind.to_le_bytes());
     }
-    let stored = mem.store(ZERO_PAGE, &zero_page).and_then(|()| {
-        let descriptors = [0u64, 0, 0x00cf_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
-        let bytes: Vec<u8> = descriptors.iter().flat_map(|d| d.to_le_bytes()).collect();
-        mem.store(GDT, &bytes)
-    });
-    stored.map_err(|_| too_large("the boot parameters".to_string(), 4096, ONE_MIB))?;
-
-    let cpu = vcpu.cpu_mut();
-    let flat = |selector: u16, code: bool| Segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        attributes: Segment::PRESENT
-            | Segment::NOT_SYSTEM
-            | Segment::WRITABLE
-            | Segment::ACCESSED
-            | Segment::BIG
-            | Segment::GRANULAR
-            | if code { Segment::CODE } else { 0 },
+    let gdt = Gdt {
+        at: GDT.0,
+        code: 0x10,
+        data: 0x18,
     };
-    cpu.segments = [flat(0x18, false); 6];
-    cpu.segments[1] = flat(0x10, true);
-    cpu.control.gdtr.base = GDT.0;
-    cpu.control.gdtr.limit = 31;
-    cpu.control.cr0 = flags::CR0_PE | flags::CR0_ET;
-    cpu.gpr = [0; 16];
-    cpu.gpr[6] = ZERO_PAGE.0;
-    cpu.rip = KERNEL.0;
-    cpu.interrupt_flag = 0;
-    cpu.refresh_mode();
+    let stored = mem
+        .store(ZERO_PAGE, &zero_page)
+        .and_then(|()| mem.store(GDT, &gdt_bytes(gdt.code)));
+    stored.map_err(|_| too_large("the boot parameters".to_string(), 4096, ONE_MIB))?;
+    enter_flat(vcpu, KERNEL.0 as u32, gdt);
+    vcpu.cpu_mut().gpr[6] = ZERO_PAGE.0;
     Ok(())
-}
-
-/// The -m that would do for something that ends at an address.
-fn remedy(end: u64) -> String {
-    format!("give the guest more: -m {} would do", end.div_ceil(ONE_MIB))
-}
-
-/// The map that the firmware would report (E820): address, bytes, type (1 RAM, 2 reserved).
-fn memory_map(mem: &PhysMem) -> Vec<(u64, u64, u32)> {
-    let low = mem.low_ram_bytes();
-    let mut map = vec![
-        (0, LOW_MEMORY_END, 1),
-        (LOW_MEMORY_END, 0xa_0000 - LOW_MEMORY_END, 2),
-        (FIRMWARE_START.0, ONE_MIB - FIRMWARE_START.0, 2),
-        (ONE_MIB, low - ONE_MIB, 1),
-    ];
-    if mem.ram_bytes() > low {
-        map.push((4 << 30, mem.ram_bytes() - low, 1));
-    }
-    map
 }

@@ -162,6 +162,7 @@ impl Machine {
             flush_at: u64::MAX,
             event: None,
             kicker: Kicker::default(),
+            a20: true,
         }));
         let platform = Box::new(SharedPc(pc.clone()));
         let mut vcpu = Vcpu::new(mem, platform, config.engine)?;
@@ -233,6 +234,18 @@ impl Machine {
         let now = self.now();
         self.pc.borrow_mut().advance(now);
         now
+    }
+
+    /// Tells the processor of a change of the A20 gate.
+    fn follow_a20(&mut self) {
+        let mut pc = self.pc.borrow_mut();
+        let open = pc.board.a20_enabled();
+        if open != pc.a20 {
+            pc.a20 = open;
+            drop(pc);
+            self.vcpu.cpu_mut().a20_closed = u8::from(!open);
+            self.vcpu.context().flush_tlb(true);
+        }
     }
 
     /// A Linux kernel that panicked without `panic=` spins with interrupts on: it never halts
@@ -309,6 +322,7 @@ impl Machine {
             if self.spins_after_panic(now) {
                 return End::Panicked;
             }
+            self.follow_a20();
             let mut goal = each(self);
             if self.counted {
                 if goal <= self.vcpu.instructions() {

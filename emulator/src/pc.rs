@@ -33,6 +33,8 @@ pub struct Pc {
     pub event: Option<BoardEvent>,
     /// Asks the processor for control.
     pub kicker: Kicker,
+    /// The gate of address line 20 as the processor last heard of it.
+    pub a20: bool,
 }
 
 /// Ports of the serial controllers, COM4 to COM1.
@@ -89,6 +91,9 @@ impl Pc {
     /// After a write to a device: new deadlines count, and an end comes at once.
     fn written(&mut self, now: u64) {
         self.arm(now);
+        if self.board.nmi_pending() || self.board.a20_enabled() != self.a20 {
+            self.kicker.kick();
+        }
         if let Some(event) = self.board.take_event() {
             self.event.get_or_insert(event);
             self.kicker.kick();
@@ -172,7 +177,7 @@ impl Platform for SharedPc {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         let result = pc.board.msr_write(now, msr, value)?;
-        pc.arm(now);
+        pc.written(now);
         Some(result.map_err(|_| Refused))
     }
 
@@ -208,6 +213,10 @@ impl Platform for SharedPc {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         pc.board.acknowledge(now)
+    }
+
+    fn floating_point_error(&mut self) {
+        self.0.borrow_mut().board.raise_floating_point_error();
     }
 
     fn take_nmi(&mut self) -> bool {

@@ -20,6 +20,8 @@ pub struct PagingRegisters {
     pub pdpte: [u64; 4],
     /// PKRU, the rights of user pages by protection key.
     pub pkru: u32,
+    /// The gate of address line 20 is closed: odd megabytes show the even ones.
+    pub a20_closed: bool,
 }
 
 const CR0_WP: u64 = 1 << 16;
@@ -106,8 +108,22 @@ impl PagingRegisters {
         self.cr0 & CR0_PG != 0
     }
 
-    /// Translates a linear address, setting accessed and (for a write) dirty bits.
+    /// Translates a linear address, setting accessed and (for a write) dirty bits. A closed A20
+    /// gate masks what comes out; the tables themselves are read past it.
     pub fn walk(
+        &self,
+        mem: &mut PhysMem,
+        address: Linear,
+        purpose: Purpose,
+    ) -> Result<Mapping, WalkError> {
+        let mut mapping = self.walk_open(mem, address, purpose)?;
+        if self.a20_closed {
+            mapping.physical.0 &= !(1 << 20);
+        }
+        Ok(mapping)
+    }
+
+    fn walk_open(
         &self,
         mem: &mut PhysMem,
         address: Linear,

@@ -185,6 +185,7 @@ features! {
     MdClear "md-clear": 7, 0 Edx 10 Max [] [];
     SpecCtrl "spec-ctrl": 7, 0 Edx 26 Max [] [];
     Stibp "stibp": 7, 0 Edx 27 Max [] [SpecCtrl];
+    FlushL1d "flush-l1d": 7, 0 Edx 28 Max [] [];
     ArchCapabilities "arch-capabilities": 7, 0 Edx 29 Max [] [];
     Ssbd "ssbd": 7, 0 Edx 31 Max [] [SpecCtrl];
     Xsaveopt "xsaveopt": 13, 1 Eax 0 Max [] [Xsave];
@@ -216,9 +217,22 @@ const ALIASES: &[(&str, &str)] = &[
     ("tsc_deadline", "tsc-deadline"),
 ];
 
+/// Settings of QEMU's processors that say nothing of this one: width of addresses, accelerator,
+/// and what to do about features that are missing.
+const IGNORED: &[&str] = &[
+    "check",
+    "enforce",
+    "host-phys-bits",
+    "kvm",
+    "l3-cache",
+    "migratable",
+    "pmu",
+];
+
 /// The models by name, and how far down the table's levels each goes.
 const MODELS: &[(&str, Level)] = &[
     ("max", Level::Max),
+    ("host", Level::Max),
     ("qemu64", Level::Qemu64),
     ("x86-64-v1", Level::Base),
     ("x86-64-v2", Level::V2),
@@ -285,6 +299,10 @@ impl CpuModel {
         };
         let mut model = CpuModel::at_level(level);
         for option in words {
+            let key = option.split_once('=').map_or(option, |(key, _)| key);
+            if IGNORED.contains(&key) || option == "vendor=GenuineIntel" {
+                continue;
+            }
             let unknown = || CpuModelError::UnknownFeature {
                 option: option.to_owned(),
             };

@@ -137,6 +137,9 @@ pub struct CpuState {
     pub model: CpuModel,
     /// 1 if no single-step trap follows the instruction that has just completed.
     pub step_suppressed: u8,
+    /// 1 while the machine's gate of address line 20 is closed; after a change, the TLBs are to
+    /// be flushed.
+    pub a20_closed: u8,
 }
 
 impl Default for CpuState {
@@ -208,6 +211,7 @@ impl CpuState {
             },
             model: CpuModel::default(),
             step_suppressed: 0,
+            a20_closed: 0,
         };
         cpu.gpr[Register::RDX] = u64::from(cpu.model.signature());
         cpu.refresh_mode();

@@ -3,6 +3,7 @@
 use mmu::{AccessError, GuestPhys, Linear, PAGE_SIZE, PagingRegisters, Purpose, View, WalkError};
 
 use super::Context;
+use super::system::debug::{self, Watch};
 use crate::guest::{CpuState, Exception, Mode, flags};
 
 /// What an access wants to do.
@@ -25,6 +26,7 @@ pub(crate) fn paging(cpu: &CpuState) -> PagingRegisters {
         efer: cpu.control.efer,
         pdpte: cpu.control.pdpte,
         pkru: cpu.control.pkru,
+        a20_closed: cpu.a20_closed != 0,
     }
 }
 
@@ -52,10 +54,20 @@ impl Context<'_> {
         }
     }
 
+    /// Compares an access with the data breakpoints, while any is enabled. An instruction that
+    /// then faults has its matches taken back.
+    #[inline]
+    fn watch(&mut self, address: Linear, size: usize, watch: Watch) {
+        if self.cpu.mode.has(Mode::STEPPED) {
+            debug::data_access(self, address, size as u64, watch);
+        }
+    }
+
     /// Loads 1, 2, 4 or 8 bytes at the current privilege.
     #[inline]
     pub fn load(&mut self, address: Linear, size: usize) -> Result<u64, Exception> {
         let view = self.current_view();
+        self.watch(address, size, Watch::Read);
         match self.tlb.data[view as usize].read(address, size) {
             Some(value) => Ok(value),
             None => self.load_slow(address, size, view, Access::Read),
@@ -80,6 +92,7 @@ impl Context<'_> {
     #[inline]
     pub fn store(&mut self, address: Linear, size: usize, value: u64) -> Result<(), Exception> {
         let view = self.current_view();
+        self.watch(address, size, Watch::Write);
         if self.tlb.data[view as usize].write(self.mem, address, size, value) {
             return Ok(());
         }
@@ -89,12 +102,14 @@ impl Context<'_> {
     /// Loads any number of bytes; faults before anything else if any of them may not be read.
     pub fn load_bytes(&mut self, address: Linear, into: &mut [u8]) -> Result<(), Exception> {
         let view = self.current_view();
+        self.watch(address, into.len(), Watch::Read);
         self.load_pieces(address, into, view, Access::Read)
     }
 
     /// Stores any number of bytes, all or none.
     pub fn store_bytes(&mut self, address: Linear, bytes: &[u8]) -> Result<(), Exception> {
         let view = self.current_view();
+        self.watch(address, bytes.len(), Watch::Write);
         self.store_slow(address, bytes, view)
     }
 

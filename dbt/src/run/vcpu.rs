@@ -288,6 +288,13 @@ impl Vcpu {
 
     /// Delivers an exception of the instruction at RIP.
     pub(super) fn raise(&mut self, exception: Exception) {
+        if exception.vector == Exception::MF
+            && self.cpu().control.cr0 & crate::guest::flags::CR0_NE == 0
+        {
+            // The machine interrupts instead, and the instruction waits for that.
+            self.platform.floating_point_error();
+            return;
+        }
         if deliver::exception(&mut self.context(), exception).is_err() {
             self.shutdown = true;
         }
@@ -298,6 +305,7 @@ impl Vcpu {
         let mut cx = self.context();
         let before = cx.cpu.rip;
         let shadow = cx.cpu.interrupt_shadow;
+        let traps = cx.cpu.pending_debug;
         let stepped = cx.cpu.mode.has(Mode::STEPPED);
         let tf = cx.cpu.system_flags & crate::guest::flags::TF != 0;
         let result = if stepped {
@@ -314,7 +322,7 @@ impl Vcpu {
                     cx.cpu.interrupt_shadow = 0;
                 }
                 if stepped || tf {
-                    interpret::system::debug::after_instruction(&mut cx, tf);
+                    interpret::system::debug::after_instruction(&mut cx, &insn, tf);
                 }
                 let unfinished = cx.cpu.rip == before && insn.is_string_instruction();
                 self.count(i64::from(!unfinished));
@@ -322,6 +330,10 @@ impl Vcpu {
             Err(exception) => {
                 if shadow != 0 {
                     cx.cpu.interrupt_shadow = 0;
+                }
+                if stepped {
+                    // What an instruction watched that did not complete is no trap.
+                    cx.cpu.pending_debug = traps;
                 }
                 self.raise(exception);
             }

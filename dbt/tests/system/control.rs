@@ -1,8 +1,9 @@
 //! Control registers, model-specific registers, table registers, ports, debug registers.
 
 use dbt::guest::flags::*;
-use dbt::guest::{CpuState, Exception, Segment, SegmentIndex};
+use dbt::guest::{CpuModel, CpuState, Exception, Segment, SegmentIndex};
 use dbt::interpret::system::{check_port, debug, deliver};
+use iced_x86::Instruction;
 use mmu::Linear;
 
 use crate::machine::*;
@@ -292,7 +293,7 @@ fn breakpoints() {
 fn single_steps() {
     let mut machine = Machine::protected(0);
     machine.run(&[0x0f, 0x06]);
-    debug::after_instruction(&mut machine.context(), true);
+    debug::after_instruction(&mut machine.context(), &Instruction::default(), true);
     assert_eq!(machine.cpu.pending_debug, 1 << 14);
     machine.cpu.pending_debug = 0;
     machine.cpu.gpr[0] = u64::from(DATA0);
@@ -300,12 +301,12 @@ fn single_steps() {
     machine.run(&[0x8e, 0xd0]);
     debug::before_instruction(&mut machine.context()).unwrap();
     machine.run(&[0x0f, 0x06]);
-    debug::after_instruction(&mut machine.context(), true);
+    debug::after_instruction(&mut machine.context(), &Instruction::default(), true);
     assert_eq!(machine.cpu.pending_debug, 1 << 14);
     machine.cpu.pending_debug = 0;
     for code in [&[0x8e, 0xd0], &[0xcd, 0x31]] {
         machine.run(code);
-        debug::after_instruction(&mut machine.context(), true);
+        debug::after_instruction(&mut machine.context(), &Instruction::default(), true);
         assert_eq!(machine.cpu.pending_debug, 0, "{code:x?}");
     }
 }
@@ -325,4 +326,48 @@ fn extended_control_register() {
     assert_eq!(machine.cpu.gpr[0], 3);
     machine.cpu.gpr[0] = 8 | 3;
     assert!(machine.step(&[0x0f, 0x01, 0xd1]).is_err());
+}
+
+#[test]
+fn registers_of_absent_features_are_absent() {
+    let cases: [(u32, u64, &str, Option<&str>); 9] = [
+        // Number, value, model, the model that refuses it.
+        (0x10b, 1, "max", Some("max,-flush-l1d")),
+        (0x49, 1, "max", Some("max,-spec-ctrl")),
+        (0x1b, 0xfee0_0c00, "max", Some("max,-x2apic")),
+        (0x400, u64::MAX, "max", None),
+        (0x402, 0xaaaa_aaaa_aaaa_aaaa, "max", None),
+        (0x403, u64::MAX, "max", None),
+        (0x401, 0, "max", None),
+        (0x1d9, 3, "max", None),
+        (0x404, 0, "max", None),
+    ];
+    for (number, value, model, refusing) in cases {
+        let mut machine = Machine::long(0);
+        machine.cpu.model = CpuModel::parse(model).unwrap();
+        assert_eq!(
+            write_msr(&mut machine, number, value),
+            Ok(()),
+            "{number:#x}"
+        );
+        if let Some(model) = refusing {
+            machine.cpu.model = CpuModel::parse(model).unwrap();
+            let refused = Err(Exception::general_protection(0));
+            assert_eq!(
+                write_msr(&mut machine, number, value),
+                refused,
+                "{number:#x}"
+            );
+        }
+    }
+    // Neither all nor nothing; not a clear; bits there are none of.
+    for (number, value) in [(0x400, 1), (0x401, 1), (0x10b, 2), (0x49, 2)] {
+        let mut machine = Machine::long(0);
+        let refused = Err(Exception::general_protection(0));
+        assert_eq!(
+            write_msr(&mut machine, number, value),
+            refused,
+            "{number:#x}"
+        );
+    }
 }

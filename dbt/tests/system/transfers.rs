@@ -261,3 +261,60 @@ fn segment_loads() {
     let fault = machine.step(&[0xa1, 0, 0, 0, 0]).unwrap_err();
     assert_eq!(fault, Exception::general_protection(0));
 }
+
+#[test]
+fn segments_dropped_on_the_way_out_keep_their_base() {
+    // IRETQ to ring 3 with a GS that only ring 0 may use (SDM volume 2, IRET): the selector
+    // becomes null, and 64-bit code, which looks at nothing else, finds the base as it was.
+    let mut machine = Machine::long(0);
+    machine.cpu.segment_mut(SegmentIndex::Gs).base = 0x1234_5000;
+    let frame = [
+        CODE,
+        u64::from(LONG_CODE3),
+        2,
+        USER_STACK,
+        u64::from(LONG_DATA3),
+    ];
+    let top = machine.cpu.gpr[4] - 40;
+    for (index, value) in frame.into_iter().enumerate() {
+        machine.write(top + 8 * index as u64, 8, value);
+    }
+    machine.cpu.gpr[4] = top;
+    assert_eq!(machine.step(&[0x48, 0xcf]), Ok(()));
+    assert_eq!(machine.cpu.cpl(), 3);
+    let gs = machine.cpu.segment(SegmentIndex::Gs);
+    assert_eq!(
+        (gs.selector, gs.present(), gs.base),
+        (0, false, 0x1234_5000)
+    );
+}
+
+#[test]
+fn far_transfers_of_ring_3_check_alignment() {
+    // A far return, and a call within ring 3, with a stack pointer that is off by one; and a
+    // pointer in memory that is (SDM volume 3, 6.15, vector 17).
+    let odd = |machine: &mut Machine| {
+        machine.cpu.control.cr0 |= CR0_AM;
+        machine.cpu.set_rflags(AC, AC);
+        machine.cpu.gpr[4] -= 0x21;
+    };
+    let far_call = [&[0x9a, 0, 0, 1, 0][..], &CODE3.to_le_bytes()].concat();
+    for code in [&[0xcb][..], &far_call, &[0xff, 0x2d, 1, 0, 3, 0], &[0xcf]] {
+        let mut machine = Machine::protected(3);
+        let result = machine.step(code);
+        let aligned = result.map_err(|fault| fault.vector);
+        assert_ne!(aligned, Err(Exception::AC), "{code:x?}");
+        let mut machine = Machine::protected(3);
+        odd(&mut machine);
+        assert_eq!(
+            machine.step(code),
+            Err(Exception::alignment_check()),
+            "{code:x?}"
+        );
+        // Not in ring 0.
+        let mut machine = Machine::protected(0);
+        odd(&mut machine);
+        let result = machine.step(code).map_err(|fault| fault.vector);
+        assert_ne!(result, Err(Exception::AC), "{code:x?}");
+    }
+}

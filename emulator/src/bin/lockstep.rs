@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use dbt::EngineOptions;
 use dbt::guest::CpuState;
+use emulator::boot::Boot;
 use emulator::machine::{End, HostEvent, Machine, MachineConfig};
 
 struct Pair {
@@ -33,7 +34,12 @@ fn machine(args: &[String], interpret_only: bool) -> Result<Machine, String> {
     })
     .map_err(|error| error.to_string())?;
     let initrd = Some(Path::new(&args[1])).filter(|path| !path.as_os_str().is_empty());
-    emulator::linux::load(&mut machine.vcpu, Path::new(&args[0]), initrd, &args[2])
+    let boot = Boot::Kernel {
+        kernel: args[0].clone().into(),
+        initrd: initrd.map(Path::to_path_buf),
+        command_line: args[2].clone(),
+    };
+    boot.load(&mut machine.vcpu)
         .map_err(|error| error.to_string())?;
     Ok(machine)
 }

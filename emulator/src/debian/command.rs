@@ -175,7 +175,7 @@ fn run(request: Request, mut options: Options) -> u8 {
         command_line = format!("{command_line} {append}");
     }
     let Prepared { kernel, initrd, .. } = prepared;
-    let boot = Boot::Linux {
+    let boot = Boot::Kernel {
         kernel,
         initrd: Some(initrd.clone()),
         command_line,

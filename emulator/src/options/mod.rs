@@ -223,7 +223,7 @@ impl Options {
             (Some(_), Some(_)) => {
                 Err("-kernel and -bios: a kernel is started without firmware".to_string())
             }
-            (Some(kernel), None) => Ok(Boot::Linux {
+            (Some(kernel), None) => Ok(Boot::Kernel {
                 kernel: kernel.clone(),
                 initrd: self.initrd.clone(),
                 command_line: self.append.clone().unwrap_or_default(),

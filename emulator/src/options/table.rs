@@ -110,7 +110,7 @@ pub const OPTIONS: &[OptionRow] = &[
     qemu(
         &["kernel"],
         "FILE",
-        "start this Linux kernel (bzImage)",
+        "start this kernel: Linux (bzImage), multiboot, PVH",
         |options, value| {
             options.kernel = path(value);
             Ok(Handled::Noted)
@@ -119,7 +119,7 @@ pub const OPTIONS: &[OptionRow] = &[
     qemu(
         &["initrd"],
         "FILE",
-        "the kernel's initial RAM disk",
+        "the kernel's initial RAM disk, or multiboot modules\n(FILE ARGUMENTS, separated by commas)",
         |options, value| {
             options.initrd = path(value);
             Ok(Handled::Noted)
@@ -161,6 +161,9 @@ pub const OPTIONS: &[OptionRow] = &[
             values::only(value, "none")
         },
     ),
+    qemu(&["vnc"], "none", "no remote screen", |_, value| {
+        values::only(value, "none")
+    }),
     qemu(&["vga"], "none", "no graphics card", |_, value| {
         values::only(value, "none")
     }),
@@ -416,7 +419,6 @@ pub const ABSENT: &[&str] = &[
     "usbdevice",
     "uuid",
     "virtfs",
-    "vnc",
     "watchdog",
     "watchdog-action",
     "win2k-hack",

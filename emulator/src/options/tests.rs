@@ -31,6 +31,19 @@ fn what_scripts_pass_to_qemu() {
 }
 
 #[test]
+fn what_test_suites_pass_to_qemu() {
+    let options = parse(
+        "-nodefaults -device pc-testdev -device isa-debug-exit,iobase=0xf4,iosize=0x4 -vnc none \
+         -serial stdio -display none -machine accel=kvm:tcg -smp 1 -m 256 -no-reboot \
+         -cpu max,vendor=GenuineIntel,host-phys-bits,migratable=no -kernel x.flat -initrd env",
+    )
+    .unwrap();
+    assert!(options.test_device && options.debug_exit.is_some());
+    assert!(parse("-cpu max,vendor=AuthenticAMD").is_err());
+    assert!(parse("-vnc :1").is_err());
+}
+
+#[test]
 fn sizes_count_mebibytes() {
     for (text, bytes) in [
         ("512", 512 << 20),

@@ -1,6 +1,6 @@
 //! Debug registers, breakpoints and single steps (SDM volume 3, chapter 17).
 
-use iced_x86::{Instruction, Register};
+use iced_x86::{FlowControl, Instruction, Register};
 use mmu::Linear;
 
 use super::require_ring0;
@@ -68,6 +68,11 @@ fn matching(cx: &Context<'_>, matches: impl Fn(u64, u64, u64) -> bool) -> u64 {
 pub fn before_instruction(cx: &mut Context<'_>) -> Result<(), Exception> {
     // Left by an instruction that nobody stepped.
     cx.cpu.step_suppressed = 0;
+    // MOV SS and POP SS hold back the breakpoint on the instruction behind them (SDM volume 3,
+    // 6.8.3).
+    if cx.cpu.interrupt_shadow == SHADOW_MOV_SS {
+        return Ok(());
+    }
     if cx.cpu.system_flags & RF != 0 {
         cx.cpu.system_flags &= !RF;
         return Ok(());
@@ -82,12 +87,25 @@ pub fn before_instruction(cx: &mut Context<'_>) -> Result<(), Exception> {
     }
 }
 
+/// IA32_DEBUGCTL.BTF: single steps trap behind taken branches only.
+const DEBUGCTL_BTF: u64 = 1 << 1;
+
 /// After an instruction that completed, when it started with TF as `tf_before`: a single step
-/// traps at the boundary, unless the instruction suppresses it.
-pub fn after_instruction(cx: &mut Context<'_>, tf_before: bool) {
+/// traps at the boundary, unless the instruction suppresses it, or is no taken branch and only
+/// those are asked for (SDM volume 3, 17.4.3).
+pub fn after_instruction(cx: &mut Context<'_>, insn: &Instruction, tf_before: bool) {
     let suppressed = std::mem::take(&mut cx.cpu.step_suppressed) != 0;
-    if tf_before && !suppressed {
+    let branches_only = cx.cpu.msrs.debugctl & DEBUGCTL_BTF != 0;
+    if tf_before && !suppressed && (!branches_only || is_taken_branch(cx, insn)) {
         cx.cpu.pending_debug |= DR6_BS;
+    }
+}
+
+fn is_taken_branch(cx: &Context<'_>, insn: &Instruction) -> bool {
+    match insn.flow_control() {
+        FlowControl::Next | FlowControl::Exception | FlowControl::XbeginXabortXend => false,
+        FlowControl::ConditionalBranch => cx.cpu.rip != insn.next_ip(),
+        _ => true,
     }
 }
 

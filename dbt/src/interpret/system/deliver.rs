@@ -161,6 +161,14 @@ pub fn interrupt(cx: &mut Context<'_>, vector: u8, kind: Kind) -> Result<(), Exc
     match kind {
         Kind::Nmi => cx.cpu.nmi_masked = 1,
         Kind::External => {}
+        Kind::Int1 { .. } => {
+            cx.cpu.step_suppressed = 1;
+            // Traps that MOV SS held back are part of this one.
+            let held_back = std::mem::take(&mut cx.cpu.pending_debug);
+            if held_back != 0 {
+                record_debug(cx, held_back);
+            }
+        }
         // The trap of a single step is not taken: TF is clear before it is looked at.
         _ => cx.cpu.step_suppressed = 1,
     }

@@ -8,7 +8,7 @@ use super::segments::{
 };
 use super::stack::{self, Stack};
 use super::task;
-use crate::guest::{Exception, Register, Segment, SegmentIndex};
+use crate::guest::{Exception, Mode, Register, Segment, SegmentIndex};
 use crate::interpret::operand::next_rip;
 use crate::interpret::{Access, Context, address};
 
@@ -63,6 +63,11 @@ pub fn read_far_pointer(
 ) -> Result<(u16, u64), Exception> {
     let size = usize::from(size);
     let at = address::linear(cx, insn, operand, size + 2, Access::Read)?;
+    // Pointers of 32, 48 and 80 bits are aligned like their offsets, the first like a selector
+    // (SDM volume 3, table 6-7).
+    if cx.cpu.mode.has(Mode::ALIGNED) && at.0 & (size as u64 - 1) != 0 {
+        return Err(Exception::alignment_check());
+    }
     let mut bytes = [0; 10];
     cx.load_bytes(at, &mut bytes[..size + 2])?;
     let selector = u16::from_le_bytes([bytes[size], bytes[size + 1]]);

@@ -1,6 +1,8 @@
 //! IRET and RETF: returns, to the same level, to an outer one, to virtual-8086 mode or to
 //! another task (SDM volume 2, IRET and RET).
 
+use std::sync::atomic::Ordering;
+
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use super::segments::{
@@ -42,7 +44,10 @@ fn iret(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     } else {
         protected_iret(cx, size)?;
     }
-    cx.cpu.nmi_masked = 0;
+    if std::mem::take(&mut cx.cpu.nmi_masked) != 0 {
+        // Another may be waiting: somebody has to look.
+        cx.cpu.exit_request.store(1, Ordering::Relaxed);
+    }
     // RF lasts until the next instruction completes, and only breakpoints look at it.
     if !cx.cpu.mode.has(Mode::STEPPED) {
         cx.cpu.system_flags &= !RF;

@@ -48,8 +48,14 @@ pub fn write(msrs: &mut Msrs, number: u32, value: u64) -> Option<Result<(), Exce
         }
         BANKS..=BANKS_END => {
             let index = number - BANKS;
-            // STATUS, ADDR and MISC can only be cleared.
-            if !index.is_multiple_of(4) && value != 0 {
+            // CTL is all or nothing, STATUS can only be cleared. ADDR and MISC take what they
+            // are given: software that plays errors back relies on it.
+            let allowed = match index % 4 {
+                0 => value == 0 || value == u64::MAX,
+                1 => value == 0,
+                _ => true,
+            };
+            if !allowed {
                 return Some(refused);
             }
             msrs.mc_banks[(index / 4) as usize][(index % 4) as usize] = value;

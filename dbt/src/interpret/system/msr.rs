@@ -15,6 +15,10 @@ use mmu::PHYSICAL_BITS;
 pub(crate) const ROWS: &[Row] = &[row(Mnemonic::Rdmsr, read), row(Mnemonic::Wrmsr, write)];
 
 const IA32_TSC: u32 = 0x10;
+const IA32_APIC_BASE: u32 = 0x1b;
+/// IA32_APIC_BASE: x2APIC mode.
+const APIC_X2APIC: u64 = 1 << 10;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const IA32_PLATFORM_ID: u32 = 0x17;
 const SMI_COUNT: u32 = 0x34;
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
@@ -206,6 +210,8 @@ fn exists(cpu: &CpuState, number: u32) -> bool {
         IA32_TSC_ADJUST => Feature::TscAdjust,
         IA32_SPEC_CTRL | IA32_PRED_CMD => Feature::SpecCtrl,
         IA32_ARCH_CAPABILITIES => Feature::ArchCapabilities,
+        IA32_TSC_DEADLINE => Feature::TscDeadline,
+        IA32_FLUSH_CMD => Feature::FlushL1d,
         IA32_TSC_AUX => return cpu.model.has(Feature::Rdtscp) || cpu.model.has(Feature::Rdpid),
         _ => return true,
     };
@@ -227,6 +233,9 @@ fn write_register(cx: &mut Context<'_>, number: u32, value: u64) -> Result<(), E
         return result;
     }
     match number {
+        IA32_APIC_BASE if value & APIC_X2APIC != 0 && !cx.cpu.model.has(Feature::X2apic) => {
+            return Err(refused());
+        }
         IA32_TSC => {
             let now = super::processor::time_stamp(cx);
             shift_time(&mut cx.cpu.msrs, value.wrapping_sub(now));
@@ -235,6 +244,7 @@ fn write_register(cx: &mut Context<'_>, number: u32, value: u64) -> Result<(), E
             let delta = value.wrapping_sub(cx.cpu.msrs.tsc_adjust);
             shift_time(&mut cx.cpu.msrs, delta);
         }
+        IA32_PRED_CMD | IA32_FLUSH_CMD if value & !1 != 0 => return Err(refused()),
         // Commands and BIOS interfaces whose effect is empty here.
         IA32_PRED_CMD | IA32_FLUSH_CMD | IA32_BIOS_UPDT_TRIG | IA32_BIOS_SIGN_ID => {}
         IA32_FEATURE_CONTROL => {

@@ -393,7 +393,9 @@ pub fn drop_inaccessible(cpu: &mut CpuState, cpl: u8) {
         let conforming = segment.attributes & (Segment::CODE | Segment::CONFORMING)
             == Segment::CODE | Segment::CONFORMING;
         if segment.present() && !conforming && segment.dpl() < cpl {
-            *segment = null_segment(0, 0);
+            // Null, but 64-bit code goes on using the base of FS and GS.
+            segment.selector = 0;
+            segment.attributes = 0;
         }
     }
 }

@@ -5,7 +5,7 @@ use mmu::Linear;
 
 use super::segments::{Loading, check_stack, null_segment, table_address};
 use super::with_privilege;
-use crate::guest::{CpuState, Exception, Register, Segment, SegmentIndex};
+use crate::guest::{CpuState, Exception, Mode, Register, Segment, SegmentIndex};
 use crate::interpret::Context;
 use crate::interpret::address::is_canonical;
 
@@ -107,6 +107,7 @@ impl Stack {
     pub fn peek(&self, cx: &mut Context<'_>, distance: u64, size: u8) -> Result<u64, Exception> {
         let offset = self.pointer.wrapping_add(distance) & self.mask;
         let address = self.linear(offset, u64::from(size))?;
+        self.check_alignment(cx.cpu, address, size)?;
         cx.load(address, usize::from(size))
     }
 
@@ -121,8 +122,21 @@ impl Stack {
         with_privilege(cx, self.cpl, |cx| {
             self.writes[..self.count]
                 .iter()
-                .try_for_each(|&(at, size, _)| cx.authorise_write(at, usize::from(size)))
+                .try_for_each(|&(at, size, _)| {
+                    self.check_alignment(cx.cpu, at, size)?;
+                    cx.authorise_write(at, usize::from(size))
+                })
         })
+    }
+
+    /// #AC for a stack of ring 3, if that is armed; the processor's own frames on inner stacks
+    /// may be anywhere.
+    fn check_alignment(&self, cpu: &CpuState, at: Linear, size: u8) -> Result<(), Exception> {
+        let misaligned = at.0 & u64::from(size - 1) != 0;
+        if misaligned && self.cpl == 3 && cpu.mode.has(Mode::ALIGNED) {
+            return Err(Exception::alignment_check());
+        }
+        Ok(())
     }
 
     /// Stores every push; they have been authorised.

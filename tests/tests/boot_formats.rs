@@ -1,0 +1,82 @@
+//! Programs in a multiboot image, run to their exit code.
+
+use std::fs;
+
+use tests::run;
+
+/// Where the image is loaded: line 20 of its address is low.
+const BASE: u32 = 0x20_0000;
+
+/// Runs 32-bit code that ends by a write to port 0xF4; gives what it wrote.
+fn result_of(code: &[u8]) -> i32 {
+    let header = [
+        0x1bad_b002,
+        0x1_0000,
+        0xe451_4ffe,
+        BASE,
+        BASE,
+        0,
+        0,
+        BASE + 32,
+    ];
+    let mut image: Vec<u8> = header
+        .iter()
+        .flat_map(|word: &u32| word.to_le_bytes())
+        .collect();
+    image.extend(code);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    fs::write(&path, image).unwrap();
+    let path = path.display().to_string();
+    let exit = "isa-debug-exit,iobase=0xf4,iosize=4";
+    let (code, _, stderr) = run(&["-kernel", &path, "-nodefaults", "-device", exit, "-m", "8"]);
+    assert_eq!(code & 1, 1, "{code}: {stderr}");
+    code >> 1
+}
+
+#[test]
+fn the_a20_gate_hides_odd_megabytes() {
+    let code = [
+        &[0xc6, 0x05, 0, 0, 0, 0, 0x11][..], // mov byte [0], 11h
+        &[0xc6, 0x05, 0, 0, 0x10, 0, 0x33],  // mov byte [100000h], 33h
+        &[0xb0, 0x00, 0xe6, 0x92],           // close: mov al, 0; out 92h, al
+        &[0xc6, 0x05, 0, 0, 0x10, 0, 0x22],  // mov byte [100000h], 22h
+        &[0xb0, 0x02, 0xe6, 0x92],           // open: mov al, 2; out 92h, al
+        &[0xa0, 0, 0, 0, 0],                 // mov al, [0]
+        &[0x8a, 0x25, 0, 0, 0x10, 0],        // mov ah, [100000h]
+        &[0x80, 0xec, 0x33],                 // sub ah, 33h
+        &[0x08, 0xe0],                       // or al, ah: as it was, if AH is zero
+        &[0xe6, 0xf4],                       // out f4h, al
+    ]
+    .concat();
+    assert_eq!(result_of(&code), 0x22);
+}
+
+#[test]
+fn x87_errors_interrupt_by_line_13_as_in_an_at() {
+    // An IDT of one gate, for vector 75h, in which the stack is dropped and AL tells.
+    let handler = BASE + 32 + 0x60;
+    let mut code = [
+        &[0xbc, 0, 0, 0x30, 0][..],            // mov esp, 300000h
+        &[0x66, 0xc7, 0x05, 0xa8, 3, 0x31, 0], // mov word [3103a8h], handler
+        &(handler as u16).to_le_bytes(),
+        &[0x66, 0xc7, 0x05, 0xaa, 3, 0x31, 0, 8, 0], // CS
+        &[0xc7, 0x05, 0xac, 3, 0x31, 0, 0, 0x8e],    // interrupt gate, and the upper half
+        &((handler >> 16) as u16).to_le_bytes(),
+        &[0x68, 0, 0, 0x31, 0, 0x66, 0x68, 0xff, 7], // push 310000h; push word 7ffh
+        &[0x0f, 0x01, 0x1c, 0x24],                   // lidt [esp]
+        &[0xb0, 0xfb, 0xe6, 0x21],                   // only the cascade: mov al, fbh; out 21h
+        &[0xb0, 0xdf, 0xe6, 0xa1],                   // only line 13: mov al, dfh; out a1h
+        &[0xdb, 0xe3],                               // fninit
+        &[0x6a, 0x7b, 0xd9, 0x2c, 0x24],             // zero division unmasked: fldcw
+        &[0xfb, 0xd9, 0xe8, 0xd9, 0xee],             // sti; fld1; fldz
+        &[0xde, 0xf9, 0x9b],                         // fdivp; fwait
+        &[0xb0, 0x01, 0xe6, 0xf4],                   // no interrupt: 1
+    ]
+    .concat();
+    assert!(code.len() <= 0x60);
+    code.resize(0x60, 0x90);
+    // out f0h, al; mov al, 2; out f4h, al
+    code.extend([0xe6, 0xf0, 0xb0, 0x02, 0xe6, 0xf4]);
+    assert_eq!(result_of(&code), 2);
+}
