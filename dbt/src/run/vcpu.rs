@@ -84,6 +84,8 @@ pub struct Vcpu {
     next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
+    /// The instruction count at the latest exception.
+    last_exception: u64,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     _registration: Registration,
@@ -127,6 +129,7 @@ impl Vcpu {
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
+            last_exception: u64::MAX,
             shutdown: false,
             _registration: registration,
         })
@@ -271,8 +274,15 @@ impl Vcpu {
         }
     }
 
-    /// Delivers an exception of the instruction at RIP.
+    /// Delivers an exception of the instruction at RIP. A handler whose own first instruction
+    /// faults completes nothing: such an exception counts as an instruction, or a budget would
+    /// never end and time would stand still.
     pub(super) fn raise(&mut self, exception: Exception) {
+        let now = self.instructions();
+        if self.options.counted && now == self.last_exception {
+            self.count(1);
+        }
+        self.last_exception = now;
         if deliver::exception(&mut self.context(), exception).is_err() {
             self.shutdown = true;
         }
