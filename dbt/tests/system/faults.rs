@@ -159,6 +159,7 @@ fn refused_and_unchanged() {
 fn arpl_that_changes_nothing_needs_no_right_to_write() {
     let mut m = Machine::protected(0);
     m.cpu.segments[3].attributes &= !dbt::guest::Segment::WRITABLE;
+    m.cpu.refresh_mode();
     m.cpu.gpr[3] = 2;
     // arpl [0x7000], bx
     let code = [0x63, 0x1d, 0x00, 0x70, 0x00, 0x00];
