@@ -113,16 +113,22 @@ fn machine(interpret_only: bool, copies: usize, seed: u64) -> Result<Machine, St
 }
 
 /// Runs the guest of a seed. How it ended, and the machine afterwards.
-fn guest(mode: Mode, seed: u64, interpret_only: bool) -> Result<(End, Machine, bool), String> {
+fn guest(
+    mode: Mode,
+    seed: u64,
+    interpret_only: bool,
+    budget: u64,
+) -> Result<(End, Machine, bool), String> {
     let mut random = Random::new(seed ^ (mode as u64) << 56);
     let copies = if random.one_in(4) { 3 } else { 2 };
     let mut machine = machine(interpret_only, copies, seed)?;
     let damage = random.one_in(4);
     setting::prepare(&mut machine, mode, &mut random);
-    let (_keep, events) = crossbeam::channel::unbounded::<HostEvent>();
+    // Nobody can send: a guest that waits for input waits for good.
+    let (_, events) = crossbeam::channel::unbounded::<HostEvent>();
     let end = machine.run(&events, &mut |machine| {
         if !damage {
-            return BUDGET;
+            return budget;
         }
         let now = machine.vcpu.instructions();
         let page = GuestPhys(random.below(RAM / PAGE_SIZE) * PAGE_SIZE);
@@ -132,11 +138,7 @@ fn guest(mode: Mode, seed: u64, interpret_only: bool) -> Result<(End, Machine, b
             .vcpu
             .mem
             .corrupt(page, 0, lines, &mut || random.next());
-        if now >= BUDGET {
-            BUDGET
-        } else {
-            (now + DAMAGE_EVERY).min(BUDGET)
-        }
+        (now + DAMAGE_EVERY).min(budget)
     });
     Ok((end, machine, damage))
 }
@@ -176,11 +178,11 @@ pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(
     CURRENT[0].fetch_add(1, Ordering::Relaxed);
     let failed = |what: String| format!("{what}: --mode {name} --seed {seed} --cases 1");
     let run = || {
-        std::panic::catch_unwind(|| guest(mode, seed, false))
+        std::panic::catch_unwind(|| guest(mode, seed, false, BUDGET))
             .map_err(|_| "panicked".to_owned())
             .flatten()
     };
-    let (end, mut machine, damaged) = run().map_err(failed)?;
+    let (end, machine, damaged) = run().map_err(failed)?;
     machine.audit().map_err(|error| failed(error.to_string()))?;
     tally.cases += 1;
     tally.instructions += machine.vcpu.instructions();
@@ -195,15 +197,45 @@ pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(
         return Err(failed("takes too much memory".into()));
     }
     if compare {
-        let mine = outcome(&end, &mut machine);
-        let (end, mut interpreted, _) = guest(mode, seed, true).map_err(failed)?;
-        let theirs = outcome(&end, &mut interpreted);
-        if mine == theirs {
-            tally.same += 1;
-        } else {
-            tally.different += 1;
-            println!("{}", failed("interpreted it is different".into()));
+        match first_difference(mode, seed).map_err(failed)? {
+            None => tally.same += 1,
+            Some(what) => {
+                tally.different += 1;
+                println!("{}", failed(what));
+            }
         }
     }
     Ok(())
+}
+
+/// Where the interpreted guest first differs from the translated one.
+fn first_difference(mode: Mode, seed: u64) -> Result<Option<String>, String> {
+    let differs = |budget: u64| -> Result<Option<(String, String)>, String> {
+        let (end, mut translated, _) = guest(mode, seed, false, budget)?;
+        let mine = outcome(&end, &mut translated);
+        let (end, mut interpreted, _) = guest(mode, seed, true, budget)?;
+        let theirs = outcome(&end, &mut interpreted);
+        Ok((mine != theirs).then_some((mine.0, theirs.0)))
+    };
+    if differs(BUDGET)?.is_none() {
+        return Ok(None);
+    }
+    let (mut same, mut different) = (0, BUDGET);
+    while same + 1 < different {
+        let middle = same.midpoint(different);
+        if differs(middle)?.is_some() {
+            different = middle;
+        } else {
+            same = middle;
+        }
+    }
+    let (_, mut machine, _) = guest(mode, seed, true, same)?;
+    let insn = match dbt::decode::one(&mut machine.vcpu.context()) {
+        Ok(insn) => insn.to_string(),
+        Err(exception) => format!("{exception:?}"),
+    };
+    let (mine, theirs) = differs(different)?.unwrap_or_default();
+    Ok(Some(format!(
+        "differs after {different} instructions, at {insn}:\n{mine}\n{theirs}\n"
+    )))
 }
