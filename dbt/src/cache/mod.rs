@@ -2,6 +2,7 @@
 
 mod blocks;
 mod region;
+mod trace;
 
 pub use blocks::{Block, BlockCache, CacheStatistics, Exit, Key};
 pub use region::{CodeOffset, CodeRegion};

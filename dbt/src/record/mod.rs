@@ -3,6 +3,7 @@
 
 pub mod classify;
 pub mod features;
+pub mod grouping;
 pub mod liveness;
 
 use std::sync::LazyLock;

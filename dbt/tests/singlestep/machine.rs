@@ -75,6 +75,7 @@ impl Machine {
             counted: true,
             interpret_only,
             code_bytes: 2 << 20,
+            ..EngineOptions::default()
         };
         let vcpu = Vcpu::new(mem, Box::new(Nothing), options).expect("a virtual processor");
         Machine { vcpu }

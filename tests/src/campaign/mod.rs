@@ -103,6 +103,7 @@ fn machine(interpret_only: bool, copies: usize, seed: u64) -> Result<Machine, St
             counted: true,
             interpret_only,
             code_bytes: 2 << 20,
+            ..EngineOptions::default()
         },
         icount_shift: Some(0),
         seed,
