@@ -3,11 +3,14 @@
 mod code;
 mod setting;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Sender;
 use dbt::EngineOptions;
 use emulator::machine::{End, HostEvent, Machine, MachineConfig};
+use emulator::wake::Kicker;
 use mmu::{GuestPhys, PAGE_SIZE};
 
 pub use code::Random;
@@ -63,6 +66,12 @@ pub struct Tally {
 /// The case that runs, for the watchdog: mode and seed, and when it started.
 static CURRENT: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
+/// How the watchdog asks the machine that runs to stop.
+static STOP: Mutex<Option<(Sender<HostEvent>, Kicker)>> = Mutex::new(None);
+
+/// A case that takes longer is asked to stop: REP with a count of billions is no hang as long as
+/// it listens.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Most host memory that cases may have left behind, in bytes.
 const MEMORY_LIMIT: u64 = 3 << 30;
 /// Guest instructions of a case.
@@ -80,7 +89,16 @@ pub fn watchdog(limit: Duration) -> std::thread::JoinHandle<()> {
             let [number, mode, seed] = CURRENT.each_ref().map(|n| n.load(Ordering::Relaxed));
             if number != seen.0 {
                 seen = (number, Instant::now());
-            } else if number != 0 && seen.1.elapsed() > limit {
+            } else if number != 0
+                && seen.1.elapsed() > PATIENCE
+                && let Ok(stop) = STOP.lock()
+                && let Some((sender, kicker)) = &*stop
+            {
+                // A machine that has just ended needs no telling.
+                let _ = sender.send(HostEvent::Quit);
+                kicker.kick();
+            }
+            if number != 0 && seen.1.elapsed() > limit {
                 let mode = MODES[mode as usize].0;
                 eprintln!("campaign: hangs: --mode {mode} --seed {seed} --cases 1");
                 std::process::exit(1);
@@ -125,8 +143,12 @@ fn guest(
     let mut machine = machine(interpret_only, copies, seed)?;
     let damage = random.one_in(4);
     setting::prepare(&mut machine, mode, &mut random);
-    // Nobody can send: a guest that waits for input waits for good.
-    let (_, events) = crossbeam::channel::unbounded::<HostEvent>();
+    let (sender, events) = crossbeam::channel::unbounded::<HostEvent>();
+    let kicker = Kicker::default();
+    machine.set_kicker(kicker.clone());
+    if let Ok(mut stop) = STOP.lock() {
+        *stop = Some((sender, kicker));
+    }
     let end = machine.run(&events, &mut |machine| {
         if !damage {
             return budget;

@@ -181,14 +181,14 @@ fn segments(cpu: &mut CpuState, mode: Mode, ring: u16, random: &mut Random) {
         *segment = Segment {
             base: if odd { random.below(0x1000) & !15 } else { 0 },
             limit: if random.one_in(16) { 0xffff } else { u32::MAX },
-            selector: (index + 1) * 8 | ring,
+            selector: ((index + 1) << 3) | ring,
             attributes: data_size | 0x93 | ring << 5,
         };
     }
     cpu.segments[1] = Segment {
         base: 0,
         limit: u32::MAX,
-        selector: index * 8 | ring,
+        selector: (index << 3) | ring,
         attributes: size | 0x9b | ring << 5,
     };
 }
