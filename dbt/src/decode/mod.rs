@@ -1,10 +1,11 @@
 //! From guest bytes to instructions.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 use mmu::{GuestPhys, Linear, PAGE_SIZE};
 
-use crate::guest::{Exception, Mode, SegmentIndex};
+use crate::guest::{CpuState, Exception, Mode, SegmentIndex};
 use crate::interpret::Context;
+use crate::record::features;
 
 /// The most instructions of a block.
 pub const BLOCK_LIMIT: usize = 64;
@@ -23,8 +24,33 @@ pub struct DecodedBlock {
     pub insns: Vec<Instruction>,
 }
 
-fn decoder(bytes: &[u8], mode: Mode, rip: u64) -> Decoder<'_> {
-    Decoder::with_ip(mode.code_size().bits(), bytes, rip, DecoderOptions::NONE)
+/// One instruction as the guest's processor understands it: invalid if it lacks the extension.
+fn decode(
+    cpu: &CpuState,
+    options: u32,
+    bytes: &[u8],
+    rip: u64,
+) -> Result<Instruction, DecoderError> {
+    let mut decoder = Decoder::with_ip(cpu.mode.code_size().bits(), bytes, rip, options);
+    let mut insn = decoder.decode();
+    if insn.is_invalid() {
+        return Err(decoder.last_error());
+    }
+    if !features::present(insn.code(), &cpu.model) {
+        return Err(DecoderError::InvalidInstruction);
+    }
+    if insn.code() == Code::Pause && cpu.mode.has(Mode::CODE64) && is_xchg(&bytes[..insn.len()]) {
+        let options = options | DecoderOptions::NO_PAUSE;
+        insn = Decoder::with_ip(64, bytes, rip, options).decode();
+    }
+    Ok(insn)
+}
+
+/// Whether an opcode 0x90 with REP names R8 (REX.B): then it is no PAUSE, but XCHG, as without
+/// REP.
+fn is_xchg(bytes: &[u8]) -> bool {
+    let rex = bytes[bytes.len().saturating_sub(2)];
+    rex & 0xf1 == 0x41
 }
 
 /// Whether nothing behind this instruction is executed in sequence.
@@ -51,6 +77,7 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
     }
     let mut insns = Vec::with_capacity(16);
     let mut at = 0;
+    let options = features::decoder_options(&cx.cpu.model);
     while insns.len() < BLOCK_LIMIT {
         if at + LONGEST > loaded && loaded < room {
             let more = (loaded + 512).min(room);
@@ -63,11 +90,10 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
             }
             loaded = more;
         }
-        let mut decoder = decoder(&bytes[at..loaded], cx.cpu.mode, rip.wrapping_add(at as u64));
-        let insn = decoder.decode();
-        if insn.is_invalid() {
+        let next = rip.wrapping_add(at as u64);
+        let Ok(insn) = decode(cx.cpu, options, &bytes[at..loaded], next) else {
             break;
-        }
+        };
         at += insn.len();
         let ends = ends_block(&insn);
         insns.push(insn);
@@ -102,8 +128,9 @@ fn crossing(
     let second = cx.translate_fetch(next).ok()?;
     cx.mem.load(second, &mut bytes[room..]).ok()?;
     cx.settle();
-    let insn = decoder(&bytes, cx.cpu.mode, rip).decode();
-    (!insn.is_invalid() && insn.len() > room).then(|| DecodedBlock {
+    let options = features::decoder_options(&cx.cpu.model);
+    let insn = decode(cx.cpu, options, &bytes, rip).ok()?;
+    (insn.len() > room).then(|| DecodedBlock {
         physical,
         len: insn.len() as u32,
         second: Some(second),
@@ -137,14 +164,11 @@ pub fn one(cx: &mut Context<'_>) -> Result<Instruction, Exception> {
     }
     let physical = cx.translate_fetch(linear)?;
     cx.load_physical(physical, &mut bytes[..have])?;
-    let mode = cx.cpu.mode;
-    let mut first = decoder(&bytes[..have], mode, rip);
-    let insn = first.decode();
-    if !insn.is_invalid() {
-        return Ok(insn);
-    }
-    if first.last_error() != DecoderError::NoMoreBytes {
-        return Err(Exception::invalid_opcode());
+    let options = features::decoder_options(&cx.cpu.model);
+    match decode(cx.cpu, options, &bytes[..have], rip) {
+        Ok(insn) => return Ok(insn),
+        Err(DecoderError::NoMoreBytes) => {}
+        Err(_) => return Err(Exception::invalid_opcode()),
     }
     if have == LONGEST || have < room {
         // Longer than 15 bytes, or cut by the segment's limit.
@@ -153,14 +177,8 @@ pub fn one(cx: &mut Context<'_>) -> Result<Instruction, Exception> {
     let next = code_address(cx, rip.wrapping_add(have as u64));
     let physical = cx.translate_fetch(next)?;
     cx.load_physical(physical, &mut bytes[have..])?;
-    let mut whole = decoder(&bytes, mode, rip);
-    let insn = whole.decode();
-    if insn.is_invalid() {
-        return Err(if whole.last_error() == DecoderError::NoMoreBytes {
-            Exception::general_protection(0)
-        } else {
-            Exception::invalid_opcode()
-        });
-    }
-    Ok(insn)
+    decode(cx.cpu, options, &bytes, rip).map_err(|error| match error {
+        DecoderError::NoMoreBytes => Exception::general_protection(0),
+        _ => Exception::invalid_opcode(),
+    })
 }

@@ -202,7 +202,8 @@ features! {
     Invtsc "invtsc": 0x8000_0007, 0 Edx 8 Max [] [];
 }
 
-const _: () = assert!(TABLE.len() <= 128);
+// Bit 127 stands for what no model has.
+const _: () = assert!(TABLE.len() < 128);
 
 /// Other spellings that people and tools use.
 const ALIASES: &[(&str, &str)] = &[
@@ -352,6 +353,12 @@ impl CpuModel {
     #[inline]
     pub fn has(&self, feature: Feature) -> bool {
         self.features >> feature as u8 & 1 != 0
+    }
+
+    /// All features of the model, each at the bit of its number.
+    #[inline]
+    pub fn feature_bits(&self) -> u128 {
+        self.features
     }
 
     fn set(&mut self, feature: Feature, on: bool) {

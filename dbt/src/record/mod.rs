@@ -2,6 +2,7 @@
 //! the tests are driven.
 
 pub mod classify;
+pub mod features;
 pub mod grouping;
 pub mod liveness;
 

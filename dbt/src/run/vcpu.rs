@@ -95,6 +95,8 @@ pub struct Vcpu {
     /// The instruction count at which the budget is used up.
     goal: u64,
     visits: Visits,
+    /// The instruction count at the latest exception.
+    last_exception: u64,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
     pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
@@ -141,6 +143,7 @@ impl Vcpu {
             goal: 0,
             visits: Visits::new(options.cold),
             options,
+            last_exception: u64::MAX,
             forgotten: 0,
             shutdown: false,
             _registration: registration,
@@ -286,8 +289,15 @@ impl Vcpu {
         }
     }
 
-    /// Delivers an exception of the instruction at RIP.
+    /// Delivers an exception of the instruction at RIP. A handler whose own first instruction
+    /// faults completes nothing: such an exception counts as an instruction, or a budget would
+    /// never end and time would stand still.
     pub(super) fn raise(&mut self, exception: Exception) {
+        let now = self.instructions();
+        if self.options.counted && now == self.last_exception {
+            self.count(1);
+        }
+        self.last_exception = now;
         if exception.vector == Exception::MF
             && self.cpu().control.cr0 & crate::guest::flags::CR0_NE == 0
         {

@@ -153,3 +153,20 @@ fn refused_and_unchanged() {
         assert_eq!(before, format!("{:?}", machine.cpu), "{}", case.what);
     }
 }
+
+/// Processors read ARPL's operand with the rights of a read, and ask for more only to write.
+#[test]
+fn arpl_that_changes_nothing_needs_no_right_to_write() {
+    let mut m = Machine::protected(0);
+    m.cpu.segments[3].attributes &= !dbt::guest::Segment::WRITABLE;
+    m.cpu.refresh_mode();
+    m.cpu.gpr[3] = 2;
+    // arpl [0x7000], bx
+    let code = [0x63, 0x1d, 0x00, 0x70, 0x00, 0x00];
+    m.write(0x7000, 2, 0xfff3);
+    assert_eq!(m.step(&code), Ok(()));
+    assert_eq!(m.cpu.arithmetic_flags & dbt::guest::flags::ZF, 0);
+    m.write(0x7000, 2, 0xfff0);
+    let fault = m.step(&code).expect_err("a write to a read-only segment");
+    assert_eq!((fault.vector, fault.error_code), (Exception::GP, Some(0)));
+}

@@ -108,16 +108,15 @@ fn verify(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
 
 fn adjust_rpl(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     require_protected(cx.cpu)?;
-    let place = Place::of(cx, insn, 0, 2, Access::Write)?;
-    let selector = place.load_for_update(cx, 2)?;
+    // Processors ask for the right to write only if they are going to.
+    let selector = read_operand(cx, insn, 0, 2)?;
     let wanted = read_register(cx.cpu, insn.op1_register()) & 3;
     let raise = selector & 3 < wanted;
     if raise {
+        let place = Place::of(cx, insn, 0, 2, Access::Write)?;
+        let whole = place.load_for_update(cx, 2)?;
         match place {
-            Place::Register(register) => {
-                let value = read_register(cx.cpu, register);
-                write_register(cx.cpu, register, value & !3 | wanted);
-            }
+            Place::Register(register) => write_register(cx.cpu, register, whole & !3 | wanted),
             Place::Memory(_) => place.store(cx, 2, selector & !3 | wanted)?,
         }
     }

@@ -1,0 +1,132 @@
+//! What the engine owes whatever the guest does: budgets end, and instructions are those of the
+//! processor model.
+
+use dbt::guest::{CpuModel, DescriptorTable, Exception, Segment};
+use dbt::{EngineOptions, Platform, Refused, Stop, Vcpu};
+use iced_x86::{Code, Instruction};
+use mmu::{GuestPhys, MemoryConfig, PhysMem};
+
+/// Nothing is there.
+struct Nothing;
+
+impl Platform for Nothing {
+    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
+    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
+        None
+    }
+    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), Refused>> {
+        None
+    }
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+    fn set_task_priority(&mut self, _: u64, _: u8) {}
+    fn time_stamp(&mut self, _: u64) -> u64 {
+        0
+    }
+    fn random(&mut self) -> u64 {
+        0
+    }
+    fn interrupt_pending(&mut self) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
+        None
+    }
+    fn take_nmi(&mut self) -> bool {
+        false
+    }
+}
+
+fn machine() -> Vcpu {
+    let mem = PhysMem::new(&MemoryConfig {
+        ram_bytes: 1 << 20,
+        copies: 2,
+        legacy_hole: false,
+    })
+    .expect("memory for a test");
+    let options = EngineOptions {
+        counted: true,
+        ..EngineOptions::default()
+    };
+    let mut vcpu = Vcpu::new(mem, Box::new(Nothing), options).expect("a virtual processor");
+    let cpu = vcpu.cpu_mut();
+    cpu.segments[1].base = 0;
+    cpu.segments[1].selector = 0;
+    cpu.control.idtr = DescriptorTable {
+        base: 0,
+        limit: 0x3ff,
+    };
+    cpu.rip = 0x8000;
+    vcpu
+}
+
+fn write(vcpu: &mut Vcpu, at: u64, bytes: &[u8]) {
+    vcpu.mem
+        .store(GuestPhys(at), bytes)
+        .expect("a store to RAM");
+}
+
+#[test]
+fn a_handler_that_faults_at_once_uses_the_budget_up() {
+    let mut vcpu = machine();
+    // UD2, and the handler of #UD is that UD2.
+    write(&mut vcpu, 0x8000, &[0x0f, 0x0b]);
+    write(&mut vcpu, 6 * 4, &[0, 0x80, 0, 0]);
+    vcpu.set_goal(1000);
+    assert_eq!(vcpu.run(), Stop::Budget);
+    assert!(vcpu.instructions() >= 1000);
+}
+
+/// The instruction that a processor model of 64-bit code sees.
+fn decoded(model: &str, bytes: &[u8]) -> Result<Instruction, Exception> {
+    let mut vcpu = machine();
+    write(&mut vcpu, 0x8000, bytes);
+    let cpu = vcpu.cpu_mut();
+    cpu.model = CpuModel::parse(model).expect("a model");
+    cpu.control.cr0 |= 1;
+    cpu.control.efer = 0x500;
+    cpu.segments[1].attributes |= Segment::CODE | Segment::LONG;
+    cpu.refresh_mode();
+    dbt::decode::one(&mut vcpu.context())
+}
+
+#[test]
+fn instructions_that_the_model_lacks_are_undefined() {
+    let newer: &[(&str, &[u8])] = &[
+        ("popcnt", &[0xf3, 0x0f, 0xb8, 0xc0]),
+        ("pshufb", &[0x66, 0x0f, 0x38, 0x00, 0xc1]),
+        ("vaddps", &[0xc5, 0xf0, 0x58, 0xc2]),
+        ("andn", &[0xc4, 0xe2, 0x70, 0xf2, 0xc2]),
+        ("movbe", &[0x0f, 0x38, 0xf0, 0x00]),
+        ("adcx", &[0x66, 0x0f, 0x38, 0xf6, 0xc1]),
+    ];
+    for (name, bytes) in newer {
+        let fault = decoded("x86-64-v1", bytes).expect_err(name);
+        assert_eq!(fault.vector, Exception::UD, "{name}");
+    }
+    // On 256 bits it has a CPUID bit of its own, which no model sets.
+    let vaes = [0xc4, 0xe2, 0x75, 0xdc, 0xc2];
+    assert!(decoded("max", &vaes).is_err());
+    assert!(decoded("x86-64-v1", &[0xf3, 0x0f, 0x2c, 0xc1]).is_ok());
+}
+
+#[test]
+fn older_processors_execute_what_a_prefix_was_added_to() {
+    let code = |model, bytes: &[u8]| decoded(model, bytes).expect("an instruction").code();
+    let tzcnt = [0xf3, 0x0f, 0xbc, 0xc1];
+    assert_eq!(code("x86-64-v1", &tzcnt), Code::Bsf_r32_rm32);
+    let lzcnt = [0xf3, 0x0f, 0xbd, 0xc1];
+    assert_eq!(code("x86-64-v1", &lzcnt), Code::Bsr_r32_rm32);
+    assert_eq!(code("max", &[0xf3, 0x90]), Code::Pause);
+    assert_eq!(code("max", &[0xf3, 0x48, 0x90]), Code::Pause);
+    assert_eq!(code("max", &[0xf3, 0x41, 0x90]), Code::Xchg_r32_EAX);
+    assert_eq!(code("max", &[0xf3, 0x49, 0x90]), Code::Xchg_r64_RAX);
+}

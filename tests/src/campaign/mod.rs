@@ -1,0 +1,264 @@
+//! Guests of random code on the real board: one case is a seed and a mode.
+
+mod code;
+mod setting;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use dbt::EngineOptions;
+use emulator::machine::{End, HostEvent, Machine, MachineConfig};
+use emulator::wake::Kicker;
+use mmu::{GuestPhys, PAGE_SIZE};
+
+pub use code::Random;
+pub use setting::RAM;
+
+/// Modes of the processor that a guest starts in; it may leave them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Mode {
+    Real,
+    Vm86,
+    Protected16,
+    Protected32,
+    Pae,
+    Long,
+    Compat,
+}
+
+/// The modes by name.
+pub const MODES: &[(&str, Mode)] = &[
+    ("real", Mode::Real),
+    ("vm86", Mode::Vm86),
+    ("protected16", Mode::Protected16),
+    ("protected32", Mode::Protected32),
+    ("pae", Mode::Pae),
+    ("long", Mode::Long),
+    ("compat", Mode::Compat),
+];
+
+/// What became of the cases of one mode.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Cases.
+    pub cases: u64,
+    /// Guest instructions executed.
+    pub instructions: u64,
+    /// Cases that used their budget up.
+    pub ran_on: u64,
+    /// Triple faults.
+    pub triple_faults: u64,
+    /// Halted for good.
+    pub dead: u64,
+    /// Resets, power-offs and exits.
+    pub ended: u64,
+    /// Cases with damaged memory.
+    pub damaged: u64,
+    /// Cases in which interpreter and translator were compared, and were the same.
+    pub same: u64,
+    /// Cases in which they differed; undefined flags alone can do that.
+    pub different: u64,
+}
+
+/// The case that runs, for the watchdog: mode and seed, and when it started.
+static CURRENT: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+/// How the watchdog asks the machine that runs to stop.
+static STOP: Mutex<Option<(Sender<HostEvent>, Kicker)>> = Mutex::new(None);
+
+/// A case that takes longer is asked to stop: REP with a count of billions is no hang as long as
+/// it listens.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Most host memory that cases may have left behind, in bytes.
+const MEMORY_LIMIT: u64 = 3 << 30;
+/// Guest instructions of a case.
+const BUDGET: u64 = 20_000;
+/// How often memory is damaged in a case that does that, in instructions.
+const DAMAGE_EVERY: u64 = 500;
+
+/// Ends the process if one case takes longer than this: that is a hang.
+pub fn watchdog(limit: Duration) -> std::thread::JoinHandle<()> {
+    let start = Instant::now();
+    let mut seen = (u64::MAX, start);
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(500));
+            let [number, mode, seed] = CURRENT.each_ref().map(|n| n.load(Ordering::Relaxed));
+            if number != seen.0 {
+                seen = (number, Instant::now());
+            } else if number != 0
+                && seen.1.elapsed() > PATIENCE
+                && let Ok(stop) = STOP.lock()
+                && let Some((sender, kicker)) = &*stop
+            {
+                // A machine that has just ended needs no telling.
+                let _ = sender.send(HostEvent::Quit);
+                kicker.kick();
+            }
+            if number != 0 && seen.1.elapsed() > limit {
+                let mode = MODES[mode as usize].0;
+                eprintln!("campaign: hangs: --mode {mode} --seed {seed} --cases 1");
+                std::process::exit(1);
+            }
+        }
+    })
+}
+
+fn machine(interpret_only: bool, copies: usize, seed: u64) -> Result<Machine, String> {
+    Machine::new(MachineConfig {
+        ram_bytes: RAM,
+        copies,
+        board: devices::BoardConfig {
+            serials: [Some(Box::new(std::io::sink())), None, None, None],
+            debug_exit: Some(devices::DebugExit::default()),
+            ..Default::default()
+        },
+        model: Default::default(),
+        engine: EngineOptions {
+            counted: true,
+            interpret_only,
+            code_bytes: 2 << 20,
+            ..EngineOptions::default()
+        },
+        icount_shift: Some(0),
+        seed,
+        audit_every: None,
+        acpi: true,
+    })
+    .map_err(|error| error.to_string())
+}
+
+/// Runs the guest of a seed. How it ended, and the machine afterwards.
+fn guest(
+    mode: Mode,
+    seed: u64,
+    interpret_only: bool,
+    budget: u64,
+) -> Result<(End, Machine, bool), String> {
+    let mut random = Random::new(seed ^ (mode as u64) << 56);
+    let copies = if random.one_in(4) { 3 } else { 2 };
+    let mut machine = machine(interpret_only, copies, seed)?;
+    let damage = random.one_in(4);
+    setting::prepare(&mut machine, mode, &mut random);
+    let (sender, events) = crossbeam::channel::unbounded::<HostEvent>();
+    let kicker = Kicker::default();
+    machine.set_kicker(kicker.clone());
+    if let Ok(mut stop) = STOP.lock() {
+        *stop = Some((sender, kicker));
+    }
+    let end = machine.run(&events, &mut |machine| {
+        if !damage {
+            return budget;
+        }
+        let now = machine.vcpu.instructions();
+        let page = GuestPhys(random.below(RAM / PAGE_SIZE) * PAGE_SIZE);
+        let lines = 1 << random.below(64);
+        // Only ever one copy: the others stay good.
+        machine
+            .vcpu
+            .mem
+            .corrupt(page, 0, lines, &mut || random.next());
+        (now + DAMAGE_EVERY).min(budget)
+    });
+    Ok((end, machine, damage))
+}
+
+/// What must be the same of two runs of a case.
+fn outcome(end: &End, machine: &mut Machine) -> (String, Vec<u8>) {
+    let cpu = machine.vcpu.cpu();
+    let text = format!(
+        "{end:?} {} {:x?} {:x} {:?}",
+        machine.vcpu.instructions(),
+        cpu.gpr,
+        cpu.rip,
+        cpu.control
+    );
+    let mut memory = vec![0; RAM as usize];
+    for page in (0..RAM).step_by(PAGE_SIZE as usize) {
+        let bytes = &mut memory[page as usize..][..PAGE_SIZE as usize];
+        machine.read_memory(GuestPhys(page), bytes);
+    }
+    (text, memory)
+}
+
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse::<u64>().ok());
+    pages.unwrap_or(0) * PAGE_SIZE
+}
+
+/// One case; an error says what did not hold.
+pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(), String> {
+    let name = MODES[mode as usize].0;
+    CURRENT[1].store(mode as u64, Ordering::Relaxed);
+    CURRENT[2].store(seed, Ordering::Relaxed);
+    CURRENT[0].fetch_add(1, Ordering::Relaxed);
+    let failed = |what: String| format!("{what}: --mode {name} --seed {seed} --cases 1");
+    let run = || {
+        std::panic::catch_unwind(|| guest(mode, seed, false, BUDGET))
+            .map_err(|_| "panicked".to_owned())
+            .flatten()
+    };
+    let (end, machine, damaged) = run().map_err(failed)?;
+    machine.audit().map_err(|error| failed(error.to_string()))?;
+    tally.cases += 1;
+    tally.instructions += machine.vcpu.instructions();
+    tally.damaged += u64::from(damaged);
+    match end {
+        End::Goal => tally.ran_on += 1,
+        End::TripleFault => tally.triple_faults += 1,
+        End::Dead => tally.dead += 1,
+        _ => tally.ended += 1,
+    }
+    if resident_bytes() > MEMORY_LIMIT {
+        return Err(failed("takes too much memory".into()));
+    }
+    if compare {
+        match first_difference(mode, seed).map_err(failed)? {
+            None => tally.same += 1,
+            Some(what) => {
+                tally.different += 1;
+                println!("{}", failed(what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the interpreted guest first differs from the translated one.
+fn first_difference(mode: Mode, seed: u64) -> Result<Option<String>, String> {
+    let differs = |budget: u64| -> Result<Option<(String, String)>, String> {
+        let (end, mut translated, _) = guest(mode, seed, false, budget)?;
+        let mine = outcome(&end, &mut translated);
+        let (end, mut interpreted, _) = guest(mode, seed, true, budget)?;
+        let theirs = outcome(&end, &mut interpreted);
+        Ok((mine != theirs).then_some((mine.0, theirs.0)))
+    };
+    if differs(BUDGET)?.is_none() {
+        return Ok(None);
+    }
+    let (mut same, mut different) = (0, BUDGET);
+    while same + 1 < different {
+        let middle = same.midpoint(different);
+        if differs(middle)?.is_some() {
+            different = middle;
+        } else {
+            same = middle;
+        }
+    }
+    let (_, mut machine, _) = guest(mode, seed, true, same)?;
+    let insn = match dbt::decode::one(&mut machine.vcpu.context()) {
+        Ok(insn) => insn.to_string(),
+        Err(exception) => format!("{exception:?}"),
+    };
+    let (mine, theirs) = differs(different)?.unwrap_or_default();
+    Ok(Some(format!(
+        "differs after {different} instructions, at {insn}:\n{mine}\n{theirs}\n"
+    )))
+}
