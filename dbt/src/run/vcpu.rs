@@ -5,68 +5,20 @@ use std::sync::atomic::Ordering;
 use mmu::{GuestPhys, PhysMem};
 
 use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
+use super::engine::{EngineOptions, Stop, VcpuError};
 use super::host::{GsBase, load_x87, store_x87};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
 use crate::decode;
 use crate::guest::{CpuState, Exception, Mode};
-use crate::interpret::native::{pack_flags, set_x87_live};
+use crate::interpret::extension::{Portable, set_x87_live};
+use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
 use crate::x86_64::{self, Target, Trampolines, translatable};
-
-/// Switches of the engine.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Count guest instructions exactly, so that time and faults can be a function of them.
-    pub counted: bool,
-    /// Interpret everything.
-    pub interpret_only: bool,
-    /// Bytes of host code kept at the most.
-    pub code_bytes: usize,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions {
-            counted: false,
-            interpret_only: false,
-            code_bytes: 64 << 20,
-        }
-    }
-}
-
-/// The engine could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum VcpuError {
-    /// No executable memory.
-    #[error("cannot map {bytes} bytes for translated code: {source}")]
-    CodeMemory {
-        /// The size asked for.
-        bytes: usize,
-        /// The host's reason.
-        source: std::io::Error,
-    },
-    /// Too many processors in this process.
-    #[error("too many virtual processors in one process")]
-    TooMany,
-}
-
-/// Why [`Vcpu::run`] returned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stop {
-    /// Somebody asked for control.
-    Requested,
-    /// HLT: nothing to do until an interrupt.
-    Halted,
-    /// The instruction budget is used up (counted mode).
-    Budget,
-    /// A triple fault: the processor stopped.
-    Shutdown,
-}
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
@@ -198,6 +150,11 @@ impl Vcpu {
     /// Runs guest code until something needs the caller.
     pub fn run(&mut self) -> Stop {
         let _gs = GsBase::set(self.block.as_ptr() as u64);
+        let _portable = Portable::set(self.options.portable);
+        if self.options.portable {
+            // Nothing runs on the host processor: its x87 registers are not needed.
+            return self.dispatch();
+        }
         let vcpu = std::ptr::from_mut(self);
         self.block.get_mut().exchange.vcpu = vcpu as u64;
         load_x87(&self.block.get().cpu.vector.fxsave);
@@ -230,8 +187,9 @@ impl Vcpu {
                 return Stop::Halted;
             }
             let cpu = self.cpu();
-            let step =
-                self.options.interpret_only || cpu.interrupt_shadow != 0 || !translatable(cpu.mode);
+            let step = self.options.interpret_only()
+                || cpu.interrupt_shadow != 0
+                || !translatable(cpu.mode);
             if step {
                 self.step();
                 continue;
@@ -280,36 +238,9 @@ impl Vcpu {
 
     /// Interprets one instruction.
     pub fn step(&mut self) {
-        let mut cx = self.context();
-        let before = cx.cpu.rip;
-        let shadow = cx.cpu.interrupt_shadow;
-        let stepped = cx.cpu.mode.has(Mode::STEPPED);
-        let tf = cx.cpu.system_flags & crate::guest::flags::TF != 0;
-        let result = if stepped {
-            interpret::system::debug::before_instruction(&mut cx)
-        } else {
-            Ok(())
-        };
-        let result = result
-            .and_then(|()| decode::one(&mut cx))
-            .and_then(|insn| interpret::execute(&mut cx, &insn).map(|()| insn));
-        match result {
-            Ok(insn) => {
-                if shadow != 0 {
-                    cx.cpu.interrupt_shadow = 0;
-                }
-                if stepped || tf {
-                    interpret::system::debug::after_instruction(&mut cx, tf);
-                }
-                let unfinished = cx.cpu.rip == before && insn.is_string_instruction();
-                self.count(i64::from(!unfinished));
-            }
-            Err(exception) => {
-                if shadow != 0 {
-                    cx.cpu.interrupt_shadow = 0;
-                }
-                self.raise(exception);
-            }
+        match interpret::step(&mut self.context()) {
+            Ok(finished) => self.count(i64::from(finished)),
+            Err(exception) => self.raise(exception),
         }
     }
 
