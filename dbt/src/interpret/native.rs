@@ -167,6 +167,8 @@ fn execute_with(
     run_alone(block, enter, cx);
     let exchange = &block.exchange;
     if exchange.signal != u32::MAX {
+        // The exception flags of MXCSR say what #XM was about.
+        cx.cpu.vector.mxcsr = block.cpu.vector.mxcsr;
         return Err(host_exception(cx.cpu, exchange.signal as u8));
     }
     let arithmetic = unpack_flags(exchange.saved_flags);
