@@ -189,7 +189,7 @@ fn compare(ours: &mut Ran, theirs: &mut Ran, tolerance: Tolerance) -> Option<Str
         return Some(format!("flags {:x}, host {:x}", ours.flags, theirs.flags));
     }
     if tolerance == Tolerance::Approximate {
-        for at in (160..176).step_by(4) {
+        for at in (160..192).step_by(4) {
             let word =
                 |area: &Area| u32::from_le_bytes(area.0[at..at + 4].try_into().expect("four"));
             if approximately(word(&ours.state), word(&theirs.state)) {

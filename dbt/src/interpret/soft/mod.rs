@@ -11,6 +11,7 @@ mod moves;
 mod operand;
 mod packed;
 mod sse_float;
+mod x87;
 
 use iced_x86::Instruction;
 
@@ -22,5 +23,9 @@ pub(super) fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Ex
     if insn.has_lock_prefix() {
         return Err(Exception::invalid_opcode());
     }
-    sse_float::execute(cx, insn).unwrap_or(Err(Exception::invalid_opcode()))
+    moves::execute(cx, insn)
+        .or_else(|| packed::execute(cx, insn))
+        .or_else(|| sse_float::execute(cx, insn))
+        .or_else(|| x87::execute(cx, insn))
+        .unwrap_or(Err(Exception::invalid_opcode()))
 }

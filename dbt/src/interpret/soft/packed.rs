@@ -1,8 +1,8 @@
 //! Packed integer instructions of MMX and of SSE2 to SSE4.2, and the logic of all vectors.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::operand::{check_mmx, enter_mmx, lane, lanes, read, uses_mmx, with_lane, write};
+use super::operand::{check_mmx, enter_mmx, lane, lanes, read, uses_mmx, with_lane, write, xmm};
 use crate::guest::{Exception, flags};
 use crate::interpret::Context;
 use crate::interpret::operand::next;
@@ -377,7 +377,13 @@ fn compute(cx: &mut Context<'_>, insn: &Instruction, width: u32) -> Result<(), E
     }
     let a = read(cx, insn, 0, 16)?;
     let b = read(cx, insn, 1, memory_size(insn, width))?;
-    let third = if insn.op_count() > 2 {
+    let blends = matches!(
+        insn.mnemonic(),
+        Mnemonic::Blendvps | Mnemonic::Blendvpd | Mnemonic::Pblendvb
+    );
+    let third = if blends {
+        xmm(cx.cpu, Register::XMM0)
+    } else if insn.op_count() > 2 {
         read(cx, insn, 2, 16)?
     } else {
         0

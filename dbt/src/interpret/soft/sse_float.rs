@@ -75,7 +75,7 @@ fn extreme(env: &mut Environment, a: u64, b: u64, format: Format, wanted: Orderi
     match ar::compare(env, x, y, true) {
         Some(order) if order == wanted => format.pack(x),
         // A NaN is not even made quiet.
-        None => b,
+        None if y.is_nan() => b,
         _ => format.pack(y),
     }
 }
@@ -391,8 +391,8 @@ fn float_to_integer(
 }
 
 fn convert_packed(cx: &mut Context<'_>, insn: &Instruction, packed: &Packed) -> Done {
-    // The conversion of a memory operand to doubles leaves the x87 alone.
-    let mmx = uses_mmx(insn) || insn.mnemonic() == Mnemonic::Cvtpi2ps;
+    // The conversion of a memory operand leaves the x87 alone.
+    let mmx = uses_mmx(insn);
     if mmx {
         check_mmx(cx.cpu)?;
     }
@@ -419,10 +419,11 @@ fn convert_packed(cx: &mut Context<'_>, insn: &Instruction, packed: &Packed) -> 
         };
         result = with_lane(result, to_bits, index, value);
     }
-    settle(cx, &env)?;
+    // Even if the conversion then raises #XM.
     if mmx {
         enter_mmx(cx.cpu);
     }
+    settle(cx, &env)?;
     write(cx, insn, 0, 16, result)?;
     next(cx, insn)
 }
