@@ -236,6 +236,18 @@ fn compare(ours: &mut Ran, theirs: &mut Ran, tolerance: Tolerance) -> Option<Str
     None
 }
 
+/// Whether the architecture defines a transcendental result: for the two instructions that want
+/// a small ST0.
+fn defined(insn: &Instruction, before: &Area) -> bool {
+    let exponent = before.word(40) & 0x7fff;
+    let limit = match insn.mnemonic() {
+        Mnemonic::F2xm1 => 0x3fff,
+        Mnemonic::Fyl2xp1 => 0x3ffd,
+        _ => return true,
+    };
+    !(limit..0x7fff).contains(&exponent)
+}
+
 fn describe(before: &Area, memory: &Area) -> String {
     let mut text = format!(
         "fcw {:04x} fsw {:04x} tags {:02x} mxcsr {:04x} memory {:016x} {:016x}",
@@ -286,6 +298,9 @@ fn the_host_agrees() {
         for number in 0..cases {
             let before = state(&mut random, mmx);
             let memory = memory(&mut random);
+            if !defined(insn, &before) {
+                continue;
+            }
             let at = AREA + random.pick(&[0, 0, 0, 16, 1]);
             let mut theirs = run(&mut guest, insn, &before, &memory, at);
             let mut ours = {

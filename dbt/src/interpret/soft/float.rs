@@ -432,6 +432,7 @@ impl Environment {
             self.raise(flag::UNDERFLOW);
             let wrapped = unbounded.exponent + WRAP;
             if wrapped < format.min {
+                self.raise(flag::INEXACT);
                 return Value::zero(sign);
             }
             self.up = rounded.up;
@@ -466,9 +467,11 @@ impl Environment {
     fn overflow(&mut self, format: Format, unbounded: Value, rounded: Rounded) -> Value {
         let sign = unbounded.sign;
         self.raise(flag::OVERFLOW);
+        let wrapped = unbounded.exponent - WRAP;
         if self.masks & flag::OVERFLOW == 0 {
-            let wrapped = unbounded.exponent - WRAP;
             if wrapped > format.max {
+                self.raise(flag::INEXACT);
+                self.up = true;
                 return Value::infinity(sign);
             }
             self.up = rounded.up;

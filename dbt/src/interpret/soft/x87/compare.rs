@@ -54,7 +54,12 @@ fn run(cx: &mut Context<'_>, insn: &Instruction, how: How) -> Done {
     let order = match (fpu.value(0), second) {
         (Some(first), Some(second)) => {
             let order = compare(&mut env, first, second, how.signaling);
+            let c1 = fpu.status() & C1;
             fpu.conclude(&env);
+            if how.to_flags {
+                // FCOMI leaves C1 alone.
+                fpu.set_codes(C1, c1);
+            }
             order
         }
         _ => {

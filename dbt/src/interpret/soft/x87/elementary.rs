@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::fpu::{C1, Fpu};
+use super::fpu::{C1, C2, Fpu};
 use super::remainder;
 use super::{Done, moves::is_number};
 use crate::interpret::Context;
@@ -168,12 +168,13 @@ fn run_remainder(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let to_nearest = insn.mnemonic() == Mnemonic::Fprem1;
     let mut fpu = Fpu::of(cx.cpu);
     let (Some(a), Some(b)) = (fpu.value(0), fpu.value(1)) else {
-        if fpu.stack_fault(false) {
+        if fpu.stack_fault_complete(false) {
             fpu.set_value(0, INDEFINITE);
         }
         return next(cx, insn);
     };
     let mut env = fpu.environment();
+    fpu.set_codes(C2, 0);
     let (result, codes) = remainder::remainder(&mut env, a, b, to_nearest);
     if fpu.conclude(&env) {
         fpu.set_value(0, result);

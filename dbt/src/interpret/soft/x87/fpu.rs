@@ -173,13 +173,12 @@ impl<'a> Fpu<'a> {
     /// As [`Fpu::conclude`] for a store to memory, which unmasked overflow and underflow
     /// prevent as well.
     pub fn conclude_store(&mut self, env: &Environment) -> bool {
-        let used = self.conclude(env);
-        if used && env.unmasked(flag::OVERFLOW | flag::UNDERFLOW) != 0 {
-            let flags = env.flags & !flag::INEXACT;
-            self.set_status(self.status() & !C1 | u16::from(flags));
+        let early = env.unmasked(flag::BEFORE) != 0;
+        if !early && env.unmasked(flag::OVERFLOW | flag::UNDERFLOW) != 0 {
+            self.note(env.flags & !flag::INEXACT, false);
             return false;
         }
-        used
+        self.conclude(env)
     }
 
     /// A stack fault: an empty register was to be read, or (`overflow`) a full one pushed upon.
@@ -188,6 +187,12 @@ impl<'a> Fpu<'a> {
         self.note(flag::INVALID, overflow);
         self.set_status(self.status() | STACK_FAULT);
         self.control() & u16::from(flag::INVALID) != 0
+    }
+
+    /// A stack fault of an instruction whose C2 says that it is incomplete: it is not.
+    pub fn stack_fault_complete(&mut self, overflow: bool) -> bool {
+        self.set_codes(C2, 0);
+        self.stack_fault(overflow)
     }
 
     /// Whether a push finds room.

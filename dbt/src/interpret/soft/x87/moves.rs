@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind};
 
-use super::fpu::Fpu;
+use super::fpu::{C1, Fpu};
 use super::{Done, Loaded, stack_index};
 use crate::guest::flags;
 use crate::interpret::operand::{next, write_operand};
@@ -18,7 +18,7 @@ fn load(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         let mut fpu = Fpu::of(cx.cpu);
         let index = stack_index(insn, insn.op_count() - 1);
         let env = fpu.environment();
-        if fpu.is_empty(index) && fpu.has_room() {
+        if fpu.is_empty(index) {
             if fpu.stack_fault(false) {
                 fpu.turn(7);
                 fpu.set_value(0, INDEFINITE);
@@ -37,8 +37,13 @@ fn load(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         (loaded.word(), top)
     } else {
         let value = loaded.value();
-        env.note_denormal(value);
-        pack_extended(env.nan(value).unwrap_or(value))
+        let bits = pack_extended(env.nan(value).unwrap_or(value));
+        if value.denormal {
+            // Even unmasked it does not prevent the load.
+            env.masks |= flag::DENORMAL;
+            env.note_denormal(value);
+        }
+        bits
     };
     fpu.push(&env, bits);
     next(cx, insn)
@@ -238,13 +243,9 @@ fn conditional_move(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         if fpu.stack_fault(false) {
             fpu.set_value(0, INDEFINITE);
         }
-    } else {
-        let env = fpu.environment();
-        fpu.conclude(&env);
-        if holds {
-            let bits = fpu.raw(index);
-            fpu.set_raw(0, bits);
-        }
+    } else if holds {
+        let bits = fpu.raw(index);
+        fpu.set_raw(0, bits);
     }
     next(cx, insn)
 }
@@ -278,8 +279,9 @@ fn push_value(cx: &mut Context<'_>, insn: &Instruction, value: Value) -> Done {
 fn free(cx: &mut Context<'_>, insn: &Instruction, pops: bool) -> Done {
     let mut fpu = Fpu::of(cx.cpu);
     fpu.set_empty(stack_index(insn, 0));
+    fpu.set_codes(C1, 0);
     if pops {
-        fpu.turn(1);
+        fpu.pop();
     }
     next(cx, insn)
 }
@@ -287,7 +289,7 @@ fn free(cx: &mut Context<'_>, insn: &Instruction, pops: bool) -> Done {
 fn turn(cx: &mut Context<'_>, insn: &Instruction, by: usize) -> Done {
     let mut fpu = Fpu::of(cx.cpu);
     fpu.turn(by);
-    fpu.set_codes(super::fpu::C1, 0);
+    fpu.set_codes(C1, 0);
     next(cx, insn)
 }
 
@@ -315,8 +317,8 @@ pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Option<Done> {
         M::Fstpnce => {
             let mut fpu = Fpu::of(cx.cpu);
             if fpu.is_empty(0) {
-                fpu.set_empty(stack_index(insn, 0));
                 fpu.turn(1);
+                fpu.set_codes(C1, 0);
                 next(cx, insn)
             } else {
                 store(cx, insn, true)

@@ -198,20 +198,34 @@ fn reduce(value: Value) -> Reduced {
     }
 }
 
+/// A result that is below its first term, by too little to show: so that directed rounding
+/// sees on which side it is.
+fn below(sum: Wide, first: Wide) -> Wide {
+    if sum.significand != first.significand || sum.exponent != first.exponent {
+        return sum;
+    }
+    Wide::normal(sum.sign, sum.exponent, sum.significand - 1)
+}
+
 fn sine_series(x: Wide) -> Wide {
+    if x.is_zero() {
+        return x;
+    }
     let square = x.multiply(x);
-    series(x, |term, number| {
+    let sum = series(x, |term, number| {
         let term = term.multiply(square).negated();
         term.divide_small(2 * number).divide_small(2 * number + 1)
-    })
+    });
+    below(sum, x)
 }
 
 fn cosine_series(x: Wide) -> Wide {
     let square = x.multiply(x);
-    series(ONE, |term, number| {
+    let sum = series(ONE, |term, number| {
         let term = term.multiply(square).negated();
         term.divide_small(2 * number - 1).divide_small(2 * number)
-    })
+    });
+    below(sum, ONE)
 }
 
 /// Sine and cosine of an angle that is not zero.
@@ -243,7 +257,7 @@ fn trigonometric(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let mut fpu = Fpu::of(cx.cpu);
     let value = fpu.value(0);
     if value.is_none() || pushes && !fpu.has_room() {
-        if fpu.stack_fault(value.is_some()) {
+        if fpu.stack_fault_complete(value.is_some()) {
             fpu.set_value(0, INDEFINITE);
             if pushes {
                 fpu.turn(7);
@@ -259,8 +273,8 @@ fn trigonometric(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     }
     let mut env = fpu.environment();
     let (first, second) = angle_functions(&mut env, value, mnemonic);
+    fpu.set_codes(C2, 0);
     if fpu.conclude(&env) {
-        fpu.set_codes(C2, 0);
         fpu.set_value(0, first);
         if pushes {
             fpu.turn(7);
