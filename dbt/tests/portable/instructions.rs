@@ -82,7 +82,7 @@ fn operand(insn: &mut Instruction, index: u32, kind: Kind, register: bool, choic
         Kind::r64_or_mem | Kind::r64_or_mem_mpx if register => set(Register::R10),
         Kind::imm8 => {
             insn.set_op_kind(index, OpKind::Immediate8);
-            insn.set_immediate8([0x1b, 0xe4, 0x05, 0x3f, 0, 0xf1, 0x4e, 0x0a][choice as usize & 7]);
+            insn.set_immediate8([0x1b, 0xe4, 0x05, 0x3f, 0, 0xf1, 0x4e, 0x3a][choice as usize & 7]);
         }
         Kind::xmm_or_mem
         | Kind::mm_or_mem

@@ -136,6 +136,11 @@ fn run(guest: &mut Guest, insn: &Instruction, before: &Area, memory: &Area, at: 
         *register = 0x0123_4567_89ab_cdef_u64.rotate_left(before.0[164] as u32 + number as u32);
     }
     guest.cpu.gpr[7] = at;
+    if before.0[165] & 1 != 0 {
+        // Lengths of strings.
+        guest.cpu.gpr[0] = u64::from(before.0[166]).wrapping_sub(128) / 8;
+        guest.cpu.gpr[2] = u64::from(before.0[167] & 15);
+    }
     guest.cpu.arithmetic_flags = 0x8d5;
     let outcome = guest.execute_decoded(insn);
     let mut state = guest.state();

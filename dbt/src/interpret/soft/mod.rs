@@ -11,6 +11,7 @@ mod moves;
 mod operand;
 mod packed;
 mod sse_float;
+mod strings;
 mod x87;
 
 use iced_x86::Instruction;
@@ -27,5 +28,6 @@ pub(super) fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Ex
         .or_else(|| packed::execute(cx, insn))
         .or_else(|| sse_float::execute(cx, insn))
         .or_else(|| x87::execute(cx, insn))
+        .or_else(|| strings::execute(cx, insn))
         .unwrap_or(Err(Exception::invalid_opcode()))
 }

@@ -77,6 +77,8 @@ fn may_be_unaligned(mnemonic: Mnemonic) -> bool {
             | M::Lddqu
             | M::Pcmpestri
             | M::Pcmpestrm
+            | M::Pcmpestri64
+            | M::Pcmpestrm64
             | M::Pcmpistri
             | M::Pcmpistrm
     )
