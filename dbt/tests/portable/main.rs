@@ -7,6 +7,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 #[path = "../vector/guest.rs"]
+#[allow(dead_code)]
 mod guest;
 #[path = "../vector/host.rs"]
 #[allow(dead_code)]
