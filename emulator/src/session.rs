@@ -265,6 +265,7 @@ fn build(
             // Audits and injections are due at instruction counts.
             counted: options.needs_counting(),
             code_bytes: code_bytes.unwrap_or(EngineOptions::default().code_bytes),
+            ..EngineOptions::default()
         },
         icount_shift: options.icount_shift,
         seed: seed(options),

@@ -357,38 +357,105 @@ impl PhysMem {
         while done < bytes.len() {
             let at = gpa.add(done as u64);
             let len = (bytes.len() - done).min(PAGE_SIZE as usize - at.page_offset());
-            self.store_in_page(at, &bytes[done..done + len])?;
+            let piece = &bytes[done..done + len];
+            self.store_in_page(at, len, |to| {
+                // SAFETY: the range is within the page, and `piece` is not guest memory.
+                unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), to, len) };
+            })?;
             done += len;
         }
         Ok(())
     }
 
-    fn store_in_page(&mut self, at: GuestPhys, bytes: &[u8]) -> Result<(), AccessError> {
+    /// Everything a store within one page needs before it writes: the host address of its first
+    /// byte in the native copy, or `None` where stores are ignored (ROM).
+    fn authorise_store(
+        &mut self,
+        at: GuestPhys,
+        len: usize,
+    ) -> Result<Option<*mut u8>, AccessError> {
         let index = self.page_index(at).ok_or(AccessError::NotRam(at))?;
         let offset = at.page_offset();
         let flags = self.flags[index as usize];
-        if flags & (page::ROM | page::CODE | page::POISON) != 0 {
+        if flags & (page::HOLE | page::ROM | page::CODE | page::POISON) != 0 {
+            if flags & page::HOLE != 0 {
+                return Err(AccessError::NotRam(at));
+            }
             if flags & page::ROM != 0 {
-                return Ok(());
+                return Ok(None);
             }
             if flags & page::POISON != 0 {
-                self.consume_write(index, offset, bytes.len())?;
+                self.consume_write(index, offset, len)?;
             }
             if flags & page::CODE != 0 {
-                self.code_writes.push((at, bytes.len() as u32));
+                self.code_writes.push((at, len as u32));
             }
         }
-        self.last_store = (at, bytes.len() as u32);
+        self.last_store = (at, len as u32);
         let native = self.native_pointer(index);
-        for copy in (0..self.copies).rev() {
-            // SAFETY: offset + len is within the page; copy < copies keeps the mirror within
-            // the mapping; `bytes` is not guest memory.
-            unsafe {
-                let to = native.add(copy * self.stride + offset);
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        // SAFETY: the offset is within the page.
+        Ok(Some(unsafe { native.add(offset) }))
+    }
+
+    /// Writes `len` bytes to every copy, mirrors first, with `write(to)`.
+    fn store_in_page(
+        &mut self,
+        at: GuestPhys,
+        len: usize,
+        write: impl Fn(*mut u8),
+    ) -> Result<(), AccessError> {
+        debug_assert!(at.page_offset() + len <= PAGE_SIZE as usize);
+        if let Some(native) = self.authorise_store(at, len)? {
+            for copy in (0..self.copies).rev() {
+                // SAFETY: copy < copies keeps the mirror within the mapping.
+                write(unsafe { native.add(copy * self.stride) });
             }
         }
         Ok(())
+    }
+
+    /// Copies bytes from one page to one page as a load and a store through the doors would,
+    /// the lowest address first: the ranges may overlap if the destination is the lower one.
+    pub fn copy_within(
+        &mut self,
+        from: GuestPhys,
+        to: GuestPhys,
+        len: usize,
+    ) -> Result<(), AccessError> {
+        let fits = |at: GuestPhys| at.page_offset() + len <= PAGE_SIZE as usize;
+        assert!(fits(from) && fits(to), "copies stay within a page");
+        let source = self.page_index(from).ok_or(AccessError::NotRam(from))?;
+        let flags = self.flags[source as usize];
+        if flags & page::HOLE != 0 {
+            return Err(AccessError::NotRam(from));
+        }
+        if flags & page::NATIVE_POISON != 0 {
+            self.consume_read(source, from.page_offset(), len)?;
+        }
+        // A store may have the source's page recovered to another frame: it is asked for after.
+        let Some(native) = self.authorise_store(to, len)? else {
+            return Ok(());
+        };
+        // SAFETY: the offset is within the page.
+        let source = unsafe { self.native_pointer(source).add(from.page_offset()) };
+        for copy in (0..self.copies).rev() {
+            // SAFETY: both ranges are within a page of the mapping; `copy` allows for overlap,
+            // and only the native copy, written last, can overlap the source.
+            unsafe { std::ptr::copy(source, native.add(copy * self.stride), len) };
+        }
+        Ok(())
+    }
+
+    /// Stores `len` times the same byte within one page.
+    pub fn fill(&mut self, at: GuestPhys, byte: u8, len: usize) -> Result<(), AccessError> {
+        assert!(
+            at.page_offset() + len <= PAGE_SIZE as usize,
+            "fills stay within a page"
+        );
+        self.store_in_page(at, len, |to| {
+            // SAFETY: the range is within the page.
+            unsafe { std::ptr::write_bytes(to, byte, len) };
+        })
     }
 
     /// Stores the low 1 to 8 bytes of a number, little-endian.

@@ -106,6 +106,8 @@ pub struct TlbSet {
     pub fetch: [FetchTlb; 2],
     /// What was dropped from `fetch`.
     pub fetch_news: FetchNews,
+    /// How often translations to a page were dropped because its frame or rights changed.
+    pub forgotten: u64,
 }
 
 const fn empty_tag(index: usize) -> u64 {
@@ -394,6 +396,7 @@ impl TlbSet {
 
     /// Forgets every translation to a guest-physical page.
     pub fn forget_physical(&mut self, page: GuestPhys) {
+        self.forgotten = self.forgotten.wrapping_add(1);
         for tlb in &mut self.data {
             tlb.forget_physical(page);
         }

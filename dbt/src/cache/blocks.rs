@@ -27,6 +27,8 @@ pub struct Key {
     pub rip: u64,
     /// Mode bits.
     pub mode: Mode,
+    /// Whether its accesses share TLB checks.
+    pub grouped: bool,
 }
 
 /// A jump out of a block.
@@ -38,6 +40,9 @@ pub struct Exit {
     pub stub: CodeOffset,
     /// Guest RIP of its target.
     pub target: u64,
+    /// The check of a group of accesses failed: it goes to the rest of its own block, from this
+    /// instruction on, without groups.
+    pub ungrouped: Option<u16>,
     /// The block it is linked to.
     pub linked: Option<u32>,
 }
@@ -46,7 +51,9 @@ pub struct Exit {
 pub struct Block {
     /// What it was made from.
     pub key: Key,
-    /// Bytes of guest code.
+    /// Guest-physical address of the lowest byte of its code.
+    pub lowest: GuestPhys,
+    /// Bytes of guest code from there on.
     pub len: u32,
     /// The page into which its one instruction crosses, and that page's mapping.
     pub second: Option<(GuestPhys, u32)>,
@@ -76,6 +83,10 @@ pub struct Block {
     pub exits: Vec<Exit>,
     /// (block, exit) of every jump linked here.
     pub incoming: Vec<(u32, u16)>,
+    /// How often a loop has come back to it by an unlinked jump.
+    pub heat: u8,
+    /// It is the best that can be made of a loop.
+    pub settled: bool,
     /// What the page guard has to hold.
     pub mapping: u32,
     /// The mode's jump cache.
@@ -91,7 +102,7 @@ impl Block {
 
     /// Whether any of its bytes is in a physical range.
     fn overlaps(&self, start: u64, end: u64) -> bool {
-        let first = self.key.physical.0;
+        let first = self.lowest.0;
         let len = u64::from(self.len);
         match self.second {
             None => first < end && start < first + len,
@@ -159,6 +170,11 @@ impl BlockCache {
     /// A block that still exists.
     pub fn block(&self, id: u32) -> Option<&Block> {
         self.blocks.get(id as usize)?.as_deref()
+    }
+
+    /// A block that still exists, to change what is noted of it.
+    pub fn block_mut(&mut self, id: u32) -> Option<&mut Block> {
+        self.blocks.get_mut(id as usize)?.as_deref_mut()
     }
 
     /// Finds a block.
@@ -355,7 +371,7 @@ impl BlockCache {
     #[allow(clippy::too_many_arguments)]
     pub fn make_block(
         key: Key,
-        len: u32,
+        (lowest, len): (GuestPhys, u32),
         second: Option<(GuestPhys, u32)>,
         insns: Vec<Instruction>,
         base: CodeOffset,
@@ -366,6 +382,7 @@ impl BlockCache {
         let at = |offset: u32| CodeOffset(base.0 + offset);
         Block {
             key,
+            lowest,
             len,
             second,
             insns: insns.into_boxed_slice(),
@@ -386,10 +403,13 @@ impl BlockCache {
                     site: exit.site,
                     stub: exit.stub,
                     target: exit.target,
+                    ungrouped: exit.ungrouped,
                     linked: None,
                 })
                 .collect(),
             incoming: Vec::new(),
+            heat: 0,
+            settled: false,
             mapping,
             jump_cache,
             area: 0,

@@ -4,6 +4,7 @@
 mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
+mod trace;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use blocks::{Block, BlockCache, Exit, Key};
@@ -15,6 +16,8 @@ pub use region::{CodeOffset, CodeRegion};
 pub struct CacheStatistics {
     /// Blocks translated.
     pub translated: u64,
+    /// Traces made of hot loops.
+    pub traces: u64,
     /// Blocks dropped because their page was written.
     pub invalidated: u64,
     /// Areas emptied for room.

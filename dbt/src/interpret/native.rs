@@ -85,6 +85,7 @@ impl Engine {
             mapping: 0,
             second_mapping: None,
             counted: false,
+            grouping: false,
         });
         let code = emitter.alone(insn, class).ok()?;
         self.region.write(base, &code);

@@ -71,6 +71,8 @@ pub struct Class {
     pub kind: Kind,
     /// What it does with each operand.
     pub access: [OpAccess; 5],
+    /// Bit i: it may change general-purpose register i.
+    pub writes: u16,
 }
 
 /// Classifies instructions; keeps the factory that iced-x86 wants reused.
@@ -96,9 +98,20 @@ impl Classifier {
         for (index, access) in access.iter_mut().enumerate().take(insn.op_count() as usize) {
             *access = info.op_access(index as u32);
         }
+        let mut writes = 0;
+        for used in info.used_registers() {
+            let changes = !matches!(
+                used.access(),
+                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            );
+            if changes && used.register().is_gpr() {
+                writes |= 1 << (used.register().full_register() as usize - Register::RAX as usize);
+            }
+        }
         let helper = Class {
             kind: Kind::Helper,
             access,
+            writes,
         };
         let word = if mode.has(Mode::CODE64) { 8 } else { 4 };
         let kind = match insn.flow_control() {

@@ -2,6 +2,7 @@
 //! the tests are driven.
 
 pub mod classify;
+pub mod grouping;
 pub mod liveness;
 
 use std::sync::LazyLock;

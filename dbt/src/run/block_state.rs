@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use mmu::{TlbEntry, TlbSet, View};
 
 use crate::guest::CpuState;
+use crate::record::grouping::GROUPS;
 
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 4096;
@@ -63,6 +64,8 @@ pub struct Exchange {
     pub budget: i64,
     /// A scratch word for emitted code.
     pub scratch: u64,
+    /// Addends of the running block's groups of accesses.
+    pub groups: [u64; GROUPS],
     /// MXCSR of the host.
     pub host_mxcsr: u32,
     /// 1 while the guest's vector registers and MXCSR are in the host's; 0 while they are in
@@ -124,6 +127,11 @@ pub(crate) mod at {
     pub const SYSTEM_FLAGS: i32 = offset_of!(CpuBlock, cpu.system_flags) as i32;
     pub const KERNEL_GS_BASE: i32 = offset_of!(CpuBlock, cpu.msrs.kernel_gs_base) as i32;
     pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
+
+    /// The slot of a group of accesses.
+    pub fn group(index: usize) -> i32 {
+        offset_of!(CpuBlock, exchange.groups) as i32 + 8 * index as i32
+    }
 
     /// A general-purpose register's slot.
     pub fn gpr(index: usize) -> i32 {

@@ -14,6 +14,10 @@ pub struct EngineOptions {
     pub portable: bool,
     /// Bytes of host code kept at the most.
     pub code_bytes: usize,
+    /// Let one TLB check serve several accesses that are near each other.
+    pub grouping: bool,
+    /// Make traces of hot loops.
+    pub traces: bool,
 }
 
 impl Default for EngineOptions {
@@ -23,6 +27,8 @@ impl Default for EngineOptions {
             interpret_only: false,
             portable: !HAS_NATIVE,
             code_bytes: 64 << 20,
+            grouping: true,
+            traces: true,
         }
     }
 }

@@ -10,6 +10,9 @@ use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
 
+/// Rounds of a loop after which a trace is made of it.
+const HOT: u8 = 8;
+
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
 
@@ -21,6 +24,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // emitted it behind the call.
     let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
     vcpu.take_flags(record.flags_saved != 0);
+    vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
@@ -105,7 +109,8 @@ impl Vcpu {
                 entry.read_tag
             };
             let addend = entry.addend;
-            if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && !cx.mem.has_news() {
+            let settled = !cx.mem.has_news() && cx.tlb.forgotten == self.forgotten;
+            if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && settled {
                 let exchange = &mut self.block.get_mut().exchange;
                 exchange.result_host = if record.wants_addend != 0 {
                     addend
@@ -154,8 +159,10 @@ impl Vcpu {
             self.give_back(total, index);
             return LEAVE;
         }
-        let mapped = self.block.get().tlb.fetch_news.is_empty();
+        let flushed = !self.block.get().tlb.fetch_news.is_empty();
         self.settle();
+        // The block may rely on translations that its earlier accesses found.
+        let mapped = !flushed && self.block.get().tlb.forgotten == self.forgotten;
         self.forget_idle_shadow(index + 1 < total);
         let interrupted = self.interrupted();
         // Behind a jump that happens to lead to the next instruction there is no code.
@@ -191,6 +198,9 @@ impl Vcpu {
         if let Some(host) = self.remembered_jump() {
             return self.resume(host);
         }
+        if self.out_of_budget() {
+            return LEAVE;
+        }
         let Ok(Some(id)) = self.block_at_rip() else {
             return LEAVE;
         };
@@ -210,6 +220,11 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let target = source.exits[exit].target;
+        let ungrouped = source.exits[exit].ungrouped;
+        if let Some(index) = ungrouped {
+            let live = u64::from(source.live_flags[index as usize]);
+            return self.link_ungrouped(from, exit, target, live);
+        }
         let last = source.insns[source.insns.len() - 1].ip();
         let source_page = source.key.rip >> 12;
         let backward = target <= last;
@@ -221,12 +236,20 @@ impl Vcpu {
             self.step();
             return LEAVE;
         }
-        if self.interrupted() {
+        if self.interrupted() || self.out_of_budget() {
             return LEAVE;
         }
         let Ok(Some(to)) = self.block_at_rip() else {
             return LEAVE;
         };
+        let mut to = to;
+        if backward && source_page == target >> 12 && self.options.traces {
+            match self.loop_head(from, exit, to) {
+                Some(head) => to = head,
+                // Not linked yet: the next round comes here again.
+                None => return self.continue_at(to),
+            }
+        }
         let Some(block) = self.cache.block(to) else {
             return LEAVE;
         };
@@ -236,6 +259,53 @@ impl Vcpu {
             block.poll_entry
         } else {
             block.entry
+        };
+        self.cache.link(from, exit, to, entry);
+        let address = self.cache.region().address(entry);
+        self.resume(address)
+    }
+
+    /// What a loop's jump back to a block is to be linked to: the block, or a trace that was made
+    /// of it just now. `None` while the loop is not hot.
+    fn loop_head(&mut self, from: u32, exit: usize, id: u32) -> Option<u32> {
+        let block = self.cache.block_mut(id)?;
+        if block.settled {
+            return Some(id);
+        }
+        block.heat += 1;
+        if block.heat < HOT {
+            return None;
+        }
+        // The trace follows what is linked.
+        let entry = block.poll_entry;
+        self.cache.link(from, exit, id, entry);
+        match self.make_trace(id) {
+            Some(trace) => Some(trace),
+            None => {
+                self.cache.block_mut(id)?.settled = true;
+                Some(id)
+            }
+        }
+    }
+
+    /// Enters a block by its polling entry without linking anything to it.
+    fn continue_at(&mut self, id: u32) -> u64 {
+        let Some(entry) = self.cache.block(id).map(|block| block.poll_entry) else {
+            return LEAVE;
+        };
+        let address = self.cache.region().address(entry);
+        self.resume(address)
+    }
+
+    /// Goes on with the rest of a block in code without groups of accesses.
+    fn link_ungrouped(&mut self, from: u32, exit: usize, target: u64, live: u64) -> u64 {
+        self.cpu_mut().rip = target;
+        self.forget_dead_flags(live);
+        let Ok(Some(to)) = self.find_block(false) else {
+            return LEAVE;
+        };
+        let Some(entry) = self.cache.block(to).map(|block| block.poll_entry) else {
+            return LEAVE;
         };
         self.cache.link(from, exit, to, entry);
         let address = self.cache.region().address(entry);

@@ -30,12 +30,14 @@ pub struct Vcpu {
     pub(super) cache: BlockCache,
     trampolines: Trampolines,
     classifier: Classifier,
-    options: EngineOptions,
+    pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
     jump_modes: Vec<Mode>,
     next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
+    /// [`mmu::TlbSet::forgotten`] when emitted code called up.
+    pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     _registration: Registration,
@@ -79,6 +81,7 @@ impl Vcpu {
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
+            forgotten: 0,
             shutdown: false,
             _registration: registration,
         })
@@ -294,6 +297,12 @@ impl Vcpu {
         cpu.interrupt_flag != 0 && self.platform.interrupt_pending()
     }
 
+    /// Whether no instruction more may begin: then its page must not be looked at either, which
+    /// would mark it as accessed.
+    pub(super) fn out_of_budget(&self) -> bool {
+        self.options.counted && self.block.get().exchange.budget <= 0
+    }
+
     /// Drops what has gone stale: TLB entries of changed pages, blocks of overwritten code,
     /// confirmed mappings after a flush.
     pub(super) fn settle(&mut self) {
@@ -346,6 +355,11 @@ impl Vcpu {
 
     /// Finds or makes the block at RIP. `None`: the instruction there is to be interpreted.
     pub(super) fn block_at_rip(&mut self) -> Result<Option<u32>, Exception> {
+        self.find_block(self.options.grouping)
+    }
+
+    /// Finds or makes the block at RIP, with accesses that share checks or without.
+    pub(super) fn find_block(&mut self, grouped: bool) -> Result<Option<u32>, Exception> {
         let mut cx = self.context();
         let rip = cx.cpu.rip;
         let mode = cx.cpu.mode;
@@ -355,6 +369,7 @@ impl Vcpu {
             physical,
             rip,
             mode,
+            grouped,
         };
         let id = match self.cache.find(&key) {
             Some(id) if self.second_page_holds(id) => Some(id),
@@ -419,11 +434,39 @@ impl Vcpu {
         let Some(decoded) = decode::block(&mut self.context())? else {
             return Ok(None);
         };
+        let range = (key.physical, decoded.len);
+        Ok(self.place(key, decoded.insns, range, decoded.second))
+    }
+
+    /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
+    /// than that block.
+    pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
+        let key = self.cache.block(head)?.key;
+        let trace = self.cache.trace(head)?;
+        let id = self.place(key, trace.insns, (trace.lowest, trace.len), None)?;
+        self.cache.statistics.traces += 1;
+        if let Some(block) = self.cache.block_mut(id) {
+            block.settled = true;
+        }
+        if let Some(old) = self.cache.remove(head) {
+            self.drop_blocks(&[old]);
+        }
+        Some(id)
+    }
+
+    /// Translates instructions and keeps the result. `range`: where their bytes are.
+    fn place(
+        &mut self,
+        key: Key,
+        insns: Vec<iced_x86::Instruction>,
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+    ) -> Option<u32> {
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
         let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
-        let second = decoded.second.map(|page| {
+        let second = second.map(|page| {
             let linear_page = (key.rip >> 12).wrapping_add(1);
             (page, self.cache.mapping(linear_page, page, key.mode))
         });
@@ -438,26 +481,20 @@ impl Vcpu {
             mapping,
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
+            grouping: key.grouped,
         };
-        let emitted = x86_64::emit(&mut self.classifier, &decoded.insns, key.rip, target);
+        let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
         self.mem.mark_code(key.physical);
         if let Some((page, _)) = second {
             self.mem.mark_code(page);
         }
         let block = BlockCache::make_block(
-            key,
-            decoded.len,
-            second,
-            decoded.insns,
-            base,
-            mapping,
-            jump_cache,
-            &emitted,
+            key, range, second, insns, base, mapping, jump_cache, &emitted,
         );
         let id = self.cache.insert(block, &emitted.code);
         self.settle();
         // Settling may drop the block again if its page has just been written.
-        Ok(self.cache.block(id).is_some().then_some(id))
+        self.cache.block(id).is_some().then_some(id)
     }
 
     /// The jump cache of a mode; the oldest mode loses its own when there are too many.

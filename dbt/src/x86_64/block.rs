@@ -7,7 +7,7 @@ use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable};
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::record::classify::{Class, Classifier, Kind};
-use crate::record::liveness;
+use crate::record::{grouping, liveness};
 use crate::run::{UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
@@ -63,11 +63,16 @@ pub fn emit(
         .collect();
     let whole: Vec<bool> = classes
         .iter()
-        .map(|class| class.kind == Kind::Helper)
+        .map(|class| matches!(class.kind, Kind::Helper | Kind::Branch))
         .collect();
     let needed = liveness::needed_before(insns, &whole, liveness::ALL);
     let live = needed[0] != 0;
+    let grouping = target.grouping;
     let mut emitter = Emitter::new(target);
+    if grouping {
+        emitter.groups = grouping::find(insns, &classes, mode);
+    }
+    emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
     let guarded_entry = emitter.here();
@@ -106,6 +111,7 @@ pub fn emit(
         };
         let flags = emitter.flags;
         let stubs = emitter.stubs.len();
+        let established = emitter.established;
         let start = emitter.here();
         if emitter
             .instruction(index, insn, &classes[index], need)
@@ -114,6 +120,7 @@ pub fn emit(
             // Forms are refused before anything is emitted for them.
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
             emitter.flags = flags;
+            emitter.established = established;
             emitter.stubs.truncate(stubs);
             emitter.helper(index);
         }
@@ -292,6 +299,12 @@ impl Emitter<'_> {
             Kind::Push => self.push(index, insn, needed),
             Kind::Pop => self.pop(index, insn, needed),
             Kind::Leave => self.leave(index, needed),
+            // The jumps within a trace are followed.
+            Kind::Jump if index + 1 < self.rips.len() => Ok(()),
+            Kind::Branch if index + 1 < self.rips.len() => {
+                self.followed_branch(index, insn);
+                Ok(())
+            }
             Kind::Jump => {
                 self.restore_flags();
                 self.direct_exit(insn.near_branch_target(), None);
@@ -330,6 +343,8 @@ impl Emitter<'_> {
     fn helper(&mut self, index: usize) {
         let record = self.record(UpcallKind::Interpret, index);
         self.upcall(record);
+        // It may have changed what the groups' checks saw.
+        self.established = 0;
         self.flags = FlagsPlace {
             host: true,
             saved: true,

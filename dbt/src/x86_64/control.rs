@@ -7,6 +7,7 @@ use super::emitter::{Emitter, Unencodable};
 use super::memory::Address;
 use super::registers::{T0, T1, number, pinned};
 use crate::guest::{Mode, Register as Guest};
+use crate::record::grouping::Place;
 use crate::run::{JUMP_ENTRIES, UpcallKind, at};
 
 /// The host register that holds the guest's stack pointer.
@@ -43,7 +44,7 @@ impl Emitter<'_> {
         match insn.op0_kind() {
             OpKind::Register => {
                 let guest = number(insn.op0_register());
-                self.check(index, &slot, word, true, needed)?;
+                self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 let from = match pinned(guest) {
                     Some(host) => Register::RAX + u32::from(host),
                     None => {
@@ -55,17 +56,17 @@ impl Emitter<'_> {
             }
             OpKind::Memory => {
                 let from = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
-                self.check(index, &from, word, false, needed)?;
+                self.check(index, (Place::Operand, &from), word, false, needed)?;
                 let load = self.move_load(T1, from.host_memory(), word)?;
                 self.bytes(&load);
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
-                self.check(index, &slot, word, true, needed)?;
+                self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
                 self.store_register(memory, T1, word)?;
             }
             _ => {
                 let value = insn.immediate(0);
-                self.check(index, &slot, word, true, needed)?;
+                self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 self.load_constant(T1, value);
                 self.store_register(memory, T1, word)?;
             }
@@ -92,7 +93,7 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
-        self.check(index, &slot, word, false, needed)?;
+        self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());
         let load = self.move_load(T1, slot.host_memory(), word)?;
         self.bytes(&load);
@@ -107,7 +108,7 @@ impl Emitter<'_> {
     pub(super) fn leave(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RBP, 0, self.target.mode);
-        self.check(index, &slot, word, false, needed)?;
+        self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let load = self.move_load(T1, slot.host_memory(), word)?;
         self.bytes(&load);
         if word == 8 {
@@ -123,7 +124,7 @@ impl Emitter<'_> {
     fn push_return(&mut self, index: usize, address: u64, needed: bool) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
-        self.check(index, &slot, word, true, needed)?;
+        self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_constant(T1, address);
         self.store_register(slot.host_memory(), T1, word)?;
         self.move_stack(-(word as i32));
@@ -152,6 +153,17 @@ impl Emitter<'_> {
         self.direct_exit(insn.next_ip(), None);
     }
 
+    /// Jcc in the middle of a trace: the way that the trace does not follow is an exit.
+    pub(super) fn followed_branch(&mut self, index: usize, insn: &Instruction) {
+        self.restore_flags();
+        let condition = insn.condition_code() as u8 - 1;
+        if self.rips[index + 1] == insn.next_ip() {
+            self.side_exit(insn.near_branch_target(), condition, index + 1);
+        } else {
+            self.side_exit(insn.next_ip(), condition ^ 1, index + 1);
+        }
+    }
+
     /// With the target's RIP in T0 and the flags saved: finds the host address in the jump
     /// cache, leaving the entry's offset in T1; a miss has the interpreter execute the
     /// instruction.
@@ -176,7 +188,7 @@ impl Emitter<'_> {
     }
 
     /// The flags go to the next block in their saved place.
-    fn flags_to_saved(&mut self) {
+    pub(super) fn flags_to_saved(&mut self) {
         self.save_flags();
         self.flags.host = false;
     }
@@ -185,7 +197,8 @@ impl Emitter<'_> {
     pub(super) fn ret(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
-        self.check(index, &slot, word, false, true)?;
+        self.check(index, (Place::Stack, &slot), word, false, true)?;
+        self.flags_to_saved();
         let load = self.move_load(T0, slot.host_memory(), word)?;
         self.bytes(&load);
         self.look_up_jump(index);
@@ -211,7 +224,8 @@ impl Emitter<'_> {
         } else {
             let address = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
             let word = self.word();
-            self.check(index, &address, word, false, true)?;
+            self.check(index, (Place::Operand, &address), word, false, true)?;
+            self.flags_to_saved();
             let load = self.move_load(T0, address.host_memory(), word)?;
             self.bytes(&load);
         }

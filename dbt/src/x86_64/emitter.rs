@@ -9,6 +9,7 @@ use super::registers::{T0, T1, T2, number, pinned};
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
+use crate::record::grouping::Groups;
 use crate::run::{Upcall, UpcallKind, at};
 
 /// What a block is emitted for, and where.
@@ -33,6 +34,8 @@ pub struct Target<'a> {
     pub second_mapping: Option<u32>,
     /// Whether executed instructions are counted.
     pub counted: bool,
+    /// Whether one TLB check may serve several accesses.
+    pub grouping: bool,
 }
 
 /// Where the guest's arithmetic flags are at a point of the code.
@@ -53,6 +56,8 @@ pub struct ExitSite {
     pub stub: CodeOffset,
     /// Guest RIP of the target.
     pub target: u64,
+    /// The check of a group failed: the target is this block's own rest, without groups.
+    pub ungrouped: Option<u16>,
 }
 
 /// Code behind the block's end.
@@ -69,6 +74,21 @@ pub(super) enum Stub {
     LoadVectors {
         label: DynamicLabel,
         back: DynamicLabel,
+    },
+    /// Goes on at an instruction in code without groups. The flags are restored if they are in
+    /// their saved place only.
+    Ungroup {
+        label: DynamicLabel,
+        insn: u16,
+        restore: bool,
+        give_back: i32,
+        rip: u64,
+    },
+    /// A jump out of the middle of the block, which gives back what was counted in advance.
+    SideExit {
+        label: DynamicLabel,
+        target: u64,
+        give_back: i32,
     },
     /// Gives back the instructions counted in advance, then leaves.
     GiveBack {
@@ -91,6 +111,12 @@ pub struct Emitter<'a> {
     /// Instructions that find the guest's flags in their saved place only, by index.
     pub(super) flags_away: u64,
     pub(super) bmi2: bool,
+    /// Accesses that share a check.
+    pub(super) groups: Groups,
+    /// Bit i: the slot of group i holds its addend.
+    pub(super) established: u8,
+    /// RIP of each instruction.
+    pub(super) rips: Vec<u64>,
 }
 
 /// The instruction cannot be encoded with host registers: a helper has to do it.
@@ -113,6 +139,9 @@ impl<'a> Emitter<'a> {
             insn_starts: Vec::new(),
             flags_away: 0,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            groups: Groups::default(),
+            established: 0,
+            rips: Vec::new(),
         }
     }
 
@@ -243,6 +272,20 @@ impl<'a> Emitter<'a> {
         label
     }
 
+    /// Adds a stub that goes on at an instruction without groups, with the flags as they are.
+    pub(super) fn ungroup(&mut self, insn: usize) -> DynamicLabel {
+        let label = self.ops.new_dynamic_label();
+        let left = (self.rips.len() - insn) as i32;
+        self.stubs.push(Stub::Ungroup {
+            label,
+            insn: insn as u16,
+            restore: self.flags.saved && !self.flags.host,
+            give_back: if self.target.counted { left } else { 0 },
+            rip: self.rips[insn],
+        });
+        label
+    }
+
     /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
     pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>) {
         let label = self.ops.new_dynamic_label();
@@ -261,8 +304,74 @@ impl<'a> Emitter<'a> {
             site,
             stub: CodeOffset(0),
             target,
+            ungrouped: None,
         });
         self.stubs.push(Stub::Link { label, exit });
+    }
+
+    /// Gives back instructions counted in advance; leaves the flags alone. Uses T1.
+    fn add_to_budget(&mut self, count: i32) {
+        let t1 = Self::scratch(T1);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov Rq(t1), [at::BUDGET]
+            ; lea Rq(t1), [Rq(t1) + count]
+            ; gs mov [at::BUDGET], Rq(t1)
+        );
+    }
+
+    /// Emits a jump out of the block and, behind it, what links it. The flags are in EFLAGS.
+    fn exit_here(&mut self, target: u64, ungrouped: Option<u16>) {
+        self.ops.push(0xe9);
+        let site = CodeOffset(self.target.base.0 + self.here());
+        self.ops.push_u32(0);
+        let stub = CodeOffset(self.target.base.0 + self.here());
+        self.flags = FlagsPlace {
+            host: true,
+            saved: false,
+        };
+        let mut record = self.record(UpcallKind::Link, 0);
+        record.extra = self.exits.len() as u32;
+        self.exits.push(ExitSite {
+            site,
+            stub,
+            target,
+            ungrouped,
+        });
+        self.upcall(record);
+    }
+
+    /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
+    /// must be in EFLAGS.
+    pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
+        if !self.target.counted {
+            return self.direct_exit(target, Some(condition));
+        }
+        let label = self.ops.new_dynamic_label();
+        let give_back = (self.rips.len() - executed) as i32;
+        self.stubs.push(Stub::SideExit {
+            label,
+            target,
+            give_back,
+        });
+        match condition {
+            0x0 => dynasm!(self.ops ; .arch x64 ; jo =>label),
+            0x1 => dynasm!(self.ops ; .arch x64 ; jno =>label),
+            0x2 => dynasm!(self.ops ; .arch x64 ; jb =>label),
+            0x3 => dynasm!(self.ops ; .arch x64 ; jae =>label),
+            0x4 => dynasm!(self.ops ; .arch x64 ; je =>label),
+            0x5 => dynasm!(self.ops ; .arch x64 ; jne =>label),
+            0x6 => dynasm!(self.ops ; .arch x64 ; jbe =>label),
+            0x7 => dynasm!(self.ops ; .arch x64 ; ja =>label),
+            0x8 => dynasm!(self.ops ; .arch x64 ; js =>label),
+            0x9 => dynasm!(self.ops ; .arch x64 ; jns =>label),
+            0xa => dynasm!(self.ops ; .arch x64 ; jp =>label),
+            0xb => dynasm!(self.ops ; .arch x64 ; jnp =>label),
+            0xc => dynasm!(self.ops ; .arch x64 ; jl =>label),
+            0xd => dynasm!(self.ops ; .arch x64 ; jge =>label),
+            0xe => dynasm!(self.ops ; .arch x64 ; jle =>label),
+            _ => dynasm!(self.ops ; .arch x64 ; jg =>label),
+        }
     }
 
     /// Emits everything that goes behind the block's end, and returns the code.
@@ -296,20 +405,40 @@ impl<'a> Emitter<'a> {
                     self.ops.push_u32(to.wrapping_sub(end));
                     dynasm!(self.ops ; .arch x64 ; jmp =>back);
                 }
+                Stub::Ungroup {
+                    label,
+                    insn,
+                    restore,
+                    give_back,
+                    rip,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    if give_back != 0 {
+                        self.add_to_budget(give_back);
+                    }
+                    self.flags = FlagsPlace {
+                        host: !restore,
+                        saved: restore,
+                    };
+                    self.restore_flags();
+                    self.exit_here(rip, Some(insn));
+                }
+                Stub::SideExit {
+                    label,
+                    target,
+                    give_back,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.add_to_budget(give_back);
+                    self.exit_here(target, None);
+                }
                 Stub::GiveBack {
                     label,
                     count,
                     record,
                 } => {
-                    // LEA and MOV leave the flags alone; T1 is free at a block's entry.
-                    let t1 = Self::scratch(T1);
-                    dynasm!(self.ops
-                        ; .arch x64
-                        ; =>label
-                        ; gs mov Rq(t1), [at::BUDGET]
-                        ; lea Rq(t1), [Rq(t1) + count]
-                        ; gs mov [at::BUDGET], Rq(t1)
-                    );
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.add_to_budget(count);
                     self.upcall(record);
                 }
             }

@@ -9,6 +9,7 @@ use super::emitter::{Emitter, Unencodable};
 use super::registers::{T0, T1, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
+use crate::record::grouping::{Group, Member, Place};
 use crate::run::{UpcallKind, at};
 
 /// A checked operand in host memory.
@@ -191,8 +192,7 @@ impl HostMemory {
 }
 
 impl Emitter<'_> {
-    /// Puts an address's linear value into T0; may use T1. Leaves the flags alone unless a
-    /// segment base is added.
+    /// Puts an address's linear value into T0; uses T1. Leaves the flags alone.
     fn linear(&mut self, address: &Address) -> Result<(), Unencodable> {
         if let Some(constant) = address.constant() {
             dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
@@ -211,7 +211,11 @@ impl Emitter<'_> {
             self.bytes(&bytes);
         }
         if let Some(segment) = address.segment {
-            dynasm!(self.ops ; .arch x64 ; gs add rsi, [at::segment_base(segment)]);
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov rdi, [at::segment_base(segment)]
+                ; lea rsi, [rsi + rdi]
+            );
         }
         Ok(())
     }
@@ -258,11 +262,17 @@ impl Emitter<'_> {
     pub(super) fn check(
         &mut self,
         insn: usize,
-        address: &Address,
+        (place, address): (Place, &Address),
         size: u32,
         write: bool,
         needed: bool,
     ) -> Result<(), Unencodable> {
+        if let Some((member, group)) = self.groups.of(insn, place) {
+            if self.established >> member.group & 1 != 0 {
+                return self.reuse(member.group, address);
+            }
+            return self.check_group(insn, address, member, group, needed);
+        }
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
@@ -333,6 +343,102 @@ impl Emitter<'_> {
         let resume = self.target.base.0 + self.here();
         if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.last_mut() {
             record.extra = resume;
+        }
+        Ok(())
+    }
+
+    /// The first check of a group: covers all that its members touch, with all their rights,
+    /// and keeps the addend. Where it fails, the rest of the block runs in code without groups.
+    fn check_group(
+        &mut self,
+        insn: usize,
+        address: &Address,
+        member: Member,
+        group: Group,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let tlb = at::tlb(view(self.target.mode));
+        let right = if group.write {
+            at::WRITE_TAG
+        } else {
+            at::READ_TAG
+        };
+        let (tag, addend) = (tlb + right, tlb + at::ADDEND);
+        let mask = ((TLB_ENTRIES - 1) * 32) as i32;
+        let limit = (PAGE_SIZE as i64 - (group.high - group.low)) as i32;
+        let below = (group.low - member.displacement) as i32;
+        let slot = at::group(member.group);
+        let constant = address.constant();
+        let simple = address.simple_base();
+        self.spoil_flags(needed);
+        if constant.is_none() && simple.is_none() {
+            self.linear(address)?;
+        }
+        let stub = self.ungroup(insn);
+        if let Some(constant) = constant {
+            let offset = (constant % PAGE_SIZE) as i32;
+            let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov rsi, QWORD constant as i64
+                ; lea r8, [rsi - offset]
+                ; gs cmp r8, [entry + tag]
+                ; jne =>stub
+                ; gs mov rdi, [entry + addend]
+                ; gs mov [slot], rdi
+                ; add rsi, rdi
+            );
+        } else {
+            match simple {
+                Some(base) => {
+                    let displacement = address.displacement as i32 + below;
+                    dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
+                }
+                None => dynasm!(self.ops ; .arch x64 ; lea r8, [rsi + below]),
+            }
+            if self.bmi2 {
+                dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
+            } else {
+                dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
+            }
+            dynasm!(self.ops
+                ; .arch x64
+                ; and edi, mask
+                ; gs xor r8, [rdi + tag]
+                ; cmp r8, limit
+                ; ja =>stub
+            );
+            if simple.is_some() {
+                dynasm!(self.ops
+                    ; .arch x64
+                    ; gs mov rsi, [rdi + addend]
+                    ; gs mov [slot], rsi
+                );
+            } else {
+                dynasm!(self.ops
+                    ; .arch x64
+                    ; gs mov rdi, [rdi + addend]
+                    ; gs mov [slot], rdi
+                    ; add rsi, rdi
+                );
+            }
+        }
+        self.established |= 1 << member.group;
+        Ok(())
+    }
+
+    /// A later access of a group: the addend is in its slot. Leaves the flags alone.
+    fn reuse(&mut self, group: usize, address: &Address) -> Result<(), Unencodable> {
+        let slot = at::group(group);
+        if address.simple_base().is_some() {
+            dynasm!(self.ops ; .arch x64 ; gs mov rsi, [slot]);
+        } else {
+            self.linear(address)?;
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov rdi, [slot]
+                ; lea rsi, [rsi + rdi]
+            );
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::emitter::{Emitter, Unencodable};
 use super::memory::{Address, HostMemory};
 use super::registers::{T1, host, is_high_byte, number, pinned, sized};
 use crate::record::classify::{Class, Operand};
+use crate::record::grouping::Place;
 use crate::record::liveness;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
@@ -166,7 +167,13 @@ impl Emitter<'_> {
             operand,
             Operand::Write | Operand::WriteOnce | Operand::Modify
         );
-        self.check(index, &address, size, write, need.before != 0)?;
+        self.check(
+            index,
+            (Place::Operand, &address),
+            size,
+            write,
+            need.before != 0,
+        )?;
         if need.in_host(insn) {
             self.restore_flags();
         }

@@ -8,6 +8,7 @@ use super::emitter::{Emitter, Unencodable};
 use super::memory::Address;
 use super::registers::{T1, number, pinned, sized};
 use crate::guest::{Register as Guest, SegmentIndex, flags};
+use crate::record::grouping::Place;
 use crate::run::at;
 
 impl Emitter<'_> {
@@ -38,7 +39,8 @@ impl Emitter<'_> {
     pub(super) fn push_flags(&mut self, index: usize) -> Result<(), Unencodable> {
         let slot = Address::based(Guest::RSP, -8, self.target.mode);
         // All flags are needed: this instruction reads them.
-        self.check(index, &slot, 8, true, true)?;
+        self.check(index, (Place::Stack, &slot), 8, true, true)?;
+        self.flags_to_saved();
         let kept = !(flags::RF | flags::VM) as i32;
         // SAVED_FLAGS is AH (SF ZF AF PF CF at their places) over AL (OF).
         dynasm!(self.ops

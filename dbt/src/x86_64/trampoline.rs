@@ -127,6 +127,9 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
     leave_emitted(&mut ops, signal);
     let load_vectors = here(&ops);
     dynasm!(ops ; .arch x64 ; ->load_vectors:);
+    if avx {
+        load_clean_halves(&mut ops);
+    }
     for index in 0..16u8 {
         let slot = at::YMM + 32 * i32::from(index);
         if avx {
@@ -137,6 +140,7 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
     }
     dynasm!(ops
         ; .arch x64
+        ; ->vectors_loaded:
         ; gs ldmxcsr [at::MXCSR]
         ; gs mov BYTE [at::VECTORS_LIVE], 1
         ; ret
@@ -166,6 +170,44 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         end,
     };
     (code, trampolines)
+}
+
+/// Loads the lower halves only, if all upper halves are zero: a 256-bit load would make every
+/// later SSE instruction wait for the register's previous value, to keep an upper half that is
+/// not in use. Falls through with the flags as they were if some upper half is not zero.
+fn load_clean_halves(ops: &mut VecAssembler<X64Relocation>) {
+    let upper = |index: u8| at::YMM + 32 * i32::from(index) + 16;
+    // The test spoils the flags, which may be the guest's: RAX keeps them, and R8 keeps RAX.
+    dynasm!(ops
+        ; .arch x64
+        ; mov r8, rax
+        ; lahf
+        ; seto al
+        ; gs vmovdqu xmm0, [upper(0)]
+    );
+    for index in 1..16u8 {
+        dynasm!(ops ; .arch x64 ; gs vpor xmm0, xmm0, [upper(index)]);
+    }
+    dynasm!(ops
+        ; .arch x64
+        ; vptest xmm0, xmm0
+        ; jnz >dirty
+        ; vzeroupper
+    );
+    for index in 0..16u8 {
+        dynasm!(ops ; .arch x64 ; gs vmovdqu Rx(index), [upper(index) - 16]);
+    }
+    dynasm!(ops
+        ; .arch x64
+        ; add al, 0x7f
+        ; sahf
+        ; mov rax, r8
+        ; jmp ->vectors_loaded
+        ; dirty:
+        ; add al, 0x7f
+        ; sahf
+        ; mov rax, r8
+    );
 }
 
 fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {

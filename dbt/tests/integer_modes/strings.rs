@@ -59,15 +59,15 @@ fn a_segment_limit_stops_at_its_element() {
 fn a_call_does_a_bounded_amount_of_work() {
     let mut m = Machine::long(3);
     m.cpu.gpr[R::RDI] = 0x2_0010;
-    m.cpu.gpr[R::RCX] = 40_000;
+    m.cpu.gpr[R::RCX] = 150_000;
     m.cpu.gpr[R::RAX] = 0x5a;
-    for left in [40_000 - 16_384, 40_000 - 32_768] {
+    for left in [150_000 - 65_536, 150_000 - 131_072] {
         m.ok(&REP_STOSB);
         assert_eq!((m.cpu.rip, m.cpu.gpr[R::RCX]), (CODE, left));
     }
     m.ok(&REP_STOSB);
     assert_eq!((m.cpu.rip, m.cpu.gpr[R::RCX]), (CODE + 2, 0));
-    assert_eq!(m.load(0x2_0010 + 39_999, 2), 0x5a);
+    assert_eq!(m.load(0x2_0010 + 149_999, 2), 0x5a);
     assert_eq!(m.load(0x2_000f, 2), 0x5a00);
 }
 

@@ -94,10 +94,9 @@ fn copy_elements(cx: &mut Context<'_>, form: &Form, most: u64) -> Option<u64> {
     if ahead != 0 && ahead < bytes {
         return copy_elements(cx, form, ahead / size);
     }
-    let mut buffer = [0; PAGE];
-    let buffer = &mut buffer[..bytes as usize];
-    cx.load_physical(source, buffer).ok()?;
-    cx.store_physical(destination, buffer).ok()?;
+    let done = cx.mem.copy_within(source, destination, bytes as usize);
+    cx.settle();
+    done.ok()?;
     Some(elements)
 }
 
@@ -115,17 +114,20 @@ fn fill_elements(cx: &mut Context<'_>, form: &Form, value: u64, most: u64) -> Op
         return None;
     }
     let destination = range(cx, form, Gpr::RDI, elements, Access::Write)?;
-    let mut buffer = [0; PAGE];
-    let buffer = &mut buffer[..elements as usize * form.element];
+    let length = elements as usize * form.element;
     let bytes = value.to_le_bytes();
-    if bytes[..form.element].iter().all(|&byte| byte == bytes[0]) {
-        buffer.fill(bytes[0]);
+    let done = if bytes[..form.element].iter().all(|&byte| byte == bytes[0]) {
+        cx.mem.fill(destination, bytes[0], length)
     } else {
+        let mut buffer = [0; PAGE];
+        let buffer = &mut buffer[..length];
         for element in buffer.chunks_exact_mut(form.element) {
             element.copy_from_slice(&bytes[..form.element]);
         }
-    }
-    cx.store_physical(destination, buffer).ok()?;
+        cx.mem.store(destination, buffer)
+    };
+    cx.settle();
+    done.ok()?;
     Some(elements)
 }
 

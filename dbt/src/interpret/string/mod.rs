@@ -23,7 +23,7 @@ pub(super) const MEMORY: &[Row] = memory::ROWS;
 pub(super) const PORTS: &[Row] = ports::ROWS;
 
 /// Bytes that one call moves before it lets interrupts be looked at.
-const BUDGET: usize = 16 * 1024;
+const BUDGET: usize = 64 * 1024;
 
 /// What the encoding of one string instruction says.
 #[derive(Clone, Copy)]

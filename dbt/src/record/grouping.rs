@@ -1,0 +1,381 @@
+//! Which memory accesses of a block are sure to be near each other: they name the same base and
+//! index registers, and what has been added to these in between is known. One TLB check then
+//! serves them all (check elimination by grouping).
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use mmu::PAGE_SIZE;
+use rustc_hash::FxHashMap;
+
+use super::classify::{Class, Kind, Operand};
+use crate::guest::{Mode, Register as Guest};
+
+/// Groups that one block may have: each has a slot for its translation.
+pub const GROUPS: usize = 8;
+
+/// Bytes that a group may span. Wide groups fail more often at the ends of pages.
+const SPAN: i64 = 512;
+
+/// Which of an instruction's accesses is meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Its memory operand.
+    Operand = 0,
+    /// The stack slot that it pushes or pops, or LEAVE's.
+    Stack = 1,
+}
+
+/// Accesses that one check serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Group {
+    /// First byte that any of them touches, in the group's own coordinate.
+    pub low: i64,
+    /// One past the last byte.
+    pub high: i64,
+    /// Whether any of them stores.
+    pub write: bool,
+}
+
+/// An access that belongs to a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Its group.
+    pub group: usize,
+    /// Its address in the group's coordinate.
+    pub displacement: i64,
+}
+
+/// The groups of a block.
+#[derive(Default)]
+pub struct Groups {
+    groups: Vec<Group>,
+    members: FxHashMap<(usize, usize), Member>,
+}
+
+impl Groups {
+    /// The group of an access, if it has one.
+    pub fn of(&self, insn: usize, place: Place) -> Option<(Member, Group)> {
+        let member = *self.members.get(&(insn, place as usize))?;
+        Some((member, self.groups[member.group]))
+    }
+}
+
+/// What is known of a register: it holds an unknown value, which this version names, plus an
+/// offset.
+#[derive(Clone, Copy)]
+struct Value {
+    version: u32,
+    offset: i64,
+}
+
+/// Accesses with equal keys differ by known displacements only.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    /// In this page.
+    Page(u64),
+    /// Base and index (versions; the index's scale), segment, address size.
+    Registers {
+        base: Option<u32>,
+        index: Option<(u32, u32)>,
+        segment: Register,
+        narrow: bool,
+    },
+}
+
+/// A group that later accesses may join.
+struct Open {
+    group: Group,
+    members: Vec<((usize, usize), i64)>,
+}
+
+struct Finder {
+    values: [Value; 16],
+    next_version: u32,
+    open: FxHashMap<Key, Open>,
+    closed: Vec<Open>,
+    code64: bool,
+}
+
+/// Finds the groups of a block.
+pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
+    let mut finder = Finder {
+        values: [Value {
+            version: 0,
+            offset: 0,
+        }; 16],
+        next_version: 0,
+        open: FxHashMap::default(),
+        closed: Vec::new(),
+        code64: mode.has(Mode::CODE64),
+    };
+    finder.forget_all();
+    for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
+        finder.accesses(index, insn, class);
+        finder.results(insn, class);
+    }
+    let mut found: Vec<Open> = finder.closed;
+    found.extend(finder.open.into_values());
+    found.retain(|open| open.members.len() > 1);
+    // The largest first, where there are more than fit; the rest by position: a block must
+    // always be translated to the same code.
+    found.sort_by_key(|open| (std::cmp::Reverse(open.members.len()), open.members[0].0));
+    found.truncate(GROUPS);
+    let mut groups = Groups::default();
+    for (number, open) in found.into_iter().enumerate() {
+        groups.groups.push(open.group);
+        for (access, displacement) in open.members {
+            let member = Member {
+                group: number,
+                displacement,
+            };
+            groups.members.insert(access, member);
+        }
+    }
+    groups
+}
+
+impl Finder {
+    fn word(&self) -> i64 {
+        if self.code64 { 8 } else { 4 }
+    }
+
+    fn fresh(&mut self) -> Value {
+        self.next_version += 1;
+        Value {
+            version: self.next_version,
+            offset: 0,
+        }
+    }
+
+    fn forget_all(&mut self) {
+        for register in 0..16 {
+            self.values[register] = self.fresh();
+        }
+        self.closed.extend(self.open.drain().map(|(_, open)| open));
+    }
+
+    /// Notes an instruction's accesses, with the registers as they are before it.
+    fn accesses(&mut self, index: usize, insn: &Instruction, class: &Class) {
+        let word = self.word();
+        let stack = |below: i64| (Guest::RSP, below);
+        let (operand_written, slot) = match class.kind {
+            Kind::Plain(Operand::None) => return,
+            Kind::Plain(operand) => (operand != Operand::Read, None),
+            Kind::Push | Kind::Call | Kind::CallIndirect => (false, Some(stack(-word))),
+            Kind::PushFlags => (false, Some(stack(-8))),
+            Kind::Pop | Kind::Return => (false, Some(stack(0))),
+            Kind::Leave => (false, Some((Guest::RBP, 0))),
+            Kind::JumpIndirect => (false, None),
+            _ => return,
+        };
+        let has_operand = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
+        if has_operand {
+            let size = match class.kind {
+                Kind::Plain(_) => insn.memory_size().size() as i64,
+                _ => word,
+            };
+            if let Some((key, displacement)) = self.operand_key(insn, size) {
+                let access = (index, Place::Operand as usize);
+                self.join(key, access, displacement, size, operand_written);
+            }
+        }
+        if let Some((register, below)) = slot {
+            let value = self.values[register];
+            let key = Key::Registers {
+                base: Some(value.version),
+                index: None,
+                segment: Register::None,
+                narrow: !self.code64,
+            };
+            let size = if class.kind == Kind::PushFlags {
+                8
+            } else {
+                word
+            };
+            let access = (index, Place::Stack as usize);
+            self.join(key, access, value.offset + below, size, below < 0);
+        }
+    }
+
+    /// The key of a memory operand and its displacement; `None` for odd address forms.
+    fn operand_key(&self, insn: &Instruction, size: i64) -> Option<(Key, i64)> {
+        let mut displacement = insn.memory_displacement64() as i64;
+        let segment = match insn.memory_segment() {
+            segment @ (Register::FS | Register::GS) => segment,
+            _ => Register::None,
+        };
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        if base.is_ip() || (base == Register::None && index == Register::None) {
+            let address = displacement as u64;
+            let within = (address % PAGE_SIZE) as i64;
+            let fits = within + size <= PAGE_SIZE as i64 && segment == Register::None;
+            let plain = base != Register::EIP && (self.code64 || address <= u32::MAX.into());
+            return (fits && plain).then_some((Key::Page(address / PAGE_SIZE), within));
+        }
+        let mut narrow = !self.code64;
+        if base.is_gpr32() || insn.memory_index().is_gpr32() {
+            // Counted modulo 2^32.
+            displacement = i64::from(displacement as i32);
+        }
+        let mut offset = displacement;
+        let mut version = |register: Register, scale: i64| {
+            if !register.is_gpr32() && !register.is_gpr64() {
+                return None;
+            }
+            narrow |= register.is_gpr32();
+            let value = self.values[register.number()];
+            offset = offset.wrapping_add(value.offset.wrapping_mul(scale));
+            Some(value.version)
+        };
+        let base = match base {
+            Register::None => None,
+            register => Some(version(register, 1)?),
+        };
+        let index = match index {
+            Register::None => None,
+            register => {
+                let scale = insn.memory_index_scale();
+                Some((version(register, i64::from(scale))?, scale))
+            }
+        };
+        let key = Key::Registers {
+            base,
+            index,
+            segment,
+            narrow,
+        };
+        Some((key, offset))
+    }
+
+    fn join(
+        &mut self,
+        key: Key,
+        access: (usize, usize),
+        displacement: i64,
+        size: i64,
+        write: bool,
+    ) {
+        let Some(high) = displacement.checked_add(size) else {
+            return;
+        };
+        if let Some(open) = self.open.get_mut(&key) {
+            let low = open.group.low.min(displacement);
+            let top = open.group.high.max(high);
+            let near = matches!(key, Key::Page(_))
+                || top.checked_sub(low).is_some_and(|span| span <= SPAN);
+            if near {
+                open.group = Group {
+                    low,
+                    high: top,
+                    write: open.group.write || write,
+                };
+                open.members.push((access, displacement));
+                return;
+            }
+        }
+        let open = Open {
+            group: Group {
+                low: displacement,
+                high,
+                write,
+            },
+            members: vec![(access, displacement)],
+        };
+        if let Some(old) = self.open.insert(key, open) {
+            self.closed.push(old);
+        }
+    }
+
+    /// Follows what an instruction does to the registers.
+    fn results(&mut self, insn: &Instruction, class: &Class) {
+        let word = self.word();
+        match class.kind {
+            Kind::Helper | Kind::SwapGs => {
+                self.forget_all();
+                return;
+            }
+            Kind::Push => return self.values[Guest::RSP].offset -= word,
+            Kind::PushFlags => return self.values[Guest::RSP].offset -= 8,
+            Kind::Pop => {
+                self.values[Guest::RSP].offset += word;
+                self.values[insn.op0_register().number()] = self.fresh();
+                return;
+            }
+            Kind::Leave => {
+                let mut frame = self.values[Guest::RBP];
+                frame.offset += word;
+                self.values[Guest::RSP] = frame;
+                self.values[Guest::RBP] = self.fresh();
+                return;
+            }
+            _ => {}
+        }
+        let known = self.known_result(insn);
+        for register in 0..16 {
+            if class.writes >> register & 1 != 0 {
+                self.values[register] = self.fresh();
+            }
+        }
+        if let Some((register, value)) = known {
+            self.values[register] = value;
+        }
+    }
+
+    /// The register and its new value, where an instruction adds a constant or copies.
+    fn known_result(&self, insn: &Instruction) -> Option<(usize, Value)> {
+        if insn.op0_kind() != OpKind::Register {
+            return None;
+        }
+        let into = insn.op0_register();
+        let whole = if self.code64 {
+            into.is_gpr64()
+        } else {
+            into.is_gpr32()
+        };
+        if !whole {
+            return None;
+        }
+        let into_number = into.number();
+        let mut value = self.values[into_number];
+        let constant = || {
+            let kind = insn.op1_kind();
+            let immediate = matches!(
+                kind,
+                OpKind::Immediate8to64
+                    | OpKind::Immediate32to64
+                    | OpKind::Immediate8to32
+                    | OpKind::Immediate32
+            );
+            immediate.then(|| i64::from(insn.immediate(1) as i32))
+        };
+        match insn.mnemonic() {
+            Mnemonic::Add => value.offset = value.offset.wrapping_add(constant()?),
+            Mnemonic::Sub => value.offset = value.offset.wrapping_sub(constant()?),
+            Mnemonic::Inc => value.offset = value.offset.wrapping_add(1),
+            Mnemonic::Dec => value.offset = value.offset.wrapping_sub(1),
+            Mnemonic::Mov if insn.op1_kind() == OpKind::Register => {
+                let from = insn.op1_register();
+                if !from.is_gpr() || from.size() != into.size() {
+                    return None;
+                }
+                value = self.values[from.number()];
+            }
+            Mnemonic::Lea => {
+                let base = insn.memory_base();
+                if !base.is_gpr()
+                    || base.size() != into.size()
+                    || insn.memory_index() != Register::None
+                {
+                    return None;
+                }
+                value = self.values[base.number()];
+                let mut displacement = insn.memory_displacement64() as i64;
+                if base.is_gpr32() {
+                    displacement = i64::from(displacement as i32);
+                }
+                value.offset = value.offset.wrapping_add(displacement);
+            }
+            _ => return None,
+        }
+        Some((into_number, value))
+    }
+}
