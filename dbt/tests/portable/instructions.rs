@@ -2,7 +2,7 @@
 
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction,
-    MandatoryPrefix, OpCodeOperandKind as Kind, OpKind, Register,
+    OpCodeOperandKind as Kind, OpKind, Register,
 };
 
 fn wanted(code: Code) -> bool {
@@ -43,19 +43,6 @@ fn wanted(code: Code) -> bool {
         && description.encoding() == EncodingKind::Legacy
         && code.mnemonic() != iced_x86::Mnemonic::Monitor
         && code.mnemonic() != iced_x86::Mnemonic::Mwait
-        && !code.is_prefetch()
-}
-
-trait Prefetch {
-    fn is_prefetch(self) -> bool;
-}
-
-impl Prefetch for Code {
-    /// PREFETCH has no operand that is accessed; NOP in all engines.
-    fn is_prefetch(self) -> bool {
-        format!("{self:?}").starts_with("Prefetch")
-            || self.op_code().mandatory_prefix() == MandatoryPrefix::PNP && self == Code::Clflush_m8
-    }
 }
 
 /// Operand kinds that are memory or, if `register`, a register.

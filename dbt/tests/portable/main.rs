@@ -232,9 +232,9 @@ fn compare(ours: &mut Ran, theirs: &mut Ran, tolerance: Tolerance) -> Option<Str
             let at = at & !7;
             return Some(format!(
                 "{name} at {at}: {:016x} {:016x}, host {:016x} {:016x}",
-                ours.word(at + 8 & 824),
+                ours.word((at + 8) & 824),
                 ours.word(at),
-                theirs.word(at + 8 & 824),
+                theirs.word((at + 8) & 824),
                 theirs.word(at)
             ));
         }

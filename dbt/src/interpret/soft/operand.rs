@@ -11,13 +11,13 @@ use crate::interpret::{Access, Context, address};
 const REGISTERS: usize = 32;
 
 pub fn xmm(cpu: &CpuState, register: Register) -> u128 {
-    let lanes = &cpu.vector.ymm[register as usize - Register::XMM0 as usize & 15];
+    let lanes = &cpu.vector.ymm[(register as usize - Register::XMM0 as usize) & 15];
     u128::from(lanes[1]) << 64 | u128::from(lanes[0])
 }
 
 /// Sets an XMM register; the upper half of its YMM register stays.
 pub fn set_xmm(cpu: &mut CpuState, register: Register, value: u128) {
-    let lanes = &mut cpu.vector.ymm[register as usize - Register::XMM0 as usize & 15];
+    let lanes = &mut cpu.vector.ymm[(register as usize - Register::XMM0 as usize) & 15];
     lanes[0] = value as u64;
     lanes[1] = (value >> 64) as u64;
 }
@@ -162,12 +162,12 @@ pub fn lanes(a: u128, b: u128, bits: u32, each: impl Fn(u64, u64) -> u64) -> u12
 
 /// One lane.
 pub fn lane(value: u128, bits: u32, index: u32) -> u64 {
-    (value >> (index * bits & 127)) as u64 & (u64::MAX >> (64 - bits))
+    (value >> ((index * bits) & 127)) as u64 & (u64::MAX >> (64 - bits))
 }
 
 /// Puts a value into one lane.
 pub fn with_lane(value: u128, bits: u32, index: u32, new: u64) -> u128 {
-    let at = index * bits & 127;
+    let at = (index * bits) & 127;
     let mask = u128::from(u64::MAX >> (64 - bits)) << at;
     value & !mask | u128::from(new) << at & mask
 }

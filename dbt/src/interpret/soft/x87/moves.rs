@@ -183,7 +183,7 @@ fn store_decimal(cx: &mut Context<'_>, insn: &Instruction) -> Done {
                 let mut rest = magnitude as u64;
                 for byte in &mut bytes[..9] {
                     let digits = (rest % 100) as u8;
-                    *byte = (digits / 10) << 4 | digits % 10;
+                    *byte = ((digits / 10) << 4) | (digits % 10);
                     rest /= 100;
                 }
                 bytes[9] = u8::from(value.sign) << 7;

@@ -338,7 +338,7 @@ fn arc_tangent(x: Wide) -> Wide {
         (x.significand >> (122 - x.exponent)) as u32
     };
     // To the nearest sixteenth.
-    let index = (index + 1) / 2;
+    let index = index.div_ceil(2);
     let base = Wide::from_i64(i64::from(index)).scaled(-4);
     let rest = if index == 0 {
         x

@@ -132,7 +132,7 @@ impl Wide {
             other.significand >> 64,
             other.significand & u128::from(u64::MAX),
         );
-        let middle = (ah * bl >> 1) + (al * bh >> 1);
+        let middle = ((ah * bl) >> 1) + ((al * bh) >> 1);
         let high = ah * bh + (middle >> 63);
         Wide::normal(
             self.sign != other.sign,
@@ -178,7 +178,7 @@ impl Wide {
         Wide {
             sign: self.sign,
             exponent: self.exponent - lead as i32,
-            significand: quotient << lead | (rest << lead) / by,
+            significand: (quotient << lead) | ((rest << lead) / by),
         }
     }
 
