@@ -4,6 +4,7 @@
 mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
