@@ -7,6 +7,7 @@ pub mod interpret;
 mod platform;
 pub mod record;
 pub mod run;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod x86_64;
 
 pub use platform::{Platform, Refused};

@@ -19,7 +19,7 @@ use crate::report::{self, Report, ReportError};
 
 /// What `kmemvisor demo` takes.
 pub const USAGE: &str = "usage: kmemvisor demo [-mirror off|copies=N] [-inject PLAN] [-rounds N] \
-                         [-report FILE] [-interpret]";
+                         [-report FILE] [-interpret] [-portable]";
 /// About 800 injections into the default number of rounds.
 const PLAN: &str = "seed=1,every=500k,target=any,where=used";
 const ROUNDS: u32 = 20;
@@ -41,6 +41,8 @@ pub struct DemoOptions {
     pub report: Option<PathBuf>,
     /// Interpret instead of translating.
     pub interpret: bool,
+    /// Interpret everything, with floating point in software.
+    pub portable: bool,
 }
 
 /// A demonstration that could not take place.
@@ -142,6 +144,7 @@ impl DemoOptions {
             rounds: ROUNDS,
             report: None,
             interpret: false,
+            portable: false,
         })
     }
 
@@ -157,6 +160,10 @@ impl DemoOptions {
             });
             if name == "interpret" {
                 options.interpret = true;
+                continue;
+            }
+            if name == "portable" {
+                options.portable = true;
                 continue;
             }
             if !["mirror", "inject", "rounds", "report"].contains(&name) {
@@ -316,6 +323,7 @@ pub fn execute(
         model: Default::default(),
         engine: EngineOptions {
             interpret_only: options.interpret,
+            portable: EngineOptions::default().portable || options.portable,
             ..EngineOptions::default()
         },
         // Time is a function of executed instructions: the same plan gives the same run.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
-use dbt::guest::CpuModel;
+use dbt::guest::{CpuModel, HostSupport};
 use dbt::{EngineOptions, Stop, Vcpu, VcpuError};
 use devices::{Board, BoardConfig, BoardError, BoardEvent};
 use mmu::{AuditError, GuestPhys, MemoryConfig, MemoryError, PhysMem};
@@ -165,8 +165,13 @@ impl Machine {
             a20: true,
         }));
         let platform = Box::new(SharedPc(pc.clone()));
+        let portable = config.engine.portable;
         let mut vcpu = Vcpu::new(mem, platform, config.engine)?;
-        vcpu.cpu_mut().model = config.model;
+        vcpu.cpu_mut().model = if portable {
+            config.model.on(&HostSupport::portable())
+        } else {
+            config.model
+        };
         if config.icount_shift.is_none() {
             let waker = Waker::new(vcpu.exit_request()).map_err(MachineError::Timer)?;
             pc.borrow_mut().waker = Some(waker);

@@ -261,6 +261,7 @@ fn build(
         model: options.cpu.clone(),
         engine: EngineOptions {
             interpret_only: options.interpret,
+            portable: EngineOptions::default().portable || options.portable,
             // Audits and injections are due at instruction counts.
             counted: options.needs_counting(),
             code_bytes: code_bytes.unwrap_or(EngineOptions::default().code_bytes),

@@ -27,6 +27,13 @@ fn the_interpreter_agrees() {
     assert!(outcome.right(), "{:?}", outcome.end);
 }
 
+/// The same without a floating-point or vector instruction on the host: as on other hosts.
+#[test]
+fn the_portable_interpreter_agrees() {
+    let outcome = demo(&["-rounds", "1", "-inject", PLAN, "-portable"]);
+    assert!(outcome.right(), "{:?}", outcome.end);
+}
+
 #[test]
 fn with_a_mirror_every_class_of_page_survives() {
     for copies in ["copies=2", "copies=3"] {

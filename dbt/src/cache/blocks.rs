@@ -9,6 +9,7 @@ use lru::LruCache;
 use mmu::{GuestPhys, PAGE_SIZE};
 use rustc_hash::FxHashMap;
 
+use super::CacheStatistics;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
 
@@ -112,19 +113,6 @@ impl Block {
             }
         }
     }
-}
-
-/// Counts since the start.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct CacheStatistics {
-    /// Blocks translated.
-    pub translated: u64,
-    /// Traces made of hot loops.
-    pub traces: u64,
-    /// Blocks dropped because their page was written.
-    pub invalidated: u64,
-    /// Areas emptied for room.
-    pub evictions: u64,
 }
 
 /// All translated blocks.

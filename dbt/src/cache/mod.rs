@@ -1,8 +1,26 @@
 //! Translated blocks: where they are, how they are linked, when they go.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod blocks;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
 
-pub use blocks::{Block, BlockCache, CacheStatistics, Exit, Key};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use blocks::{Block, BlockCache, Exit, Key};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use region::{CodeOffset, CodeRegion};
+
+/// Counts since the start. On hosts without a translator they stay zero.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct CacheStatistics {
+    /// Blocks translated.
+    pub translated: u64,
+    /// Traces made of hot loops.
+    pub traces: u64,
+    /// Blocks dropped because their page was written.
+    pub invalidated: u64,
+    /// Areas emptied for room.
+    pub evictions: u64,
+}

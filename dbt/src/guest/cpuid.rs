@@ -56,8 +56,10 @@ struct Description {
     output: Output,
     bit: u32,
     level: Level,
-    /// Guest code runs it natively: the host must have it.
+    /// Whether the host executes it: what needs nothing of the host, every host does.
     host: fn() -> bool,
+    /// There is a portable implementation, or nothing to implement.
+    portable: bool,
     /// The feature without which it means nothing.
     needs: Option<Feature>,
 }
@@ -86,6 +88,19 @@ macro_rules! host {
     }};
 }
 
+/// Whether a feature that needs the host (if any is named) has a portable implementation.
+macro_rules! portable {
+    () => {
+        true
+    };
+    ($name:tt) => {
+        false
+    };
+    ($name:tt portable) => {
+        true
+    };
+}
+
 macro_rules! needs {
     () => {
         None
@@ -97,7 +112,7 @@ macro_rules! needs {
 
 macro_rules! features {
     ($($id:ident $name:literal: $leaf:literal, $sub:literal $output:ident $bit:literal $level:ident
-        [$($host:tt)?] [$($needs:ident)?];)*) => {
+        [$($host:tt $($portable:tt)?)?] [$($needs:ident)?];)*) => {
         /// A feature that CPUID enumerates and that can be switched by name.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u8)]
@@ -112,6 +127,7 @@ macro_rules! features {
             bit: $bit,
             level: Level::$level,
             host: host!($($host)?),
+            portable: portable!($($host $($portable)?)?),
             needs: needs!($($needs)?),
         }),*];
 
@@ -120,7 +136,8 @@ macro_rules! features {
 }
 
 // name, leaf, subleaf, register, bit, the first model that has it, the host's name for it if
-// the host must have it, the feature it needs.
+// translated code needs it there (and whether the interpreter has it portably), the feature it
+// needs.
 features! {
     Fpu "fpu": 1, 0 Edx 0 Base [] [];
     Vme "vme": 1, 0 Edx 1 Base [] [];
@@ -145,17 +162,17 @@ features! {
     Sse "sse": 1, 0 Edx 25 Base [] [];
     Sse2 "sse2": 1, 0 Edx 26 Base [] [Sse];
     Ss "ss": 1, 0 Edx 27 Max [] [];
-    Sse3 "sse3": 1, 0 Ecx 0 Qemu64 ["sse3"] [Sse2];
+    Sse3 "sse3": 1, 0 Ecx 0 Qemu64 ["sse3" portable] [Sse2];
     Pclmulqdq "pclmulqdq": 1, 0 Ecx 1 Max ["pclmulqdq"] [Sse2];
-    Ssse3 "ssse3": 1, 0 Ecx 9 V2 ["ssse3"] [Sse3];
+    Ssse3 "ssse3": 1, 0 Ecx 9 V2 ["ssse3" portable] [Sse3];
     Fma "fma": 1, 0 Ecx 12 V3 ["fma"] [Avx];
     Cx16 "cx16": 1, 0 Ecx 13 Qemu64 [] [];
     Pcid "pcid": 1, 0 Ecx 17 Max [] [];
-    Sse41 "sse4.1": 1, 0 Ecx 19 V2 ["sse4.1"] [Ssse3];
-    Sse42 "sse4.2": 1, 0 Ecx 20 V2 ["sse4.2"] [Sse41];
+    Sse41 "sse4.1": 1, 0 Ecx 19 V2 ["sse4.1" portable] [Ssse3];
+    Sse42 "sse4.2": 1, 0 Ecx 20 V2 ["sse4.2" portable] [Sse41];
     X2apic "x2apic": 1, 0 Ecx 21 Max [] [Apic];
-    Movbe "movbe": 1, 0 Ecx 22 V3 ["movbe"] [];
-    Popcnt "popcnt": 1, 0 Ecx 23 V2 ["popcnt"] [];
+    Movbe "movbe": 1, 0 Ecx 22 V3 ["movbe" portable] [];
+    Popcnt "popcnt": 1, 0 Ecx 23 V2 ["popcnt" portable] [];
     TscDeadline "tsc-deadline": 1, 0 Ecx 24 Max [] [Apic];
     Aes "aes": 1, 0 Ecx 25 Max ["aes"] [Sse2];
     Xsave "xsave": 1, 0 Ecx 26 V3 [] [];
@@ -166,14 +183,14 @@ features! {
     Arat "arat": 6, 0 Eax 2 Max [] [];
     Fsgsbase "fsgsbase": 7, 0 Ebx 0 Max [] [];
     TscAdjust "tsc-adjust": 7, 0 Ebx 1 Max [] [];
-    Bmi1 "bmi1": 7, 0 Ebx 3 V3 ["bmi1"] [];
+    Bmi1 "bmi1": 7, 0 Ebx 3 V3 ["bmi1" portable] [];
     Avx2 "avx2": 7, 0 Ebx 5 V3 ["avx2"] [Avx];
     Smep "smep": 7, 0 Ebx 7 Max [] [];
-    Bmi2 "bmi2": 7, 0 Ebx 8 V3 ["bmi2"] [];
+    Bmi2 "bmi2": 7, 0 Ebx 8 V3 ["bmi2" portable] [];
     Erms "erms": 7, 0 Ebx 9 Max [] [];
     Invpcid "invpcid": 7, 0 Ebx 10 Max [] [];
     Rdseed "rdseed": 7, 0 Ebx 18 Max [] [];
-    Adx "adx": 7, 0 Ebx 19 Max ["adx"] [];
+    Adx "adx": 7, 0 Ebx 19 Max ["adx" portable] [];
     Smap "smap": 7, 0 Ebx 20 Max [] [];
     Clflushopt "clflushopt": 7, 0 Ebx 23 Max [] [];
     Clwb "clwb": 7, 0 Ebx 24 Max [] [];
@@ -192,7 +209,7 @@ features! {
     Xsavec "xsavec": 13, 1 Eax 1 Max [] [Xsave];
     Xgetbv1 "xgetbv1": 13, 1 Eax 2 Max [] [Xsave];
     LahfLm "lahf-lm": 0x8000_0001, 0 Ecx 0 Qemu64 [] [];
-    Lzcnt "lzcnt": 0x8000_0001, 0 Ecx 5 V3 ["lzcnt"] [];
+    Lzcnt "lzcnt": 0x8000_0001, 0 Ecx 5 V3 ["lzcnt" portable] [];
     Prefetchw "3dnowprefetch": 0x8000_0001, 0 Ecx 8 Max [] [];
     Syscall "syscall": 0x8000_0001, 0 Edx 11 Base [] [];
     Nx "nx": 0x8000_0001, 0 Edx 20 Base [] [];
@@ -251,6 +268,49 @@ pub const CRYSTAL_HZ: u64 = 1_000_000_000;
 const BRAND: &[u8; 48] =
     b"kMemvisor virtual CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
+/// What there is to execute a guest's extensions: a model advertises nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostSupport {
+    features: u128,
+}
+
+impl HostSupport {
+    fn of(supported: impl Fn(&Description) -> bool) -> HostSupport {
+        let features = TABLE
+            .iter()
+            .enumerate()
+            .filter(|(_, description)| supported(description))
+            .fold(0, |features, (index, _)| features | 1 << index);
+        HostSupport { features }
+    }
+
+    /// The host processor, where it executes guest instructions; elsewhere the portable
+    /// implementation.
+    pub fn detect() -> HostSupport {
+        if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+            HostSupport::of(|description| (description.host)())
+        } else {
+            HostSupport::portable()
+        }
+    }
+
+    /// The portable implementation alone.
+    pub fn portable() -> HostSupport {
+        HostSupport::of(|description| description.portable)
+    }
+
+    /// The same without one feature.
+    pub fn without(self, feature: Feature) -> HostSupport {
+        HostSupport {
+            features: self.features & !(1 << feature as u8),
+        }
+    }
+
+    fn has(&self, feature: Feature) -> bool {
+        self.features >> feature as u8 & 1 != 0
+    }
+}
+
 /// A processor model: its features, and the facts of the machine that CPUID tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuModel {
@@ -265,7 +325,7 @@ pub struct CpuModel {
 
 impl Default for CpuModel {
     fn default() -> Self {
-        CpuModel::at_level(Level::Max)
+        CpuModel::at_level(Level::Max).on(&HostSupport::detect())
     }
 }
 
@@ -282,13 +342,17 @@ impl CpuModel {
                 model.set(*feature, true);
             }
         }
-        model.settle();
         model
     }
 
     /// A model by name, with features added and removed: `max,-avx2,+hypervisor`. Features
     /// that the host cannot execute, or that need a removed one, are dropped.
     pub fn parse(text: &str) -> Result<CpuModel, CpuModelError> {
+        CpuModel::parse_for(text, &HostSupport::detect())
+    }
+
+    /// As [`CpuModel::parse`], for what a given host can execute.
+    pub fn parse_for(text: &str, host: &HostSupport) -> Result<CpuModel, CpuModelError> {
         let mut words = text.split(',').map(str::trim);
         let name = words.next().unwrap_or_default();
         let Some(&(_, level)) = MODELS.iter().find(|(known, _)| *known == name) else {
@@ -319,8 +383,7 @@ impl CpuModel {
             let feature = CpuModel::feature(name).ok_or_else(unknown)?;
             model.set(feature, on);
         }
-        model.settle();
-        Ok(model)
+        Ok(model.on(host))
     }
 
     /// The names of all models.
@@ -370,18 +433,18 @@ impl CpuModel {
         }
     }
 
-    /// Drops what the host lacks, then what needs something dropped, until nothing changes.
-    fn settle(&mut self) {
+    /// The model without what a host cannot execute, and without what needs any of that.
+    pub fn on(mut self, host: &HostSupport) -> CpuModel {
         loop {
             let before = self.features;
             for (feature, description) in ALL.iter().zip(TABLE) {
                 let needed = description.needs.is_none_or(|other| self.has(other));
-                if !needed || self.has(*feature) && !(description.host)() {
+                if !needed || !host.has(*feature) {
                     self.set(*feature, false);
                 }
             }
             if self.features == before {
-                return;
+                return self;
             }
         }
     }

@@ -7,7 +7,7 @@ mod mode;
 mod segment;
 mod state;
 
-pub use cpuid::{CpuModel, CpuModelError, Feature};
+pub use cpuid::{CpuModel, CpuModelError, Feature, HostSupport};
 pub use exception::Exception;
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, Segment, SegmentIndex};

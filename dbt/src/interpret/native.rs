@@ -3,9 +3,10 @@
 
 use std::cell::RefCell;
 
-use iced_x86::{CpuidFeature, Instruction};
+use iced_x86::Instruction;
 use rustc_hash::FxHashMap;
 
+use super::extension::{simd_exception, x87_live};
 use super::{Access, Context, address};
 use crate::cache::{CodeOffset, CodeRegion};
 use crate::guest::{CpuState, Exception, Mode, flags};
@@ -29,18 +30,6 @@ struct Engine {
 
 thread_local! {
     static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
-    /// Whether the host's x87 registers hold the guest's: true inside the run loop.
-    static X87_LIVE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
-/// Says whether the host's x87 registers hold the guest's on this thread.
-pub(crate) fn set_x87_live(live: bool) {
-    X87_LIVE.set(live);
-}
-
-/// Whether the host's x87 registers hold the guest's on this thread.
-pub(crate) fn x87_live() -> bool {
-    X87_LIVE.get()
 }
 
 extern "sysv64" fn done(_: u64, _: *const Upcall, _: u64) -> u64 {
@@ -105,58 +94,8 @@ impl Engine {
     }
 }
 
-/// What an instruction of an extension raises when the extension is switched off.
-fn disabled(cx: &Context<'_>, insn: &Instruction) -> Option<Exception> {
-    use CpuidFeature as F;
-    let control = &cx.cpu.control;
-    let em = control.cr0 & flags::CR0_EM != 0;
-    let ts = control.cr0 & flags::CR0_TS != 0;
-    for &feature in insn.cpuid_features() {
-        match feature {
-            F::FPU | F::FPU287 | F::FPU387 if em || ts => {
-                return Some(Exception::device_not_available());
-            }
-            F::MMX if em => return Some(Exception::invalid_opcode()),
-            F::MMX if ts => return Some(Exception::device_not_available()),
-            F::SSE
-            | F::SSE2
-            | F::SSE3
-            | F::SSSE3
-            | F::SSE4_1
-            | F::SSE4_2
-            | F::AES
-            | F::PCLMULQDQ
-            | F::SHA => {
-                if em || control.cr4 & flags::CR4_OSFXSR == 0 {
-                    return Some(Exception::invalid_opcode());
-                }
-                if ts {
-                    return Some(Exception::device_not_available());
-                }
-            }
-            F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => {
-                let on = control.cr4 & flags::CR4_OSXSAVE != 0 && control.xcr0 & 6 == 6;
-                if !on || !cx.cpu.protected() {
-                    return Some(Exception::invalid_opcode());
-                }
-                if ts {
-                    return Some(Exception::device_not_available());
-                }
-            }
-            _ => {}
-        }
-    }
-    None
-}
-
-/// Raises what the instruction's extension demands while it is switched off.
-pub(crate) fn check_enabled(cx: &Context<'_>, insn: &Instruction) -> Result<(), Exception> {
-    disabled(cx, insn).map_or(Ok(()), Err)
-}
-
 /// Executes one instruction on the host processor. #UD if it is none that can run there.
 pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
-    check_enabled(cx, insn)?;
     ENGINE.with(|engine| {
         let mut engine = engine.borrow_mut();
         if engine.is_none() {
@@ -229,6 +168,8 @@ fn execute_with(
     run_alone(block, enter, cx);
     let exchange = &block.exchange;
     if exchange.signal != u32::MAX {
+        // The exception flags of MXCSR say what #XM was about.
+        cx.cpu.vector.mxcsr = block.cpu.vector.mxcsr;
         return Err(host_exception(cx.cpu, exchange.signal as u8));
     }
     let arithmetic = unpack_flags(exchange.saved_flags);
@@ -253,10 +194,7 @@ fn execute_with(
 pub(crate) fn host_exception(cpu: &CpuState, vector: u8) -> Exception {
     match vector {
         Exception::GP | Exception::AC => Exception::with_code(vector, 0),
-        // Without CR4.OSXMMEXCPT there is no #XM (SDM volume 3, 2.5).
-        Exception::XM if cpu.control.cr4 & flags::CR4_OSXMMEXCPT == 0 => {
-            Exception::invalid_opcode()
-        }
+        Exception::XM => simd_exception(cpu),
         _ => Exception::plain(vector),
     }
 }

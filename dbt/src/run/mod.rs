@@ -1,18 +1,39 @@
 //! Running guest code: the dispatch loop, entering and leaving emitted code, and its upcalls.
+//! On hosts other than x86-64 Linux there is a loop over the interpreter instead, under the
+//! same name.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod block_state;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod cold;
+mod engine;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+mod interpreting;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod upcall;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod upcalls;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod vcpu;
-mod visits;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use block_state::at;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block_state::{
     CpuBlock, Exchange, JUMP_BITS, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, OwnedBlock,
 };
+pub use engine::{EngineOptions, Stop, VcpuError};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use host::{GsBase, load_x87, peek_x87, store_x87};
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub use interpreting::Vcpu;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use signal::{FaultSite, Registration, register_region};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use upcall::{Upcall, UpcallKind};
-pub use vcpu::{EngineOptions, Stop, Vcpu, VcpuError};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use vcpu::Vcpu;

@@ -5,78 +5,21 @@ use std::sync::atomic::Ordering;
 use mmu::{GuestPhys, PhysMem};
 
 use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
+use super::cold::Visits;
+use super::engine::{EngineOptions, Stop, VcpuError};
 use super::host::{GsBase, load_x87, store_x87};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
-use super::visits::Visits;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
 use crate::decode;
 use crate::guest::{CpuState, Exception, Mode};
-use crate::interpret::native::{pack_flags, set_x87_live};
+use crate::interpret::extension::{Portable, set_x87_live};
+use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
 use crate::x86_64::{self, Target, Trampolines, translatable};
-
-/// Switches of the engine.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Count guest instructions exactly, so that time and faults can be a function of them.
-    pub counted: bool,
-    /// Interpret everything.
-    pub interpret_only: bool,
-    /// Bytes of host code kept at the most.
-    pub code_bytes: usize,
-    /// Let one TLB check serve several accesses that are near each other.
-    pub grouping: bool,
-    /// Rounds of a loop after which a trace is made of it; `None`: never.
-    pub traces: Option<u8>,
-    /// How often code is interpreted before it is translated.
-    pub cold: u8,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions {
-            counted: false,
-            interpret_only: false,
-            code_bytes: 96 << 20,
-            grouping: true,
-            traces: Some(8),
-            cold: 2,
-        }
-    }
-}
-
-/// The engine could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum VcpuError {
-    /// No executable memory.
-    #[error("cannot map {bytes} bytes for translated code: {source}")]
-    CodeMemory {
-        /// The size asked for.
-        bytes: usize,
-        /// The host's reason.
-        source: std::io::Error,
-    },
-    /// Too many processors in this process.
-    #[error("too many virtual processors in one process")]
-    TooMany,
-}
-
-/// Why [`Vcpu::run`] returned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stop {
-    /// Somebody asked for control.
-    Requested,
-    /// HLT: nothing to do until an interrupt.
-    Halted,
-    /// The instruction budget is used up (counted mode).
-    Budget,
-    /// A triple fault: the processor stopped.
-    Shutdown,
-}
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
@@ -216,6 +159,11 @@ impl Vcpu {
     /// Runs guest code until something needs the caller.
     pub fn run(&mut self) -> Stop {
         let _gs = GsBase::set(self.block.as_ptr() as u64);
+        let _portable = Portable::set(self.options.portable);
+        if self.options.portable {
+            // Nothing runs on the host processor: its x87 registers are not needed.
+            return self.dispatch();
+        }
         let vcpu = std::ptr::from_mut(self);
         self.block.get_mut().exchange.vcpu = vcpu as u64;
         load_x87(&self.block.get().cpu.vector.fxsave);
@@ -248,8 +196,9 @@ impl Vcpu {
                 return Stop::Halted;
             }
             let cpu = self.cpu();
-            let step =
-                self.options.interpret_only || cpu.interrupt_shadow != 0 || !translatable(cpu.mode);
+            let step = self.options.interpret_only()
+                || cpu.interrupt_shadow != 0
+                || !translatable(cpu.mode);
             if step {
                 self.step();
                 continue;
@@ -312,89 +261,14 @@ impl Vcpu {
 
     /// Interprets one instruction.
     pub fn step(&mut self) {
-        let mut cx = self.context();
-        let before = cx.cpu.rip;
-        let shadow = cx.cpu.interrupt_shadow;
-        let traps = cx.cpu.pending_debug;
-        let stepped = cx.cpu.mode.has(Mode::STEPPED);
-        let tf = cx.cpu.system_flags & crate::guest::flags::TF != 0;
-        let result = if stepped {
-            interpret::system::debug::before_instruction(&mut cx)
-        } else {
-            Ok(())
-        };
-        let result = result
-            .and_then(|()| decode::one(&mut cx))
-            .and_then(|insn| interpret::execute(&mut cx, &insn).map(|()| insn));
-        match result {
-            Ok(insn) => {
-                if shadow != 0 {
-                    cx.cpu.interrupt_shadow = 0;
-                }
-                if stepped || tf {
-                    interpret::system::debug::after_instruction(&mut cx, &insn, tf);
-                }
-                let unfinished = cx.cpu.rip == before && insn.is_string_instruction();
-                self.count(i64::from(!unfinished));
-            }
-            Err(exception) => {
-                if shadow != 0 {
-                    cx.cpu.interrupt_shadow = 0;
-                }
-                if stepped {
-                    // What an instruction watched that did not complete is no trap.
-                    cx.cpu.pending_debug = traps;
-                }
-                self.raise(exception);
-            }
-        }
-    }
-
-    /// Interprets code that is not worth a translation yet, up to its next jump.
-    fn run_cold(&mut self) {
-        let decoded = match decode::block(&mut self.context()) {
-            Ok(Some(decoded)) => decoded,
-            Ok(None) => return self.step(),
-            Err(exception) => return self.raise(exception),
-        };
-        // Stores to this page have to be noticed, as if it had translations.
-        let page = decoded.physical.page();
-        self.mem.mark_code(page);
-        self.settle();
-        self.run_decoded(decoded.insns);
-        if !self.cache.has_code(page) {
-            self.mem.unmark_code(page);
-        }
-    }
-
-    fn run_decoded(&mut self, insns: Vec<iced_x86::Instruction>) {
-        let mode = self.cpu().mode;
-        let forgotten = self.block.get().tlb.forgotten;
-        for insn in insns {
-            self.publish_count();
-            let mut cx = self.context();
-            if let Err(exception) = interpret::execute(&mut cx, &insn) {
-                return self.raise(exception);
-            }
-            let cpu = &cx.cpu;
-            if cpu.rip != insn.next_ip() {
-                let unfinished = cpu.rip == insn.ip() && insn.is_string_instruction();
-                return self.count(i64::from(!unfinished));
-            }
-            // Whatever the dispatch loop has to look at ends the run.
-            let changed = cpu.mode != mode
-                || cx.mem.has_news()
-                || cx.tlb.forgotten != forgotten
-                || !cx.tlb.fetch_news.is_empty();
-            self.count(1);
-            if changed || self.interrupted() || self.out_of_budget() {
-                return;
-            }
+        match interpret::step(&mut self.context()) {
+            Ok(finished) => self.count(i64::from(finished)),
+            Err(exception) => self.raise(exception),
         }
     }
 
     /// Counts executed instructions that were not counted in advance.
-    fn count(&mut self, executed: i64) {
+    pub(super) fn count(&mut self, executed: i64) {
         let block = self.block.get_mut();
         if self.options.counted {
             block.exchange.budget -= executed;
@@ -404,7 +278,7 @@ impl Vcpu {
     }
 
     /// Makes the exact count visible to the platform.
-    fn publish_count(&mut self) {
+    pub(super) fn publish_count(&mut self) {
         if self.options.counted {
             let now = self.instructions();
             self.block.get_mut().cpu.instructions = now;

@@ -118,3 +118,32 @@ fn xsave_area_follows_xcr0() {
     assert_eq!(query(&small, true, 0xd, 0), [3, 576, 576, 0]);
     assert_eq!(query(&cpu("qemu64"), true, 0xd, 0), [0; 4]);
 }
+
+/// A feature is advertised if there is something to execute it, and never without what it needs.
+#[test]
+fn models_have_what_the_host_has() {
+    use dbt::guest::HostSupport;
+    let full = HostSupport::portable();
+    let names = |host: &HostSupport| -> Vec<&'static str> {
+        let model = CpuModel::parse_for("max,+avx", host).expect("a model of that name");
+        model.feature_names().collect()
+    };
+    let portable = names(&full);
+    for name in [
+        "fpu", "mmx", "sse", "sse2", "sse4.2", "popcnt", "bmi2", "lm", "xsave",
+    ] {
+        assert!(portable.contains(&name), "{name}");
+    }
+    for name in ["avx", "avx2", "fma", "f16c", "aes", "pclmulqdq", "sha-ni"] {
+        assert!(!portable.contains(&name), "{name}");
+    }
+    let old = names(&full.without(Feature::Ssse3).without(Feature::Popcnt));
+    let gone: Vec<&str> = portable
+        .iter()
+        .copied()
+        .filter(|name| !old.contains(name))
+        .collect();
+    assert_eq!(gone, ["ssse3", "sse4.1", "sse4.2", "popcnt"]);
+    let none = CpuModel::parse_for("x86-64-v3", &full.without(Feature::Sse2)).expect("a model");
+    assert!(!none.has(Feature::Sse3) && none.has(Feature::Sse));
+}

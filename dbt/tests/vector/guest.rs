@@ -5,7 +5,7 @@ use dbt::guest::cpuid::CpuModel;
 use dbt::guest::flags::*;
 use dbt::guest::{CpuState, Exception, Segment};
 use dbt::interpret::{Context, execute};
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use mmu::{GuestPhys, MemoryConfig, PhysMem, TlbSet};
 
 use crate::host::Area;
@@ -92,17 +92,23 @@ impl Guest {
     }
 
     pub fn execute(&mut self, bytes: &[u8]) -> Result<(), Exception> {
-        self.cpu.rip = 0x1000;
         self.cpu.refresh_mode();
         let bits = self.cpu.mode.code_size().bits();
         let insn = Decoder::with_ip(bits, bytes, 0x1000, DecoderOptions::NONE).decode();
+        self.execute_decoded(&insn)
+    }
+
+    /// Executes an instruction that was decoded at 0x1000.
+    pub fn execute_decoded(&mut self, insn: &Instruction) -> Result<(), Exception> {
+        self.cpu.rip = 0x1000;
+        self.cpu.refresh_mode();
         let mut cx = Context {
             cpu: &mut self.cpu,
             tlb: &mut self.tlb,
             mem: &mut self.mem,
             platform: &mut Nothing,
         };
-        execute(&mut cx, &insn)?;
+        execute(&mut cx, insn)?;
         assert_eq!(self.cpu.rip, insn.next_ip(), "{insn}");
         Ok(())
     }

@@ -409,6 +409,10 @@ fn vector_exceptions() {
         guest.cpu.vector.ymm[1][0] = 1.0f64.to_bits();
         guest.cpu.vector.mxcsr = 0x1d80;
         assert_eq!(guest.execute(&zero_divide), Err(Exception::plain(vector)));
+        assert_eq!(
+            guest.cpu.vector.mxcsr, 0x1d84,
+            "the handler looks at the flags"
+        );
         assert_eq!(guest.cpu.vector.ymm[1][0], 1.0f64.to_bits());
     }
 }

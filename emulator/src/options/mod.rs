@@ -73,6 +73,8 @@ pub struct Options {
     pub acpi: bool,
     /// Everything is interpreted.
     pub interpret: bool,
+    /// Everything is interpreted, and nothing executed by the host processor.
+    pub portable: bool,
     /// Bytes of translated code kept.
     pub code_bytes: Option<usize>,
     /// Copies of each page.
@@ -115,6 +117,7 @@ impl Default for Options {
             hpet: true,
             acpi: true,
             interpret: false,
+            portable: false,
             code_bytes: None,
             copies: 2,
             inject: None,

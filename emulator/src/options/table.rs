@@ -76,7 +76,7 @@ pub const OPTIONS: &[OptionRow] = &[
     qemu(
         &["accel"],
         "tcg[,tb-size=MB]",
-        "tcg is the translator; `interpreter` runs without it",
+        "tcg is the translator; `interpreter` runs without it, `portable` with software floating point",
         values::accel,
     ),
     qemu(

@@ -170,7 +170,8 @@ pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
     if value == "help" || value == "?" {
         return Ok(Handled::Print(
             "tcg           translate guest code to host code\n\
-             interpreter   interpret every guest instruction\n"
+             interpreter   interpret every guest instruction\n\
+             portable      interpret, with floating point in software too\n"
                 .to_string(),
         ));
     }
@@ -178,12 +179,14 @@ pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
     let name = parts.next().unwrap_or_default();
     // QEMU takes the first of a list that works: the translator always does.
     let usable = name.split(':').find_map(|name| match name {
-        "tcg" => Some(false),
-        "interpreter" => Some(true),
+        "tcg" => Some((false, false)),
+        "interpreter" => Some((true, false)),
+        "portable" => Some((true, true)),
         _ => None,
     });
-    options.interpret = usable
-        .ok_or_else(|| format!("{name} is not supported: tcg and interpreter are possible"))?;
+    (options.interpret, options.portable) = usable.ok_or_else(|| {
+        format!("{name} is not supported: tcg, interpreter and portable are possible")
+    })?;
     for part in parts {
         match part.split_once('=') {
             Some(("thread", "single" | "multi")) => {} // One processor is one thread.

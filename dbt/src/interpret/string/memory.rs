@@ -7,7 +7,7 @@ use crate::guest::flags::ZF;
 use crate::guest::{Exception, Register as Gpr};
 use crate::interpret::integer::flags::sub;
 use crate::interpret::operand::{read_gpr, row, write_gpr};
-use crate::interpret::{Access, Context, native};
+use crate::interpret::{Access, Context, extension};
 use crate::record::Row;
 
 pub(super) const ROWS: &[Row] = &[
@@ -39,7 +39,7 @@ type Done = Result<(), Exception>;
 fn movsd(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     match insn.code() {
         Code::Movsd_m32_m32 => movs::<4>(cx, insn),
-        _ => native::execute(cx, insn),
+        _ => extension::execute(cx, insn),
     }
 }
 
@@ -47,7 +47,7 @@ fn movsd(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 fn cmpsd(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     match insn.code() {
         Code::Cmpsd_m32_m32 => cmps::<4>(cx, insn),
-        _ => native::execute(cx, insn),
+        _ => extension::execute(cx, insn),
     }
 }
 

@@ -8,7 +8,7 @@ use super::x87::X87;
 use crate::guest::flags::{CR0_MP, CR0_TS};
 use crate::guest::{CpuState, Exception};
 use crate::interpret::operand::{next, row};
-use crate::interpret::{Access, Context, address, native};
+use crate::interpret::{Access, Context, address, extension};
 use crate::record::Row;
 
 pub(super) const ROWS: &[Row] = &[
@@ -73,7 +73,7 @@ fn set_environment(x87: &mut X87, word: usize, from: &[u8]) {
 }
 
 fn store_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     let word = word(insn);
     let mut x87 = X87::of(cx.cpu);
     let mut image = [0; 28];
@@ -87,7 +87,7 @@ fn store_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 }
 
 fn load_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     check_pending(cx.cpu)?;
     let word = word(insn);
     let mut image = [0; 28];
@@ -105,7 +105,7 @@ fn load_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 }
 
 fn save(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     let word = word(insn);
     let mut x87 = X87::of(cx.cpu);
     let mut image = [0; 28 + REGISTERS];
@@ -131,7 +131,7 @@ fn save(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 }
 
 fn restore(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     check_pending(cx.cpu)?;
     let word = word(insn);
     let mut image = [0; 28 + REGISTERS];

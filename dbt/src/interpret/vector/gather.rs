@@ -7,7 +7,7 @@ use super::masked::{set_vector_bytes, vector_bytes};
 use crate::guest::Exception;
 use crate::interpret::address::linear_displaced;
 use crate::interpret::operand::{next, row};
-use crate::interpret::{Access, Context, native};
+use crate::interpret::{Access, Context, extension};
 use crate::record::Row;
 
 pub(super) const ROWS: &[Row] = &[
@@ -23,7 +23,7 @@ pub(super) const ROWS: &[Row] = &[
 
 /// Indexes of `INDEX` bytes, elements of `SIZE` bytes.
 fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     let (into, index, selector) = (
         insn.op_register(0),
         insn.memory_index(),

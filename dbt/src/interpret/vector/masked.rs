@@ -9,7 +9,7 @@ use super::x87::X87;
 use crate::guest::{CpuState, Exception};
 use crate::interpret::address::{linear_displaced, segment_linear, segment_offset};
 use crate::interpret::operand::{next, row};
-use crate::interpret::{Access, Context, native};
+use crate::interpret::{Access, Context, extension};
 use crate::record::Row;
 
 pub(super) const ROWS: &[Row] = &[
@@ -91,7 +91,7 @@ fn store_bytes_under_mask(
 }
 
 fn maskmovdqu(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     let bytes = vector_bytes(cx.cpu, insn.op_register(1));
     let mask = vector_bytes(cx.cpu, insn.op_register(2));
     store_bytes_under_mask(cx, insn, &bytes[..16], &mask[..16])?;
@@ -99,7 +99,7 @@ fn maskmovdqu(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 }
 
 fn maskmovq(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     if cx.cpu.control.cr0 & crate::guest::flags::CR0_EM != 0 {
         return Err(Exception::invalid_opcode());
     }
@@ -125,7 +125,7 @@ fn maskmovq(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 
 /// Elements of `SIZE` bytes, loaded or stored by the direction that the operands show.
 fn vector<const SIZE: usize>(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     let load = insn.op0_kind() == iced_x86::OpKind::Register;
     let other = insn.op_register(if load { 0 } else { 2 });
     let mask = vector_bytes(cx.cpu, insn.op_register(1));

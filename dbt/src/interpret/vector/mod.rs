@@ -1,6 +1,6 @@
 //! Vector and floating-point instructions that cannot run on the host as they are: those that
-//! save and restore state, and those that touch memory element by element. All others run
-//! natively (see [`super::native`]).
+//! save and restore state, and those that touch memory element by element. All others go to
+//! [`super::extension`].
 
 mod environment;
 mod gather;

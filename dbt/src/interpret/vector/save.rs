@@ -9,7 +9,7 @@ use crate::guest::cpuid::Feature;
 use crate::guest::flags::{CR0_EM, CR0_TS, CR4_OSXSAVE};
 use crate::guest::{CpuState, Exception, Register};
 use crate::interpret::operand::{next, row};
-use crate::interpret::{Access, Context, address, native};
+use crate::interpret::{Access, Context, address, extension};
 use crate::record::Row;
 
 pub(super) const ROWS: &[Row] = &[
@@ -142,7 +142,7 @@ fn fxrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 
 /// LDMXCSR is not run natively: what the host lets through is not what the guest's may have.
 fn ldmxcsr(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    native::check_enabled(cx, insn)?;
+    extension::check_enabled(cx, insn)?;
     let at = address::linear(cx, insn, 0, 4, Access::Read)?;
     let value = cx.load(at, 4)? as u32;
     if value & !MXCSR_MASK != 0 {

@@ -1,9 +1,9 @@
 //! The x87 registers, wherever they live: in the host's while the run loop runs, otherwise in
 //! the processor's image.
 
-use crate::guest::{CpuState, FxsaveArea};
-use crate::interpret::native;
-use crate::run;
+use crate::guest::CpuState;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::{guest::FxsaveArea, interpret::extension, run};
 
 /// Offset of the first register in an FXSAVE image; registers are 16 bytes apart.
 pub(super) const REGISTERS: usize = 32;
@@ -36,13 +36,13 @@ impl X87 {
 
     /// The guest's registers now.
     pub fn of(cpu: &CpuState) -> X87 {
-        if native::x87_live() {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if extension::x87_live() {
             let mut area = FxsaveArea([0; 512]);
             run::peek_x87(&mut area);
-            X87::from_image(&area.0)
-        } else {
-            X87::from_image(&cpu.vector.fxsave.0)
+            return X87::from_image(&area.0);
         }
+        X87::from_image(&cpu.vector.fxsave.0)
     }
 
     /// Reads the x87 part of an image of at least 160 bytes.
@@ -76,7 +76,8 @@ impl X87 {
     pub fn load(mut self, cpu: &mut CpuState) {
         self.refresh_summary();
         self.to_image(&mut cpu.vector.fxsave.0);
-        if native::x87_live() {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if extension::x87_live() {
             run::load_x87(&cpu.vector.fxsave);
         }
     }

@@ -1,0 +1,124 @@
+//! Instructions of the x87, MMX and SSE extensions: whether they are switched on, and who
+//! executes them. An x86-64 host does it itself ([`super::native`]); other hosts, and whoever
+//! asks for it, use the portable implementation ([`super::soft`]).
+
+use std::cell::Cell;
+
+use iced_x86::{CpuidFeature, Instruction};
+
+use super::{Context, soft};
+use crate::guest::{CpuState, Exception, flags};
+
+/// Whether this build can execute guest instructions on the host processor.
+pub const HAS_NATIVE: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
+
+thread_local! {
+    static PORTABLE: Cell<bool> = const { Cell::new(!HAS_NATIVE) };
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+thread_local! {
+    /// Whether the host's x87 registers hold the guest's: true inside the translator's run loop.
+    static X87_LIVE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Puts the portable implementation in charge of this thread until dropped.
+pub struct Portable {
+    before: bool,
+}
+
+impl Portable {
+    /// With `wanted` false nothing changes.
+    pub fn set(wanted: bool) -> Portable {
+        let before = PORTABLE.get();
+        PORTABLE.set(before || wanted);
+        Portable { before }
+    }
+}
+
+impl Drop for Portable {
+    fn drop(&mut self) {
+        PORTABLE.set(self.before);
+    }
+}
+
+/// Says whether the host's x87 registers hold the guest's on this thread.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn set_x87_live(live: bool) {
+    X87_LIVE.set(live);
+}
+
+/// Whether the host's x87 registers hold the guest's on this thread.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn x87_live() -> bool {
+    X87_LIVE.get()
+}
+
+/// Executes an instruction that has no row of its own. #UD if it is none of these extensions.
+pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
+    check_enabled(cx, insn)?;
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if !PORTABLE.get() {
+        return super::native::execute(cx, insn);
+    }
+    soft::execute(cx, insn)
+}
+
+/// What an instruction of an extension raises when the extension is switched off.
+fn disabled(cx: &Context<'_>, insn: &Instruction) -> Option<Exception> {
+    use CpuidFeature as F;
+    let control = &cx.cpu.control;
+    let em = control.cr0 & flags::CR0_EM != 0;
+    let ts = control.cr0 & flags::CR0_TS != 0;
+    for &feature in insn.cpuid_features() {
+        match feature {
+            F::FPU | F::FPU287 | F::FPU387 if em || ts => {
+                return Some(Exception::device_not_available());
+            }
+            F::MMX if em => return Some(Exception::invalid_opcode()),
+            F::MMX if ts => return Some(Exception::device_not_available()),
+            F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA => {
+                if em || control.cr4 & flags::CR4_OSFXSR == 0 {
+                    return Some(Exception::invalid_opcode());
+                }
+                if ts {
+                    return Some(Exception::device_not_available());
+                }
+            }
+            F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => {
+                let on = control.cr4 & flags::CR4_OSXSAVE != 0 && control.xcr0 & 6 == 6;
+                if !on || !cx.cpu.protected() {
+                    return Some(Exception::invalid_opcode());
+                }
+                if ts {
+                    return Some(Exception::device_not_available());
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Raises what the instruction's extension demands while it is switched off.
+pub(crate) fn check_enabled(cx: &Context<'_>, insn: &Instruction) -> Result<(), Exception> {
+    disabled(cx, insn).map_or(Ok(()), Err)
+}
+
+/// An unmasked SSE floating-point exception; without CR4.OSXMMEXCPT there is no #XM
+/// (SDM volume 3, 2.5).
+pub(crate) fn simd_exception(cpu: &CpuState) -> Exception {
+    if cpu.control.cr4 & flags::CR4_OSXMMEXCPT == 0 {
+        Exception::invalid_opcode()
+    } else {
+        Exception::plain(Exception::XM)
+    }
+}

@@ -1,0 +1,80 @@
+//! Code that runs a few times only is interpreted: a translation would not pay.
+
+use mmu::GuestPhys;
+
+use super::vcpu::Vcpu;
+use crate::{decode, interpret};
+
+/// Counters; places of code that share one are only translated a little earlier.
+const COUNTERS: usize = 1 << 20;
+
+/// Counts of visits to places of code that have no translation.
+pub(super) struct Visits {
+    counts: Box<[u8]>,
+    threshold: u8,
+}
+
+impl Visits {
+    /// No visits; code is cold until it has been visited `threshold` times.
+    pub(super) fn new(threshold: u8) -> Visits {
+        Visits {
+            counts: vec![0; COUNTERS].into_boxed_slice(),
+            threshold,
+        }
+    }
+
+    /// Notes a visit; whether the place is still to be interpreted.
+    pub(super) fn cold(&mut self, at: GuestPhys) -> bool {
+        // Fibonacci hashing: the best bits are the upper ones.
+        let hash = at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - COUNTERS.ilog2());
+        let count = &mut self.counts[hash as usize];
+        let cold = *count < self.threshold;
+        *count += u8::from(cold);
+        cold
+    }
+}
+
+impl Vcpu {
+    /// Interprets code that is not worth a translation yet, up to its next jump.
+    pub(super) fn run_cold(&mut self) {
+        let decoded = match decode::block(&mut self.context()) {
+            Ok(Some(decoded)) => decoded,
+            Ok(None) => return self.step(),
+            Err(exception) => return self.raise(exception),
+        };
+        // Stores to this page have to be noticed, as if it had translations.
+        let page = decoded.physical.page();
+        self.mem.mark_code(page);
+        self.settle();
+        self.run_decoded(decoded.insns);
+        if !self.cache.has_code(page) {
+            self.mem.unmark_code(page);
+        }
+    }
+
+    fn run_decoded(&mut self, insns: Vec<iced_x86::Instruction>) {
+        let mode = self.cpu().mode;
+        let forgotten = self.block.get().tlb.forgotten;
+        for insn in insns {
+            self.publish_count();
+            let mut cx = self.context();
+            if let Err(exception) = interpret::execute(&mut cx, &insn) {
+                return self.raise(exception);
+            }
+            let cpu = &cx.cpu;
+            if cpu.rip != insn.next_ip() {
+                let unfinished = cpu.rip == insn.ip() && insn.is_string_instruction();
+                return self.count(i64::from(!unfinished));
+            }
+            // Whatever the dispatch loop has to look at ends the run.
+            let changed = cpu.mode != mode
+                || cx.mem.has_news()
+                || cx.tlb.forgotten != forgotten
+                || !cx.tlb.fetch_news.is_empty();
+            self.count(1);
+            if changed || self.interrupted() || self.out_of_budget() {
+                return;
+            }
+        }
+    }
+}

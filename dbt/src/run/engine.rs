@@ -1,0 +1,74 @@
+//! What every engine has in common: its switches, and what its runs end with.
+
+use crate::interpret::extension::HAS_NATIVE;
+
+/// Switches of the engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Count guest instructions exactly, so that time and faults can be a function of them.
+    pub counted: bool,
+    /// Interpret everything.
+    pub interpret_only: bool,
+    /// Interpret everything, and let the host processor execute no guest instruction: the only
+    /// way on hosts other than x86-64 Linux, and a choice on those.
+    pub portable: bool,
+    /// Bytes of host code kept at the most.
+    pub code_bytes: usize,
+    /// Let one TLB check serve several accesses that are near each other.
+    pub grouping: bool,
+    /// Rounds of a loop after which a trace is made of it; `None`: never.
+    pub traces: Option<u8>,
+    /// How often code is interpreted before it is translated.
+    pub cold: u8,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            counted: false,
+            interpret_only: false,
+            portable: !HAS_NATIVE,
+            code_bytes: 96 << 20,
+            grouping: true,
+            traces: Some(8),
+            cold: 2,
+        }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl EngineOptions {
+    /// Whether nothing is translated.
+    pub(super) fn interpret_only(&self) -> bool {
+        self.interpret_only || self.portable
+    }
+}
+
+/// The engine could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// No executable memory.
+    #[error("cannot map {bytes} bytes for translated code: {source}")]
+    CodeMemory {
+        /// The size asked for.
+        bytes: usize,
+        /// The host's reason.
+        source: std::io::Error,
+    },
+    /// Too many processors in this process.
+    #[error("too many virtual processors in one process")]
+    TooMany,
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Somebody asked for control.
+    Requested,
+    /// HLT: nothing to do until an interrupt.
+    Halted,
+    /// The instruction budget is used up (counted mode).
+    Budget,
+    /// A triple fault: the processor stopped.
+    Shutdown,
+}
