@@ -75,7 +75,9 @@ pub fn debian_shell(flavour: Flavour) -> Option<Prepared> {
         let recipe = Recipe {
             flavour,
             task: Task::Shell,
+            packages: Vec::new(),
             programs: Vec::new(),
+            unpack: None,
             refresh: false,
         };
         let cache = debian::cache_directory().expect("HOME is set");
