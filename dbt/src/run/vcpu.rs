@@ -1,6 +1,7 @@
 //! One virtual processor: the dispatch loop over translated blocks and the interpreter.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mmu::{GuestPhys, PhysMem};
 
@@ -480,6 +481,19 @@ impl Vcpu {
 
     /// Translates instructions and keeps the result. `range`: where their bytes are.
     fn place(
+        &mut self,
+        key: Key,
+        insns: Vec<iced_x86::Instruction>,
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+    ) -> Option<u32> {
+        let start = Instant::now();
+        let id = self.emit(key, insns, range, second);
+        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
+        id
+    }
+
+    fn emit(
         &mut self,
         key: Key,
         insns: Vec<iced_x86::Instruction>,
