@@ -13,7 +13,7 @@ use crate::record::grouping::GROUPS;
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 1 << JUMP_BITS;
 /// Bits of an index into a jump cache.
-pub const JUMP_BITS: u32 = 14;
+pub const JUMP_BITS: u32 = 15;
 /// Modes that have a jump cache of their own at one time.
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.

@@ -148,7 +148,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         block.tlb.flush(true);
         block.forget_guards();
-        for id in 0..self.cache.next_id() {
+        for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
             }
@@ -548,7 +548,7 @@ impl Vcpu {
         self.next_jump_cache = (index + 1) % JUMP_CACHES;
         // Blocks of the old mode still refer to this cache: they have to go with it.
         let old = std::mem::replace(&mut self.jump_modes[index], mode);
-        for id in 0..self.cache.next_id() {
+        for id in self.cache.ids() {
             let of_old = self
                 .cache
                 .block(id)
