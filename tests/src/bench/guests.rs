@@ -100,7 +100,7 @@ shift
 for program; do
     case $program in
     sqlite) guest-bench time sqlite sqlite3 :memory: '.read q.sql';;
-    cc1) guest-bench time cc1 /usr/lib*/gcc*/x86_64-linux-gnu/*/cc1 -quiet -O2 program.c -o -;;
+    cc1) guest-bench time cc1 /usr/lib*/gcc*/x86_64-linux-gnu/*/cc1 -quiet -fpreprocessed -O2 program.c -o -;;
     python) guest-bench time python /usr/bin/python3.* -S -E -B p.py;;
     gzip) guest-bench time gzip /usr/bin/gzip -6 -c -n text;;
     luajit) guest-bench time luajit /usr/bin/luajit* l.lua;;

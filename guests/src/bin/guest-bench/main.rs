@@ -76,11 +76,11 @@ mod work {
     }
 
     pub fn main() -> ExitCode {
-        system::stay_on_this_processor();
         let args: Vec<String> = std::env::args().skip(1).collect();
         let words: Vec<&str> = args.iter().map(String::as_str).collect();
         match words[..] {
             ["run", scale, ref names @ ..] => {
+                system::stay_on_this_processor();
                 let Ok(scale) = scale.parse() else {
                     return ExitCode::FAILURE;
                 };
@@ -95,6 +95,7 @@ mod work {
                 ExitCode::SUCCESS
             }
             ["time", name, ref command @ ..] if !command.is_empty() => {
+                system::stay_on_this_processor();
                 timed(name, || programs::checksum(command));
                 ExitCode::SUCCESS
             }

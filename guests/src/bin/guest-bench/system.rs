@@ -140,7 +140,7 @@ fn constant(value: u32) -> [u8; 6] {
 fn modified_code(scale: u64) -> Option<u64> {
     let at = map(4096, EXECUTABLE)?;
     let mut sum = 0u64;
-    for round in 0..scaled(150_000, scale) {
+    for round in 0..scaled(20_000, scale) {
         let code = constant(round as u32);
         // SAFETY: the code is within the page, keeps the convention and returns.
         unsafe {
