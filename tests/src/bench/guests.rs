@@ -194,10 +194,10 @@ fn text(bytes: usize) -> Vec<u8> {
             .wrapping_add(1);
         let draw = (state >> 33) as usize;
         text.extend(WORDS[(draw % 997) * (draw % 1009) % WORDS.len()].bytes());
-        if draw % 11 == 0 {
+        if draw.is_multiple_of(11) {
             text.extend((draw % 100_000).to_string().bytes());
         }
-        text.push(if draw % 13 == 0 { b'\n' } else { b' ' });
+        text.push(if draw.is_multiple_of(13) { b'\n' } else { b' ' });
     }
     text.truncate(bytes);
     text
