@@ -24,7 +24,7 @@ pub struct Names {
 /// The name of what is so far behind GS.
 fn behind_gs(offset: usize) -> Option<String> {
     let gpr = offset_of!(CpuBlock, cpu) + offset_of!(CpuState, gpr);
-    if (gpr..gpr + 128).contains(&offset) && (offset - gpr) % 8 == 0 {
+    if (gpr..gpr + 128).contains(&offset) && (offset - gpr).is_multiple_of(8) {
         return Some(format!("guest.{}", GPR[(offset - gpr) / 8]));
     }
     let segments = offset_of!(CpuBlock, cpu) + offset_of!(CpuState, segments);
