@@ -2,9 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod campaign;
-pub mod elf;
-pub mod loops;
 
 use std::env;
 use std::fs;
@@ -75,7 +74,9 @@ pub fn debian_shell(flavour: Flavour) -> Option<Prepared> {
         let recipe = Recipe {
             flavour,
             task: Task::Shell,
+            packages: Vec::new(),
             programs: Vec::new(),
+            unpack: None,
             refresh: false,
         };
         let cache = debian::cache_directory().expect("HOME is set");

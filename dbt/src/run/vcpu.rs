@@ -1,6 +1,7 @@
 //! One virtual processor: the dispatch loop over translated blocks and the interpreter.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mmu::{GuestPhys, PhysMem};
 
@@ -491,6 +492,19 @@ impl Vcpu {
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
     ) -> Option<u32> {
+        let start = Instant::now();
+        let id = self.emit(key, insns, range, second);
+        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
+        id
+    }
+
+    fn emit(
+        &mut self,
+        key: Key,
+        insns: Vec<iced_x86::Instruction>,
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+    ) -> Option<u32> {
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
@@ -511,6 +525,7 @@ impl Vcpu {
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
             grouping: key.grouped,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
         self.mem.mark_code(key.physical);

@@ -49,7 +49,9 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
         recipe: Recipe {
             flavour: Flavour::Cloud,
             task: Task::Shell,
+            packages: Vec::new(),
             programs: Vec::new(),
+            unpack: None,
             refresh: false,
         },
         workload: None,
