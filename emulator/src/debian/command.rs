@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::initramfs::{Task, workload_output};
-use super::prepare::{Flavour, Prepared, Recipe, cache_directory, prepare};
+use super::prepare::{Architecture, Flavour, Prepared, Recipe, cache_directory, prepare};
 use super::progress::Progress;
 use super::workload::{WORKLOADS, Workload};
 use crate::boot::Boot;
@@ -33,7 +33,8 @@ fn help() -> String {
          \n\
          \x20 --workload NAME    compute something and check the result\n\
          \x20 --run COMMAND      run a shell command in the guest\n\
-         \x20 --kernel FLAVOUR   Debian's kernel: cloud-amd64 (default) or amd64\n\
+         \x20 --kernel FLAVOUR   Debian's kernel: cloud-amd64 (default), amd64, 686 or 686-pae\n\
+         \x20 --programs ARCH    amd64 or i386; the kernel's by default\n\
          \x20 --refresh          ask the package sources again\n\
          \n\
          Workloads:\n",
@@ -46,12 +47,7 @@ fn help() -> String {
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
     let mut request = Request {
-        recipe: Recipe {
-            flavour: Flavour::Cloud,
-            task: Task::Shell,
-            programs: Vec::new(),
-            refresh: false,
-        },
+        recipe: Recipe::default(),
         workload: None,
         machine: vec!["-m".into(), "512".into()],
     };
@@ -79,8 +75,17 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
             "--kernel" => {
                 let name = value()?;
                 request.recipe.flavour = Flavour::parse(&name).ok_or_else(|| {
-                    format!("--kernel {name}: cloud-amd64 and amd64 are possible")
+                    let known = Flavour::ALL.map(Flavour::name).join(", ");
+                    format!("--kernel {name}: there is no such kernel; there are {known}")
                 })?;
+            }
+            "--programs" => {
+                let name = value()?;
+                let architecture = Architecture::parse(&name);
+                request.recipe.architecture =
+                    Some(architecture.ok_or_else(|| {
+                        format!("--programs {name}: amd64 and i386 are possible")
+                    })?);
             }
             "--refresh" => request.recipe.refresh = true,
             "-kernel" | "-initrd" | "-bios" => {
@@ -249,6 +254,7 @@ mod tests {
             (&["--workload"], "missing"),
             (&["--run", "a", "--workload", "sqlite"], "one thing"),
             (&["--kernel", "arm64"], "cloud"),
+            (&["--programs", "arm64"], "i386"),
             (&["-kernel", "x"], "its own"),
         ] {
             let error = parse(words.iter().map(|word| word.to_string()));

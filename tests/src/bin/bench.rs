@@ -158,7 +158,7 @@ fn run() -> Result<()> {
         flavour: settings.flavour,
         task: Task::Script(script),
         programs,
-        refresh: false,
+        ..Recipe::default()
     };
     let prepared = debian::prepare(&cache, &recipe, &Progress::new())?;
     println!("{}; {version}", prepared.title);
