@@ -69,7 +69,18 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
                     format!("--workload {name}: there is no such workload; there are {known}")
                 })?;
                 request.workload = Some(workload);
-                request.recipe.task = Task::Script((workload.script)());
+                let Recipe {
+                    flavour,
+                    architecture,
+                    refresh,
+                    ..
+                } = request.recipe;
+                request.recipe = Recipe {
+                    flavour,
+                    architecture,
+                    refresh,
+                    ..workload.recipe()
+                };
             }
             "--run" => request.recipe.task = Task::Script(value()? + "\n"),
             "--kernel" => {
@@ -179,6 +190,18 @@ fn run(request: Request, mut options: Options) -> u8 {
     if let Some(append) = &options.append {
         command_line = format!("{command_line} {append}");
     }
+    let scratch = cache.join(format!("reference-{}", std::process::id()));
+    let expected = request.workload.map(|workload| {
+        let expected = workload.expected(&prepared.files, &scratch);
+        expected.map(|lines| (workload, lines))
+    });
+    let expected = match expected.transpose() {
+        Ok(expected) => expected,
+        Err(error) => {
+            eprintln!("kmemvisor: the host cannot run the workload to compare with: {error}");
+            return 1;
+        }
+    };
     let Prepared { kernel, initrd, .. } = prepared;
     let boot = Boot::Kernel {
         kernel,
@@ -199,11 +222,11 @@ fn run(request: Request, mut options: Options) -> u8 {
     if interactive || !ended_well {
         return code;
     }
-    verdict(request.workload, &watch.recorded())
+    verdict(expected, &watch.recorded())
 }
 
 /// Says whether the guest did its task; gives the exit code.
-fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
+fn verdict(workload: Option<(&Workload, Vec<String>)>, console: &[u8]) -> u8 {
     let result = match (workload_output(console), workload) {
         (None, _) => Err("the guest ended before it was done".to_string()),
         (Some((_, status)), None) if status != 0 => {
@@ -213,7 +236,7 @@ fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
         (Some((_, status)), Some(_)) if status != 0 => {
             Err(format!("it failed with status {status}"))
         }
-        (Some((output, _)), Some(workload)) => workload.check(&output),
+        (Some((output, _)), Some((workload, expected))) => workload.check(&output, &expected),
         (Some(_), None) => return 0,
     };
     match result {
@@ -230,6 +253,9 @@ fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::archive::Tree;
     use super::*;
 
     #[test]
@@ -266,15 +292,17 @@ mod tests {
     #[test]
     fn only_the_right_output_is_right() {
         let workload = Workload::find("text").unwrap();
-        let lines = (workload.expected)().join("\r\n");
+        let expected = workload.expected(&Tree::new(), Path::new("")).unwrap();
+        let lines = expected.join("\r\n");
+        let text = || Some((workload, expected.clone()));
         let console = |lines: &str, status: u32| {
             use super::super::initramfs::{BEGIN, END};
             format!("x\r\n{BEGIN}\r\n{lines}\r\n{END} {status} ===\r\n").into_bytes()
         };
-        assert_eq!(verdict(Some(workload), &console(&lines, 0)), 0);
-        assert_eq!(verdict(Some(workload), &console(&lines, 1)), 1);
-        assert_eq!(verdict(Some(workload), &console("sum 1", 0)), 1);
-        assert_eq!(verdict(Some(workload), b"nothing"), 1);
+        assert_eq!(verdict(text(), &console(&lines, 0)), 0);
+        assert_eq!(verdict(text(), &console(&lines, 1)), 1);
+        assert_eq!(verdict(text(), &console("sum 1", 0)), 1);
+        assert_eq!(verdict(text(), b"nothing"), 1);
         assert_eq!(verdict(None, &console("anything", 0)), 0);
         assert_eq!(verdict(None, &console("anything", 2)), 1);
     }

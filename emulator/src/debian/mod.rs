@@ -7,6 +7,7 @@ mod initramfs;
 mod packages;
 mod prepare;
 mod progress;
+mod reference;
 mod workload;
 
 pub use archive::{Node, Tree};
@@ -15,4 +16,4 @@ pub use initramfs::{Task, workload_output};
 pub use packages::FetchError;
 pub use prepare::{Architecture, Flavour, Prepared, Recipe, cache_directory, prepare};
 pub use progress::Progress;
-pub use workload::{WORKLOADS, Workload};
+pub use workload::{Expected, WORKLOADS, Workload};
