@@ -18,5 +18,7 @@ fn random_guests_of_every_mode() {
         let each = tally.instructions / tally.cases;
         assert!(each > 1000, "{name}: guests end after {each} instructions");
         assert!(tally.damaged > 0 && tally.damaged < 25, "{name}");
+        assert!(tally.single > 0 && tally.single < 25, "{name}");
+        assert!(tally.translated > 20, "{name}: {tally:?}");
     }
 }

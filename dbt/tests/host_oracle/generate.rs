@@ -86,6 +86,30 @@ pub const ONLY64: &[Mnemonic] = &[
     Cdqe, Cmpsq, Cmpxchg16b, Cqo, Jrcxz, Lodsq, Movsq, Movsxd, Popfq, Pushfq, Scasq, Stosq,
 ];
 
+/// How many groups there are; decimal arithmetic is for 32 bits only.
+pub const GROUPS: usize = 9;
+
+/// What an instruction's cases are counted with.
+pub fn group(mnemonic: Mnemonic) -> &'static str {
+    match mnemonic {
+        Aaa | Aad | Aam | Aas | Daa | Das => "decimal",
+        Bt | Btc | Btr | Bts | Bsf | Bsr | Lzcnt | Tzcnt | Popcnt => "bits",
+        Adcx | Adox | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx
+        | Sarx | Shlx | Shrx | Crc32 | Movbe => "BMI, ADX, CRC32, MOVBE",
+        Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd => "shifts",
+        Div | Idiv | Imul | Mul => "multiplication and division",
+        Cmpsb | Cmpsd | Cmpsq | Cmpsw | Lodsb | Lodsd | Lodsq | Lodsw | Movsb | Movsd | Movsq
+        | Movsw | Scasb | Scasd | Scasq | Scasw | Stosb | Stosd | Stosq | Stosw => "strings",
+        Adc | Add | And | Cmp | Cmpxchg | Cmpxchg16b | Cmpxchg8b | Dec | Inc | Neg | Not | Or
+        | Sbb | Sub | Test | Xadd | Xor => "arithmetic",
+        Bound | Call | Enter | Ja | Jae | Jb | Jbe | Jcxz | Je | Jecxz | Jg | Jge | Jl | Jle
+        | Jmp | Jne | Jno | Jnp | Jns | Jo | Jp | Jrcxz | Js | Leave | Loop | Loope | Loopne
+        | Pop | Popa | Popad | Popf | Popfd | Popfq | Push | Pusha | Pushad | Pushf | Pushfd
+        | Pushfq | Ret => "branches and stack",
+        _ => "moves and the rest",
+    }
+}
+
 fn random_bytes(random: &mut Random, bits: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32);
     if random.one_in(24) {

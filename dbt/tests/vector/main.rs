@@ -1,10 +1,15 @@
 //! State saving, masked moves and gathers: against the host processor where it can be asked,
 //! by the manual where they fault.
+//!
+//! `DBT_VECTOR_CASES` sets how many states each instruction gets, `DBT_VECTOR_SEED` where they
+//! start.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod guest;
 mod host;
+
+use std::collections::BTreeMap;
 
 use dbt::guest::Exception;
 use dbt::guest::flags::*;
@@ -96,6 +101,24 @@ fn memory(random: &mut Random, name: &str) -> Area {
     memory
 }
 
+/// What an instruction's cases are counted with.
+fn group(name: &str) -> &'static str {
+    match name {
+        _ if name.starts_with("fx") => "FXSAVE",
+        _ if name.starts_with('f') => "x87 environments",
+        _ if name.starts_with('x') => "XSAVE",
+        _ if name.contains("gather") => "gathers",
+        _ => "masked moves and the rest",
+    }
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
 fn supported(bytes: &[u8], name: &str) -> bool {
     let wide = bytes[0] == 0xc4 || bytes[0] == 0xc5;
     is_x86_feature_detected!("xsave")
@@ -116,14 +139,17 @@ fn differ(ours: &Area, theirs: &Area, skip: impl Fn(usize) -> bool) -> Option<St
 
 #[test]
 fn the_host_agrees() {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let cases = setting("DBT_VECTOR_CASES", 400);
+    let mut random = Random(setting("DBT_VECTOR_SEED", 0x1234_5678_9abc_def1));
     let mut guest = Guest::new(64);
     let mut failures = Vec::new();
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for &(name, bytes, run) in host::ALL {
         if !supported(bytes(), name) {
             continue;
         }
-        for number in 0..400 {
+        for number in 0..cases {
+            *counts.entry(group(name)).or_default() += 1;
             let before = state(&mut random);
             let memory = memory(&mut random, name);
             let components = if number % 3 == 0 { random.below(8) } else { 7 };
@@ -166,6 +192,9 @@ fn the_host_agrees() {
                 break;
             }
         }
+    }
+    for (group, count) in counts {
+        println!("{group}: {count} cases");
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
