@@ -1,5 +1,6 @@
 //! System instructions and event delivery, case by case from the manual.
 
+mod cases;
 mod control;
 mod delivery;
 mod faults;
