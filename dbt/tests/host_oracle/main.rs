@@ -6,26 +6,22 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod generate;
 mod guest;
 mod native;
 
 use std::collections::{BTreeMap, HashMap};
 
+use common::{Random, setting};
 use dbt::guest::{Exception, flags};
-use generate::{Case, GROUPS, Random, group};
+use generate::{Case, GROUPS, group};
 use guest::Guest;
 use iced_x86::{Mnemonic, RflagsBits};
 use native::{DATA, DATA_BYTES, Host, INSTRUCTION, Ran, Registers, TAKEN};
 
 const REPORTED: usize = 40;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// The flags that the manual leaves undefined after an instruction.
 fn undefined_flags(case: &Case) -> u64 {

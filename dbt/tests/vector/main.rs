@@ -6,31 +6,18 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod guest;
 mod host;
 
 use std::collections::BTreeMap;
 
+use common::{Random, setting};
 use dbt::guest::Exception;
 use dbt::guest::flags::*;
 use guest::{AREA, Guest};
 use host::{Area, Experiment, Outcome};
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
-    }
-}
 
 const GP: Exception = Exception::general_protection(0);
 
@@ -112,13 +99,6 @@ fn group(name: &str) -> &'static str {
     }
 }
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
-
 fn supported(bytes: &[u8], name: &str) -> bool {
     let wide = bytes[0] == 0xc4 || bytes[0] == 0xc5;
     is_x86_feature_detected!("xsave")
@@ -140,7 +120,7 @@ fn differ(ours: &Area, theirs: &Area, skip: impl Fn(usize) -> bool) -> Option<St
 #[test]
 fn the_host_agrees() {
     let cases = setting("DBT_VECTOR_CASES", 400);
-    let mut random = Random(setting("DBT_VECTOR_SEED", 0x1234_5678_9abc_def1));
+    let mut random = Random::new(setting("DBT_VECTOR_SEED", 0x1234_5678_9abc_def1));
     let mut guest = Guest::new(64);
     let mut failures = Vec::new();
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
@@ -202,7 +182,7 @@ fn the_host_agrees() {
 /// A guest whose area holds a well-formed image.
 fn ready(bits: u32) -> Guest {
     let mut guest = Guest::new(bits);
-    let mut image = state(&mut Random(99));
+    let mut image = state(&mut Random::new(99));
     image.set_word(512, 7);
     guest.set_memory(&image);
     guest.cpu.gpr[0] = 7;
