@@ -147,7 +147,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         block.tlb.flush(true);
         block.forget_guards();
-        for id in 0..self.cache.next_id() {
+        for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
             }
@@ -224,7 +224,9 @@ impl Vcpu {
     fn enter(&mut self, entry: CodeOffset) {
         let target = self.cache.region().address(entry);
         let enter = self.cache.region().address(self.trampolines.enter);
+        let waiting = self.platform.interrupt_pending();
         let block = self.block.get_mut();
+        block.exchange.interrupt_waiting = u8::from(waiting);
         block.exchange.jump_target = target;
         block.exchange.vectors_wanted = 0;
         block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
@@ -304,7 +306,10 @@ impl Vcpu {
 
     /// Whether something waits that the dispatch loop has to look at.
     pub(super) fn interrupted(&mut self) -> bool {
-        let block = self.block.get();
+        let waiting = self.platform.interrupt_pending();
+        let block = self.block.get_mut();
+        // Emitted STI looks at it.
+        block.exchange.interrupt_waiting = u8::from(waiting);
         let cpu = &block.cpu;
         if cpu.exit_request.load(Ordering::Relaxed) != 0
             || cpu.halted != 0
@@ -314,7 +319,7 @@ impl Vcpu {
         {
             return true;
         }
-        cpu.interrupt_flag != 0 && self.platform.interrupt_pending()
+        cpu.interrupt_flag != 0 && waiting
     }
 
     /// Whether no instruction more may begin: then its page must not be looked at either, which
@@ -534,7 +539,7 @@ impl Vcpu {
         self.next_jump_cache = (index + 1) % JUMP_CACHES;
         // Blocks of the old mode still refer to this cache: they have to go with it.
         let old = std::mem::replace(&mut self.jump_modes[index], mode);
-        for id in 0..self.cache.next_id() {
+        for id in self.cache.ids() {
             let of_old = self
                 .cache
                 .block(id)

@@ -60,12 +60,27 @@ pub struct ExitSite {
     pub ungrouped: Option<u16>,
 }
 
+/// The bytes of one host instruction.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Encoded {
+    bytes: [u8; 15],
+    len: u8,
+}
+
+impl std::ops::Deref for Encoded {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
 /// Code behind the block's end.
 pub(super) enum Stub {
     /// An upcall: linear address to compute first, if any.
     Upcall {
         label: DynamicLabel,
-        lea: Option<Vec<u8>>,
+        lea: Option<Encoded>,
         record: Upcall,
     },
     /// The unlinked end of an exit.
@@ -151,11 +166,17 @@ impl<'a> Emitter<'a> {
     }
 
     /// Encodes an instruction that names host registers only.
-    pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Vec<u8>, Unencodable> {
-        self.encoder.set_buffer(Vec::with_capacity(16));
+    pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
         let done = self.encoder.encode(insn, 0);
-        let bytes = self.encoder.take_buffer();
-        done.map(|_| bytes).map_err(|_| Unencodable)
+        let mut buffer = self.encoder.take_buffer();
+        let mut encoded = Encoded::default();
+        if done.is_ok() {
+            encoded.bytes[..buffer.len()].copy_from_slice(&buffer);
+            encoded.len = buffer.len() as u8;
+        }
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
+        done.map(|_| encoded).map_err(|_| Unencodable)
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
@@ -266,7 +287,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Adds a stub that calls up, to be jumped to.
-    pub(super) fn stub(&mut self, lea: Option<Vec<u8>>, record: Upcall) -> DynamicLabel {
+    pub(super) fn stub(&mut self, lea: Option<Encoded>, record: Upcall) -> DynamicLabel {
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::Upcall { label, lea, record });
         label

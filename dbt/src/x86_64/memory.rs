@@ -5,7 +5,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
-use super::emitter::{Emitter, Unencodable};
+use super::emitter::{Emitter, Encoded, Unencodable};
 use super::registers::{T0, T1, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
@@ -221,7 +221,7 @@ impl Emitter<'_> {
     }
 
     /// `lea T0, …` of the base, index and displacement.
-    fn lea(&mut self, address: &Address) -> Result<Vec<u8>, Unencodable> {
+    fn lea(&mut self, address: &Address) -> Result<Encoded, Unencodable> {
         let place = |guest: usize, staged: Register| match pinned(guest) {
             Some(host) => sized(host, 8),
             None => staged,
@@ -490,7 +490,7 @@ impl Emitter<'_> {
         register: Register,
         memory: HostMemory,
         size: u32,
-    ) -> Result<Vec<u8>, Unencodable> {
+    ) -> Result<Encoded, Unencodable> {
         let code = match size {
             1 => Code::Mov_r8_rm8,
             2 => Code::Mov_r16_rm16,
@@ -508,7 +508,7 @@ impl Emitter<'_> {
         memory: HostMemory,
         register: Register,
         size: u32,
-    ) -> Result<Vec<u8>, Unencodable> {
+    ) -> Result<Encoded, Unencodable> {
         let code = match size {
             1 => Code::Mov_rm8_r8,
             2 => Code::Mov_rm16_r16,
