@@ -311,11 +311,12 @@ fn run_once(
             Err(error) => outcome = Outcome::Audit(error.to_string()),
         }
     }
-    let report = machine.report();
+    let mut report = machine.report();
     if options.inject.is_some() {
         tell(&report);
     }
     if let Some(path) = &options.report {
+        report.memory_sha256 = machine.counted().then(|| machine.memory_digest());
         report.write_json(path)?;
     }
     Ok(outcome)

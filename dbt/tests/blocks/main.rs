@@ -6,17 +6,19 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod instruction;
 mod machine;
 mod operation;
 mod program;
-mod random;
 mod reference;
 mod tables;
 
 use std::cell::RefCell;
 use std::fmt::Write;
 
+use common::{Random, setting};
 use dbt::guest::flags;
 use dbt::{EngineOptions, Stop};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
@@ -24,16 +26,8 @@ use machine::Machine;
 use program::{Program, Recipe};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use random::Random;
 use reference::{Moment, Run};
 use tables::HANDLER_STACK;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// The engines that one program is run on.
 struct Bench {

@@ -71,6 +71,7 @@ pub fn small(
     let list = names.join(" ");
     let run = format!("guest-bench run {scale} {list}");
     let recipe = Recipe {
+        architecture: None,
         flavour,
         task: Task::Script(script(if names.is_empty() { "" } else { &run })),
         packages: Vec::new(),
@@ -311,6 +312,7 @@ pub fn whole(
         let mut programs = works();
         programs.push(("usr/bin/guest-bench".to_string(), fs::read(program)?));
         let recipe = Recipe {
+            architecture: None,
             flavour,
             task: Task::Script(script(&format!("sh /bench/run 8080 {list}"))),
             packages,
