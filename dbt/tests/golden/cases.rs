@@ -127,6 +127,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.mov(eax, dword_ptr(rbx + rcx * 4 + 8))?;
                 a.xor(ecx, ecx)
             }),
+            Case::new("load, absolute", |a| {
+                a.mov(rax, qword_ptr(0x40_3000))?;
+                a.xor(ecx, ecx)
+            }),
             Case::new("load, FS segment", |a| {
                 a.mov(rax, qword_ptr(0x28).fs())?;
                 a.xor(ecx, ecx)

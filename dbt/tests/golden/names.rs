@@ -66,8 +66,11 @@ fn behind_gs(offset: usize) -> Option<String> {
             ("write_tag", offset_of!(TlbEntry, write_tag)),
             ("addend", offset_of!(TlbEntry, addend)),
         ] {
-            if offset == entries + at {
-                return Some(format!("tlb.{name}.{field}"));
+            let table = entries..entries + size_of::<[TlbEntry; mmu::TLB_ENTRIES]>();
+            if table.contains(&offset) && (offset - entries) % size_of::<TlbEntry>() == at {
+                // The page is known, or its entry is in a register.
+                let known = if offset - entries == at { "" } else { "[page]" };
+                return Some(format!("tlb.{name}{known}.{field}"));
             }
         }
     }

@@ -253,7 +253,7 @@ fn works() -> Vec<(String, Vec<u8>)> {
         ("sh.sh".to_string(), SHELL_SCRIPT.into()),
         ("web.sh".to_string(), WEB.into()),
         ("run".to_string(), SCRIPT.into()),
-        ("program.c".to_string(), c_program(120).into_bytes()),
+        ("program.c".to_string(), c_program(50).into_bytes()),
     ];
     for number in 0..4 {
         let part = &text[..(number + 1) * 100_000];
