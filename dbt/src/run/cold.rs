@@ -23,10 +23,12 @@ impl Visits {
         }
     }
 
-    /// Notes a visit; whether the place is still to be interpreted.
-    pub(super) fn cold(&mut self, at: GuestPhys) -> bool {
+    /// Notes a visit of code by its address in memory and by RIP, since a translation is good for
+    /// both only; whether the place is still to be interpreted.
+    pub(super) fn cold(&mut self, at: GuestPhys, rip: u64) -> bool {
+        let at = at.0 ^ rip.rotate_left(32);
         // Fibonacci hashing: the best bits are the upper ones.
-        let hash = at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - COUNTERS.ilog2());
+        let hash = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - COUNTERS.ilog2());
         let count = &mut self.counts[hash as usize];
         let cold = *count < self.threshold;
         *count += u8::from(cold);

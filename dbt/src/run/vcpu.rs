@@ -389,7 +389,7 @@ impl Vcpu {
             grouped,
         };
         let found = self.cache.find(&key);
-        if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical) {
+        if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
             return Ok(None);
         }
         let id = match found {
