@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use dbt::guest::{CpuState, Segment, SegmentIndex};
-use dbt::{EngineOptions, Platform, Refused, Stop, Vcpu};
+use dbt::{EngineOptions, Platform, Stop, Vcpu};
 use mmu::{GuestPhys, MemoryConfig, PhysMem};
 
 /// A write to this port asks for a non-maskable interrupt.
@@ -19,9 +19,6 @@ struct Ports {
 }
 
 impl Platform for Ports {
-    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
     fn port_write(&mut self, _: &mut PhysMem, _: u64, port: u16, _: u8, _: u32) {
         if port == NMI_PORT {
             self.nmi = true;
@@ -29,31 +26,8 @@ impl Platform for Ports {
             unsafe { (*self.request.get()).store(1, std::sync::atomic::Ordering::Relaxed) };
         }
     }
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, _: u64) -> u64 {
-        0
-    }
     fn random(&mut self) -> u64 {
         4
-    }
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
-        None
     }
     fn take_nmi(&mut self) -> bool {
         std::mem::take(&mut self.nmi)

@@ -340,12 +340,15 @@ pub fn execute(
     machine.pc.borrow_mut().flush();
     injector.settle(&mut machine);
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    let copies_equal = machine.audit().is_ok();
+    let mut report = Report::of(&machine, Some(&injector));
+    report.memory_sha256 = Some(machine.memory_digest());
     Ok(Outcome {
         end,
         result: result_in(&said),
         expected: guests::demo::expected(options.rounds),
-        copies_equal: machine.audit().is_ok(),
-        report: Report::of(&machine, Some(&injector)),
+        copies_equal,
+        report,
     })
 }
 

@@ -9,6 +9,7 @@ use dbt::guest::{CpuModel, HostSupport};
 use dbt::{EngineOptions, Stop, Vcpu, VcpuError};
 use devices::{Board, BoardConfig, BoardError, BoardEvent};
 use mmu::{AuditError, GuestPhys, MemoryConfig, MemoryError, PhysMem};
+use sha2::{Digest, Sha256};
 
 use crate::clock::Clock;
 use crate::console_watch::ConsoleWatch;
@@ -440,5 +441,24 @@ impl Machine {
     /// Reads guest-physical memory through the door, as the guest would.
     pub fn read_memory(&mut self, at: GuestPhys, into: &mut [u8]) -> bool {
         self.vcpu.mem.load(at, into).is_ok()
+    }
+
+    /// SHA-256 of the guest's RAM: the number and the bytes of each page that is not all zero, or
+    /// the number alone where no copy of a page is good.
+    pub fn memory_digest(&mut self) -> String {
+        let mut digest = Sha256::new();
+        let mut bytes = [0; mmu::PAGE_SIZE as usize];
+        for index in 0..self.vcpu.mem.ram_pages() {
+            let page = self.vcpu.mem.page_address(index);
+            let good = self.read_memory(page, &mut bytes);
+            if !good {
+                digest.update(page.0.to_le_bytes());
+            } else if bytes.iter().any(|&byte| byte != 0) {
+                digest.update(page.0.to_le_bytes());
+                digest.update(bytes);
+            }
+        }
+        let words = digest.finalize();
+        words.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -36,6 +36,9 @@ pub struct Report {
     pub copies: usize,
     /// Guest instructions executed, if they are counted.
     pub instructions: Option<u64>,
+    /// SHA-256 of the guest's memory at the end, if instructions are counted: runs of the same
+    /// seed have the same. See [`Machine::memory_digest`].
+    pub memory_sha256: Option<String>,
     /// Nanoseconds of virtual time.
     pub virtual_nanoseconds: u64,
     /// Spare frames of each copy that pages were moved to.
@@ -55,6 +58,8 @@ pub struct Translation {
     pub invalidated: u64,
     /// Areas of the code cache emptied for room.
     pub evictions: u64,
+    /// Host time spent translating, in nanoseconds.
+    pub nanoseconds: u64,
 }
 
 impl Report {
@@ -64,6 +69,7 @@ impl Report {
             translated,
             invalidated,
             evictions,
+            nanoseconds,
             ..
         } = machine.vcpu.statistics();
         let (spare_frames_used, spare_frames) = machine.vcpu.mem.spares();
@@ -73,6 +79,7 @@ impl Report {
             seed: injector.map(|injector| injector.plan().seed),
             copies: machine.vcpu.mem.copies(),
             instructions: machine.counted().then(|| machine.vcpu.instructions()),
+            memory_sha256: None,
             virtual_nanoseconds: machine.now(),
             spare_frames_used,
             spare_frames,
@@ -80,6 +87,7 @@ impl Report {
                 translated,
                 invalidated,
                 evictions,
+                nanoseconds,
             },
         }
     }
@@ -198,6 +206,7 @@ mod tests {
             seed: Some(7),
             copies: 2,
             instructions: Some(12),
+            memory_sha256: None,
             virtual_nanoseconds: 1_500_000_000,
             spare_frames_used: 1,
             spare_frames: 1024,
@@ -205,6 +214,7 @@ mod tests {
                 translated: 3,
                 invalidated: 1,
                 evictions: 0,
+                nanoseconds: 0,
             },
         }
     }

@@ -245,7 +245,6 @@ fn build(
         }
     };
     let acpi = options.acpi && boot.wants_acpi_tables();
-    let code_bytes = options.code_bytes;
     let mut machine = Machine::new(MachineConfig {
         ram_bytes: options.ram_bytes,
         copies: options.copies,
@@ -264,8 +263,7 @@ fn build(
             portable: EngineOptions::default().portable || options.portable,
             // Audits and injections are due at instruction counts.
             counted: options.needs_counting(),
-            code_bytes: code_bytes.unwrap_or(EngineOptions::default().code_bytes),
-            ..EngineOptions::default()
+            ..options.engine.clone()
         },
         icount_shift: options.icount_shift,
         seed: seed(options),
@@ -313,11 +311,12 @@ fn run_once(
             Err(error) => outcome = Outcome::Audit(error.to_string()),
         }
     }
-    let report = machine.report();
+    let mut report = machine.report();
     if options.inject.is_some() {
         tell(&report);
     }
     if let Some(path) = &options.report {
+        report.memory_sha256 = machine.counted().then(|| machine.memory_digest());
         report.write_json(path)?;
     }
     Ok(outcome)

@@ -2,9 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod campaign;
-pub mod elf;
-pub mod loops;
 
 use std::env;
 use std::fs;

@@ -7,6 +7,7 @@ use tests::campaign::{self, MODES, Tally};
 #[test]
 fn random_guests_of_every_mode() {
     let _watchdog = campaign::watchdog(Duration::from_secs(120));
+    let (mut translated, mut traced) = (0, 0);
     for &(name, mode) in MODES {
         let mut tally = Tally::default();
         for seed in 0..25 {
@@ -18,5 +19,10 @@ fn random_guests_of_every_mode() {
         let each = tally.instructions / tally.cases;
         assert!(each > 1000, "{name}: guests end after {each} instructions");
         assert!(tally.damaged > 0 && tally.damaged < 25, "{name}");
+        assert!(tally.single > 0 && tally.single < 25, "{name}");
+        translated += tally.translated;
+        traced += tally.traced;
     }
+    // Code of 16 bits is interpreted.
+    assert!(translated > 25 && traced > 0, "{translated} {traced}");
 }

@@ -2,7 +2,7 @@
 //! recently used one is emptied. Blocks know who jumps to them, so that none is entered after
 //! it is gone.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use iced_x86::Instruction;
 use lru::LruCache;
@@ -17,6 +17,23 @@ use crate::guest::Mode;
 const AREAS: u32 = 16;
 /// Code of a block at the most; an area keeps this much free.
 const LARGEST_BLOCK: u32 = 64 << 10;
+
+/// Bits of a block's identifier that name its slot; those above count how often the slot was
+/// used, so that whoever remembers a block that is gone does not find another one.
+const SLOT_BITS: u32 = 22;
+/// Mappings that are remembered.
+const MAPPINGS: usize = 1 << 16;
+
+fn slot_of(id: u32) -> usize {
+    (id & ((1 << SLOT_BITS) - 1)) as usize
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Of the block here, or of the last one.
+    id: u32,
+    block: Option<Box<Block>>,
+}
 
 /// What a translation depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,10 +135,13 @@ impl Block {
 /// All translated blocks.
 pub struct BlockCache {
     region: CodeRegion,
-    blocks: Vec<Option<Box<Block>>>,
+    slots: Vec<Slot>,
+    /// Slots without a block, the one that has been empty longest first.
+    free_slots: VecDeque<u32>,
     by_key: FxHashMap<Key, u32>,
     by_page: FxHashMap<GuestPhys, Vec<u32>>,
-    by_code: BTreeMap<CodeOffset, u32>,
+    /// For each area the blocks placed in it, by address; some may be gone.
+    by_code: Vec<Vec<(CodeOffset, u32)>>,
     areas: LruCache<u32, ()>,
     free_areas: Vec<u32>,
     current_area: u32,
@@ -131,6 +151,7 @@ pub struct BlockCache {
     first: u32,
     area_size: u32,
     mappings: FxHashMap<(u64, GuestPhys, Mode), u32>,
+    last_mapping: u32,
     /// Counts since the start.
     pub statistics: CacheStatistics,
 }
@@ -141,10 +162,11 @@ impl BlockCache {
         let area_size = ((region.len() as u32 - reserved.0) / AREAS) & !63;
         BlockCache {
             region,
-            blocks: vec![None],
+            slots: vec![Slot::default()],
+            free_slots: VecDeque::new(),
             by_key: FxHashMap::default(),
             by_page: FxHashMap::default(),
-            by_code: BTreeMap::new(),
+            by_code: vec![Vec::new(); AREAS as usize],
             areas: LruCache::unbounded(),
             free_areas: (1..AREAS).rev().collect(),
             current_area: 0,
@@ -153,6 +175,7 @@ impl BlockCache {
             first: reserved.0,
             area_size,
             mappings: FxHashMap::default(),
+            last_mapping: 0,
             statistics: CacheStatistics::default(),
         }
     }
@@ -169,12 +192,17 @@ impl BlockCache {
 
     /// A block that still exists.
     pub fn block(&self, id: u32) -> Option<&Block> {
-        self.blocks.get(id as usize)?.as_deref()
+        let slot = self.slots.get(slot_of(id))?;
+        (slot.id == id).then_some(slot.block.as_deref()?)
     }
 
     /// A block that still exists, to change what is noted of it.
     pub fn block_mut(&mut self, id: u32) -> Option<&mut Block> {
-        self.blocks.get_mut(id as usize)?.as_deref_mut()
+        let slot = self.slots.get_mut(slot_of(id))?;
+        if slot.id != id {
+            return None;
+        }
+        slot.block.as_deref_mut()
     }
 
     /// Finds a block.
@@ -184,17 +212,33 @@ impl BlockCache {
 
     /// The identifier that the next block will have.
     pub fn next_id(&self) -> u32 {
-        self.blocks.len() as u32
+        match self.free_slots.front() {
+            Some(&slot) => self.slots[slot as usize].id.wrapping_add(1 << SLOT_BITS),
+            None => self.slots.len() as u32,
+        }
+    }
+
+    /// All blocks that exist.
+    pub fn ids(&self) -> Vec<u32> {
+        let used = self.slots.iter().filter(|slot| slot.block.is_some());
+        used.map(|slot| slot.id).collect()
     }
 
     /// The identifier of a mapping of a linear page to a physical one under a mode; never 0,
     /// and never given to another mapping.
     pub fn mapping(&mut self, linear_page: u64, physical: GuestPhys, mode: Mode) -> u32 {
-        let next = self.mappings.len() as u32 + 1;
+        if self.mappings.len() >= MAPPINGS {
+            // Blocks keep theirs; others of the same mapping are merely confirmed anew.
+            self.mappings.clear();
+        }
+        let last = &mut self.last_mapping;
         *self
             .mappings
             .entry((linear_page, physical.page(), mode))
-            .or_insert(next)
+            .or_insert_with(|| {
+                *last += 1;
+                *last
+            })
     }
 
     /// Where the next block's code goes. May empty an area: returns the blocks that went.
@@ -222,10 +266,9 @@ impl BlockCache {
     }
 
     fn empty(&mut self, area: u32) -> Vec<Block> {
-        let start = CodeOffset(self.first + area * self.area_size);
-        let end = CodeOffset(start.0 + self.area_size);
-        let ids: Vec<u32> = self.by_code.range(start..end).map(|(_, &id)| id).collect();
-        ids.into_iter().filter_map(|id| self.remove(id)).collect()
+        let placed = std::mem::take(&mut self.by_code[area as usize]);
+        let ids = placed.into_iter().map(|(_, id)| id);
+        ids.filter_map(|id| self.remove(id)).collect()
     }
 
     /// Adds a block whose code has been placed at `block.base`.
@@ -242,8 +285,15 @@ impl BlockCache {
         if let Some((second, _)) = block.second {
             self.by_page.entry(second).or_default().push(id);
         }
-        self.by_code.insert(block.base, id);
-        self.blocks.push(Some(Box::new(block)));
+        self.by_code[self.current_area as usize].push((block.base, id));
+        match self.free_slots.pop_front() {
+            Some(_) => {}
+            None => self.slots.push(Slot::default()),
+        }
+        self.slots[slot_of(id)] = Slot {
+            id,
+            block: Some(Box::new(block)),
+        };
         self.statistics.translated += 1;
         id
     }
@@ -263,7 +313,7 @@ impl BlockCache {
 
     /// Links an exit to a block.
     pub fn link(&mut self, from: u32, exit: usize, to: u32, entry: CodeOffset) {
-        let Some(Some(source)) = self.blocks.get_mut(from as usize) else {
+        let Some(source) = self.block_mut(from) else {
             return;
         };
         let Some(out) = source.exits.get_mut(exit) else {
@@ -274,7 +324,7 @@ impl BlockCache {
         }
         out.linked = Some(to);
         let site = out.site;
-        if let Some(Some(target)) = self.blocks.get_mut(to as usize) {
+        if let Some(target) = self.block_mut(to) {
             target.incoming.push((from, exit as u16));
             self.region.patch_relative(site, entry);
         }
@@ -282,19 +332,22 @@ impl BlockCache {
 
     /// Removes a block and every link to and from it.
     pub fn remove(&mut self, id: u32) -> Option<Block> {
-        let block = *self.blocks.get_mut(id as usize)?.take()?;
+        self.block(id)?;
+        let block = *self.slots[slot_of(id)].block.take()?;
+        self.free_slots.push_back(slot_of(id) as u32);
         for &(from, exit) in &block.incoming {
-            if let Some(Some(source)) = self.blocks.get_mut(from as usize) {
+            if let Some(source) = self.block_mut(from) {
                 let out = &mut source.exits[exit as usize];
                 if out.linked == Some(id) {
                     out.linked = None;
-                    self.region.patch_relative(out.site, out.stub);
+                    let (site, stub) = (out.site, out.stub);
+                    self.region.patch_relative(site, stub);
                 }
             }
         }
         for exit in &block.exits {
             if let Some(to) = exit.linked
-                && let Some(Some(target)) = self.blocks.get_mut(to as usize)
+                && let Some(target) = self.block_mut(to)
             {
                 target.incoming.retain(|&(from, _)| from != id);
             }
@@ -310,7 +363,6 @@ impl BlockCache {
                 }
             }
         }
-        self.by_code.remove(&block.base);
         Some(block)
     }
 
@@ -345,7 +397,10 @@ impl BlockCache {
 
     /// The block that a host address belongs to, and the instruction.
     pub fn at_code(&self, offset: CodeOffset) -> Option<(u32, usize)> {
-        let (_, &id) = self.by_code.range(..=offset).next_back()?;
+        let area = offset.0.checked_sub(self.first)? / self.area_size;
+        let placed = self.by_code.get(area as usize)?;
+        let behind = placed.partition_point(|&(base, _)| base <= offset);
+        let (_, id) = placed[behind.checked_sub(1)?];
         let block = self.block(id)?;
         let within = offset.0 - block.base.0;
         if within >= block.size {
@@ -360,11 +415,8 @@ impl BlockCache {
 
     /// Bytes of host code in use.
     pub fn code_bytes(&self) -> u64 {
-        self.by_code
-            .values()
-            .filter_map(|&id| self.block(id))
-            .map(|block| u64::from(block.size))
-            .sum()
+        let blocks = self.slots.iter().filter_map(|slot| slot.block.as_ref());
+        blocks.map(|block| u64::from(block.size)).sum()
     }
 
     /// Everything a new block needs but the area, which `insert` sets.

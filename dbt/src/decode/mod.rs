@@ -77,6 +77,7 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
     }
     let mut insns = Vec::with_capacity(16);
     let mut at = 0;
+    let mut cut = false;
     let options = features::decoder_options(&cx.cpu.model);
     while insns.len() < BLOCK_LIMIT {
         if at + LONGEST > loaded && loaded < room {
@@ -91,8 +92,12 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
             loaded = more;
         }
         let next = rip.wrapping_add(at as u64);
-        let Ok(insn) = decode(cx.cpu, options, &bytes[at..loaded], next) else {
-            break;
+        let insn = match decode(cx.cpu, options, &bytes[at..loaded], next) {
+            Ok(insn) => insn,
+            Err(error) => {
+                cut = error == DecoderError::NoMoreBytes;
+                break;
+            }
         };
         at += insn.len();
         let ends = ends_block(&insn);
@@ -102,7 +107,8 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
         }
     }
     cx.settle();
-    if insns.is_empty() && room < LONGEST {
+    // What is invalid as it stands does not touch the next page.
+    if insns.is_empty() && cut && room < LONGEST {
         return Ok(crossing(cx, physical, &bytes[..room], rip));
     }
     Ok((!insns.is_empty()).then_some(DecodedBlock {

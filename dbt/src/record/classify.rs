@@ -36,6 +36,8 @@ pub enum Kind {
     CallIndirect,
     /// CLI at CPL 0.
     Cli,
+    /// STI at CPL 0.
+    Sti,
     /// CLD or STD: the direction flag becomes this.
     Direction(bool),
     /// SWAPGS at CPL 0.
@@ -129,6 +131,7 @@ impl Classifier {
                 | Mnemonic::Prefetch
                 | Mnemonic::Pause => Kind::Nop,
                 Mnemonic::Cli if mode.has(Mode::RING0 | Mode::PROTECTED) => Kind::Cli,
+                Mnemonic::Sti if mode.has(Mode::RING0 | Mode::PROTECTED) => Kind::Sti,
                 Mnemonic::Cld => Kind::Direction(false),
                 Mnemonic::Std => Kind::Direction(true),
                 Mnemonic::Swapgs if mode.has(Mode::RING0 | Mode::CODE64) => Kind::SwapGs,

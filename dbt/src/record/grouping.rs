@@ -4,7 +4,6 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::PAGE_SIZE;
-use rustc_hash::FxHashMap;
 
 use super::classify::{Class, Kind, Operand};
 use crate::guest::{Mode, Register as Guest};
@@ -48,13 +47,14 @@ pub struct Member {
 #[derive(Default)]
 pub struct Groups {
     groups: Vec<Group>,
-    members: FxHashMap<(usize, usize), Member>,
+    /// By instruction and place.
+    members: Vec<[Option<Member>; 2]>,
 }
 
 impl Groups {
     /// The group of an access, if it has one.
     pub fn of(&self, insn: usize, place: Place) -> Option<(Member, Group)> {
-        let member = *self.members.get(&(insn, place as usize))?;
+        let member = (*self.members.get(insn)?)[place as usize]?;
         Some((member, self.groups[member.group]))
     }
 }
@@ -68,7 +68,7 @@ struct Value {
 }
 
 /// Accesses with equal keys differ by known displacements only.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
     /// In this page.
     Page(u64),
@@ -83,6 +83,7 @@ enum Key {
 
 /// A group that later accesses may join.
 struct Open {
+    key: Key,
     group: Group,
     members: Vec<((usize, usize), i64)>,
 }
@@ -90,8 +91,10 @@ struct Open {
 struct Finder {
     values: [Value; 16],
     next_version: u32,
-    open: FxHashMap<Key, Open>,
-    closed: Vec<Open>,
+    /// All groups; the latest of a key is the one to join.
+    found: Vec<Open>,
+    /// Those before this one are not joined any more.
+    first_open: usize,
     code64: bool,
 }
 
@@ -103,8 +106,8 @@ pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
             offset: 0,
         }; 16],
         next_version: 0,
-        open: FxHashMap::default(),
-        closed: Vec::new(),
+        found: Vec::new(),
+        first_open: 0,
         code64: mode.has(Mode::CODE64),
     };
     finder.forget_all();
@@ -112,22 +115,23 @@ pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
         finder.accesses(index, insn, class);
         finder.results(insn, class);
     }
-    let mut found: Vec<Open> = finder.closed;
-    found.extend(finder.open.into_values());
+    let mut found = finder.found;
     found.retain(|open| open.members.len() > 1);
     // The largest first, where there are more than fit; the rest by position: a block must
     // always be translated to the same code.
     found.sort_by_key(|open| (std::cmp::Reverse(open.members.len()), open.members[0].0));
     found.truncate(GROUPS);
     let mut groups = Groups::default();
+    if !found.is_empty() {
+        groups.members = vec![[None; 2]; insns.len()];
+    }
     for (number, open) in found.into_iter().enumerate() {
         groups.groups.push(open.group);
-        for (access, displacement) in open.members {
-            let member = Member {
+        for ((insn, place), displacement) in open.members {
+            groups.members[insn][place] = Some(Member {
                 group: number,
                 displacement,
-            };
-            groups.members.insert(access, member);
+            });
         }
     }
     groups
@@ -150,7 +154,7 @@ impl Finder {
         for register in 0..16 {
             self.values[register] = self.fresh();
         }
-        self.closed.extend(self.open.drain().map(|(_, open)| open));
+        self.first_open = self.found.len();
     }
 
     /// Notes an instruction's accesses, with the registers as they are before it.
@@ -257,7 +261,8 @@ impl Finder {
         let Some(high) = displacement.checked_add(size) else {
             return;
         };
-        if let Some(open) = self.open.get_mut(&key) {
+        let open = self.found[self.first_open..].iter_mut();
+        if let Some(open) = open.rev().find(|open| open.key == key) {
             let low = open.group.low.min(displacement);
             let top = open.group.high.max(high);
             let near = matches!(key, Key::Page(_))
@@ -272,17 +277,15 @@ impl Finder {
                 return;
             }
         }
-        let open = Open {
+        self.found.push(Open {
+            key,
             group: Group {
                 low: displacement,
                 high,
                 write,
             },
             members: vec![(access, displacement)],
-        };
-        if let Some(old) = self.open.insert(key, open) {
-            self.closed.push(old);
-        }
+        });
     }
 
     /// Follows what an instruction does to the registers.

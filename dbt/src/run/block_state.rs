@@ -13,7 +13,7 @@ use crate::record::grouping::GROUPS;
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 1 << JUMP_BITS;
 /// Bits of an index into a jump cache.
-pub const JUMP_BITS: u32 = 14;
+pub const JUMP_BITS: u32 = 15;
 /// Modes that have a jump cache of their own at one time.
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
@@ -79,6 +79,8 @@ pub struct Exchange {
     /// 1 while the guest's vector registers and MXCSR are in the host's; 0 while they are in
     /// `cpu.vector` only.
     pub vectors_live: u8,
+    /// 1 while the machine has an interrupt for the processor, which IF may hold back.
+    pub interrupt_waiting: u8,
     /// 1 asks the trampoline to load them on the way into emitted code.
     pub vectors_wanted: u8,
     /// The vector of a host signal that emitted code raised.
@@ -131,6 +133,7 @@ pub(crate) mod at {
     pub const SCRATCH: i32 = offset_of!(CpuBlock, exchange.scratch) as i32;
     pub const HOST_MXCSR: i32 = offset_of!(CpuBlock, exchange.host_mxcsr) as i32;
     pub const VECTORS_LIVE: i32 = offset_of!(CpuBlock, exchange.vectors_live) as i32;
+    pub const INTERRUPT_WAITING: i32 = offset_of!(CpuBlock, exchange.interrupt_waiting) as i32;
     pub const VECTORS_WANTED: i32 = offset_of!(CpuBlock, exchange.vectors_wanted) as i32;
     pub const SYSTEM_FLAGS: i32 = offset_of!(CpuBlock, cpu.system_flags) as i32;
     pub const KERNEL_GS_BASE: i32 = offset_of!(CpuBlock, cpu.msrs.kernel_gs_base) as i32;

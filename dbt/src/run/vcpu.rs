@@ -1,6 +1,7 @@
 //! One virtual processor: the dispatch loop over translated blocks and the interpreter.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mmu::{GuestPhys, PhysMem};
 
@@ -148,7 +149,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         block.tlb.flush(true);
         block.forget_guards();
-        for id in 0..self.cache.next_id() {
+        for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
             }
@@ -225,7 +226,9 @@ impl Vcpu {
     fn enter(&mut self, entry: CodeOffset) {
         let target = self.cache.region().address(entry);
         let enter = self.cache.region().address(self.trampolines.enter);
+        let waiting = self.platform.interrupt_pending();
         let block = self.block.get_mut();
+        block.exchange.interrupt_waiting = u8::from(waiting);
         block.exchange.jump_target = target;
         block.exchange.vectors_wanted = 0;
         block.exchange.saved_flags = pack_flags(block.cpu.arithmetic_flags);
@@ -295,7 +298,10 @@ impl Vcpu {
 
     /// Whether something waits that the dispatch loop has to look at.
     pub(super) fn interrupted(&mut self) -> bool {
-        let block = self.block.get();
+        let waiting = self.platform.interrupt_pending();
+        let block = self.block.get_mut();
+        // Emitted STI looks at it.
+        block.exchange.interrupt_waiting = u8::from(waiting);
         let cpu = &block.cpu;
         if cpu.exit_request.load(Ordering::Relaxed) != 0
             || cpu.halted != 0
@@ -305,7 +311,7 @@ impl Vcpu {
         {
             return true;
         }
-        cpu.interrupt_flag != 0 && self.platform.interrupt_pending()
+        cpu.interrupt_flag != 0 && waiting
     }
 
     /// Whether no instruction more may begin: then its page must not be looked at either, which
@@ -477,6 +483,19 @@ impl Vcpu {
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
     ) -> Option<u32> {
+        let start = Instant::now();
+        let id = self.emit(key, insns, range, second);
+        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
+        id
+    }
+
+    fn emit(
+        &mut self,
+        key: Key,
+        insns: Vec<iced_x86::Instruction>,
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+    ) -> Option<u32> {
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
@@ -497,6 +516,7 @@ impl Vcpu {
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
             grouping: key.grouped,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
         self.mem.mark_code(key.physical);
@@ -525,7 +545,7 @@ impl Vcpu {
         self.next_jump_cache = (index + 1) % JUMP_CACHES;
         // Blocks of the old mode still refer to this cache: they have to go with it.
         let old = std::mem::replace(&mut self.jump_modes[index], mode);
-        for id in 0..self.cache.next_id() {
+        for id in self.cache.ids() {
             let of_old = self
                 .cache
                 .block(id)

@@ -347,6 +347,7 @@ impl Emitter<'_> {
                 self.clear_interrupt_flag();
                 Ok(())
             }
+            Kind::Sti => self.set_interrupt_flag(index, needed),
             Kind::Direction(down) => {
                 self.set_direction(down);
                 Ok(())

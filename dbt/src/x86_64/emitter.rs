@@ -36,6 +36,8 @@ pub struct Target<'a> {
     pub counted: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
+    /// Whether the host has BMI2: instructions that shift without flags.
+    pub bmi2: bool,
 }
 
 /// Where the guest's arithmetic flags are at a point of the code.
@@ -60,12 +62,27 @@ pub struct ExitSite {
     pub ungrouped: Option<u16>,
 }
 
+/// The bytes of one host instruction.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Encoded {
+    bytes: [u8; 15],
+    len: u8,
+}
+
+impl std::ops::Deref for Encoded {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
 /// Code behind the block's end.
 pub(super) enum Stub {
     /// An upcall: linear address to compute first, if any.
     Upcall {
         label: DynamicLabel,
-        lea: Option<Vec<u8>>,
+        lea: Option<Encoded>,
         record: Upcall,
     },
     /// The unlinked end of an exit.
@@ -110,7 +127,6 @@ pub struct Emitter<'a> {
     pub(super) insn_starts: Vec<u32>,
     /// Instructions that find the guest's flags in their saved place only, by index.
     pub(super) flags_away: u64,
-    pub(super) bmi2: bool,
     /// Accesses that share a check.
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
@@ -138,7 +154,6 @@ impl<'a> Emitter<'a> {
             exits: Vec::new(),
             insn_starts: Vec::new(),
             flags_away: 0,
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             groups: Groups::default(),
             established: 0,
             rips: Vec::new(),
@@ -151,11 +166,17 @@ impl<'a> Emitter<'a> {
     }
 
     /// Encodes an instruction that names host registers only.
-    pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Vec<u8>, Unencodable> {
-        self.encoder.set_buffer(Vec::with_capacity(16));
+    pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
         let done = self.encoder.encode(insn, 0);
-        let bytes = self.encoder.take_buffer();
-        done.map(|_| bytes).map_err(|_| Unencodable)
+        let mut buffer = self.encoder.take_buffer();
+        let mut encoded = Encoded::default();
+        if done.is_ok() {
+            encoded.bytes[..buffer.len()].copy_from_slice(&buffer);
+            encoded.len = buffer.len() as u8;
+        }
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
+        done.map(|_| encoded).map_err(|_| Unencodable)
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
@@ -266,7 +287,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Adds a stub that calls up, to be jumped to.
-    pub(super) fn stub(&mut self, lea: Option<Vec<u8>>, record: Upcall) -> DynamicLabel {
+    pub(super) fn stub(&mut self, lea: Option<Encoded>, record: Upcall) -> DynamicLabel {
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::Upcall { label, lea, record });
         label

@@ -5,7 +5,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
-use super::emitter::{Emitter, Unencodable};
+use super::emitter::{Emitter, Encoded, Unencodable};
 use super::registers::{T0, T1, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
@@ -221,7 +221,7 @@ impl Emitter<'_> {
     }
 
     /// `lea T0, …` of the base, index and displacement.
-    fn lea(&mut self, address: &Address) -> Result<Vec<u8>, Unencodable> {
+    fn lea(&mut self, address: &Address) -> Result<Encoded, Unencodable> {
         let place = |guest: usize, staged: Register| match pinned(guest) {
             Some(host) => sized(host, 8),
             None => staged,
@@ -309,7 +309,7 @@ impl Emitter<'_> {
             } else {
                 dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
             }
-            if self.bmi2 {
+            if self.target.bmi2 {
                 dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
             } else {
                 dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
@@ -325,7 +325,7 @@ impl Emitter<'_> {
         } else {
             self.linear(address)?;
             let stub = self.stub(None, record);
-            if self.bmi2 {
+            if self.target.bmi2 {
                 dynasm!(self.ops ; .arch x64 ; rorx edi, esi, 7);
             } else {
                 dynasm!(self.ops ; .arch x64 ; mov edi, esi ; shr edi, 7);
@@ -396,7 +396,7 @@ impl Emitter<'_> {
                 }
                 None => dynasm!(self.ops ; .arch x64 ; lea r8, [rsi + below]),
             }
-            if self.bmi2 {
+            if self.target.bmi2 {
                 dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
             } else {
                 dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
@@ -490,7 +490,7 @@ impl Emitter<'_> {
         register: Register,
         memory: HostMemory,
         size: u32,
-    ) -> Result<Vec<u8>, Unencodable> {
+    ) -> Result<Encoded, Unencodable> {
         let code = match size {
             1 => Code::Mov_r8_rm8,
             2 => Code::Mov_r16_rm16,
@@ -508,7 +508,7 @@ impl Emitter<'_> {
         memory: HostMemory,
         register: Register,
         size: u32,
-    ) -> Result<Vec<u8>, Unencodable> {
+    ) -> Result<Encoded, Unencodable> {
         let code = match size {
             1 => Code::Mov_rm8_r8,
             2 => Code::Mov_rm16_r16,

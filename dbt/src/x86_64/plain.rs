@@ -4,7 +4,7 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::emitter::{Emitter, Unencodable};
+use super::emitter::{Emitter, Encoded, Unencodable};
 use super::memory::{Address, HostMemory};
 use super::registers::{T1, host, is_high_byte, number, pinned, sized};
 use crate::record::classify::{Class, Operand};
@@ -162,7 +162,7 @@ impl Emitter<'_> {
                 out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
                 self.encode(&out)?
             }
-            _ => Vec::new(),
+            _ => Encoded::default(),
         };
         let write = matches!(
             operand,

@@ -1,7 +1,7 @@
 //! System instructions that kernels execute often and that need nothing but a few words of the
 //! processor's state. The block's mode vouches for the privilege.
 
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Register};
 
 use super::emitter::{Emitter, Unencodable};
@@ -9,12 +9,34 @@ use super::memory::Address;
 use super::registers::{T1, number, pinned, sized};
 use crate::guest::{Register as Guest, SegmentIndex, flags};
 use crate::record::grouping::Place;
-use crate::run::at;
+use crate::run::{UpcallKind, at};
 
 impl Emitter<'_> {
     /// CLI.
     pub(super) fn clear_interrupt_flag(&mut self) {
         dynasm!(self.ops ; .arch x64 ; gs mov BYTE [at::INTERRUPT_FLAG], 0);
+    }
+
+    /// STI. With no interrupt waiting its shadow holds nothing back within the block; at the end
+    /// of one it would have to reach into the next, which polls.
+    pub(super) fn set_interrupt_flag(
+        &mut self,
+        index: usize,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        if index + 1 == self.rips.len() {
+            return Err(Unencodable);
+        }
+        self.spoil_flags(needed);
+        let record = self.record(UpcallKind::Interpret, index);
+        let waiting = self.stub(None, record);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp BYTE [at::INTERRUPT_WAITING], 0
+            ; jne =>waiting
+            ; gs mov BYTE [at::INTERRUPT_FLAG], 1
+        );
+        Ok(())
     }
 
     /// CLD, STD.

@@ -6,9 +6,9 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 
+use crate::common::Random;
 use crate::machine::DATA;
 use crate::program::{Fixup, Piece, Reserved, To};
-use crate::random::Random;
 
 /// An instruction, with what has to precede it.
 pub struct Found {

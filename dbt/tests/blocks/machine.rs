@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use dbt::guest::flags::*;
 use dbt::guest::{CpuState, DescriptorTable, Segment};
-use dbt::{EngineOptions, Platform, Refused, Vcpu};
+use dbt::{EngineOptions, Platform, Vcpu};
 use mmu::{GuestPhys, MemoryConfig, PhysMem};
 
 use crate::program::Program;
@@ -53,10 +53,6 @@ pub type DeviceLog = Rc<RefCell<Vec<Access>>>;
 struct Recorder(DeviceLog, Rc<Cell<bool>>);
 
 impl Platform for Recorder {
-    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
     fn mmio_read(&mut self, _: &mut PhysMem, instructions: u64, at: GuestPhys, size: u8) -> u64 {
         let mut log = self.0.borrow_mut();
         log.push(Access {
@@ -82,19 +78,6 @@ impl Platform for Recorder {
             instructions,
         });
     }
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, _: u64) -> u64 {
-        0
-    }
     fn random(&mut self) -> u64 {
         4
     }
@@ -103,9 +86,6 @@ impl Platform for Recorder {
     }
     fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
         self.1.take().then_some(HARDWARE)
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
     }
 }
 

@@ -6,17 +6,19 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod instruction;
 mod machine;
 mod operation;
 mod program;
-mod random;
 mod reference;
 mod tables;
 
 use std::cell::RefCell;
 use std::fmt::Write;
 
+use common::{Random, setting};
 use dbt::guest::flags;
 use dbt::{EngineOptions, Stop};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
@@ -24,16 +26,8 @@ use machine::Machine;
 use program::{Program, Recipe};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use random::Random;
 use reference::{Moment, Run};
 use tables::HANDLER_STACK;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// The engines that one program is run on.
 struct Bench {
@@ -42,6 +36,24 @@ struct Bench {
     counted: Machine,
     used: u32,
     tally: Tally,
+}
+
+/// The optimisations have to be right together and one without the other: how they are switched
+/// where programs run with so many copies of memory. Loops are short here, so what depends on
+/// being visited often has to begin early.
+fn switches(copies: usize) -> EngineOptions {
+    let (grouping, traces, cold) = match copies {
+        1 => (false, Some(2), 0),
+        2 => (true, None, 0),
+        3 => (true, Some(2), 1),
+        _ => (false, None, 1),
+    };
+    EngineOptions {
+        grouping,
+        traces,
+        cold,
+        ..EngineOptions::default()
+    }
 }
 
 /// What became of the programs: if most said nothing the test would be worth little.
@@ -63,12 +75,9 @@ impl Bench {
             cold: 0,
             ..EngineOptions::default()
         };
-        // The optimisations have to be right one without the other, too.
         let counted = EngineOptions {
-            grouping: copies != 1,
-            traces: (copies != 2).then_some(2),
-            cold: if copies == 3 { 1 } else { 0 },
-            ..options(true, false)
+            counted: true,
+            ..switches(copies)
         };
         Bench {
             interpreter: Machine::new(options(true, true), 2),

@@ -1,10 +1,10 @@
 //! What a program is made of: instructions, jumps, calls, stores into the code ahead, and what
 //! kernels do.
 
+use crate::common::Random;
 use crate::instruction;
 use crate::machine::*;
 use crate::program::{COUNTERS, FUNCTIONS, Piece, Reserved, SLOTS, To};
-use crate::random::Random;
 use crate::tables::{OTHER_SPACE, SOFTWARE, entry_address};
 
 /// The operation of a seed, at an index of the program.

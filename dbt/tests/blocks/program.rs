@@ -4,9 +4,9 @@
 use dbt::guest::flags::CR0_TS;
 use dbt::guest::flags::{ARITHMETIC, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE};
 
+use crate::common::Random;
 use crate::machine::*;
 use crate::operation::operation;
-use crate::random::Random;
 
 /// What a program is made from.
 #[derive(Clone, Debug)]

@@ -1,49 +1,14 @@
 //! What the engine owes whatever the guest does: budgets end, and instructions are those of the
 //! processor model.
 
+#[path = "../common/mod.rs"]
+mod common;
+
+use common::NoDevices;
 use dbt::guest::{CpuModel, DescriptorTable, Exception, Segment};
-use dbt::{EngineOptions, Platform, Refused, Stop, Vcpu};
+use dbt::{EngineOptions, Stop, Vcpu};
 use iced_x86::{Code, Instruction};
 use mmu::{GuestPhys, MemoryConfig, PhysMem};
-
-/// Nothing is there.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, _: u64) -> u64 {
-        0
-    }
-    fn random(&mut self) -> u64 {
-        0
-    }
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-}
 
 fn machine() -> Vcpu {
     let mem = PhysMem::new(&MemoryConfig {
@@ -56,7 +21,7 @@ fn machine() -> Vcpu {
         counted: true,
         ..EngineOptions::default()
     };
-    let mut vcpu = Vcpu::new(mem, Box::new(Nothing), options).expect("a virtual processor");
+    let mut vcpu = Vcpu::new(mem, Box::new(NoDevices), options).expect("a virtual processor");
     let cpu = vcpu.cpu_mut();
     cpu.segments[1].base = 0;
     cpu.segments[1].selector = 0;

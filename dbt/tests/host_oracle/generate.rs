@@ -2,44 +2,8 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use super::common::Random;
 use super::native::{DATA, DATA_BYTES, INSTRUCTION, Registers, TAKEN};
-
-/// xorshift64*: small, and the same everywhere.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
-    }
-
-    pub fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    /// A value of the kind that finds mistakes.
-    pub fn operand(&mut self) -> u64 {
-        let value = match self.below(8) {
-            0 => 0,
-            1 => u64::MAX,
-            2 => 1 << self.below(64),
-            3 => (1u64 << self.below(64)).wrapping_sub(1),
-            4 => self.below(70),
-            _ => self.next(),
-        };
-        if self.one_in(8) { !value } else { value }
-    }
-}
 
 /// One experiment.
 pub struct Case {
@@ -85,6 +49,30 @@ pub const COVERED32: &[Mnemonic] = &[
 pub const ONLY64: &[Mnemonic] = &[
     Cdqe, Cmpsq, Cmpxchg16b, Cqo, Jrcxz, Lodsq, Movsq, Movsxd, Popfq, Pushfq, Scasq, Stosq,
 ];
+
+/// How many groups there are; decimal arithmetic is for 32 bits only.
+pub const GROUPS: usize = 9;
+
+/// What an instruction's cases are counted with.
+pub fn group(mnemonic: Mnemonic) -> &'static str {
+    match mnemonic {
+        Aaa | Aad | Aam | Aas | Daa | Das => "decimal",
+        Bt | Btc | Btr | Bts | Bsf | Bsr | Lzcnt | Tzcnt | Popcnt => "bits",
+        Adcx | Adox | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx
+        | Sarx | Shlx | Shrx | Crc32 | Movbe => "BMI, ADX, CRC32, MOVBE",
+        Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd => "shifts",
+        Div | Idiv | Imul | Mul => "multiplication and division",
+        Cmpsb | Cmpsd | Cmpsq | Cmpsw | Lodsb | Lodsd | Lodsq | Lodsw | Movsb | Movsd | Movsq
+        | Movsw | Scasb | Scasd | Scasq | Scasw | Stosb | Stosd | Stosq | Stosw => "strings",
+        Adc | Add | And | Cmp | Cmpxchg | Cmpxchg16b | Cmpxchg8b | Dec | Inc | Neg | Not | Or
+        | Sbb | Sub | Test | Xadd | Xor => "arithmetic",
+        Bound | Call | Enter | Ja | Jae | Jb | Jbe | Jcxz | Je | Jecxz | Jg | Jge | Jl | Jle
+        | Jmp | Jne | Jno | Jnp | Jns | Jo | Jp | Jrcxz | Js | Leave | Loop | Loope | Loopne
+        | Pop | Popa | Popad | Popf | Popfd | Popfq | Push | Pusha | Pushad | Pushf | Pushfd
+        | Pushfq | Ret => "branches and stack",
+        _ => "moves and the rest",
+    }
+}
 
 fn random_bytes(random: &mut Random, bits: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32);

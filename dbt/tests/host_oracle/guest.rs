@@ -1,51 +1,13 @@
 //! Runs one instruction in the interpreter.
 
-use dbt::Platform;
 use dbt::guest::{CpuState, Exception, Segment, flags};
 use dbt::interpret::{Context, execute};
 use iced_x86::Instruction;
 use mmu::{GuestPhys, MemoryConfig, PhysMem, TlbSet};
 
+use crate::common::{NoDevices, empty_tlb};
+
 use super::native::{INSTRUCTION, Registers, USER_CODE32, USER_CODE64, USER_DATA};
-
-/// A machine without devices.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), dbt::Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, instructions: u64) -> u64 {
-        instructions
-    }
-    fn random(&mut self) -> u64 {
-        0
-    }
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-}
 
 pub struct Guest {
     cpu: CpuState,
@@ -62,9 +24,7 @@ impl Guest {
             legacy_hole: true,
         })
         .expect("memory for a test");
-        // SAFETY: a TLB set is plain numbers, and `reset` accepts any of them.
-        let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
-        tlb.reset();
+        let tlb = empty_tlb();
         let mut cpu = CpuState::at_reset();
         cpu.control.cr0 = flags::CR0_PE | flags::CR0_ET;
         cpu.control.efer = flags::EFER_LME | flags::EFER_LMA;
@@ -106,7 +66,7 @@ impl Guest {
                 cpu: &mut self.cpu,
                 tlb: &mut self.tlb,
                 mem: &mut self.mem,
-                platform: &mut Nothing,
+                platform: &mut NoDevices,
             };
             let outcome = execute(&mut cx, insn);
             // A long string takes several calls.

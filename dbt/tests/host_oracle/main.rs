@@ -1,30 +1,27 @@
 //! The host processor is the oracle: random integer instructions, executed by it and by the
 //! interpreter from the same registers and memory, have to end in the same state.
 //!
-//! `DBT_ORACLE_CASES` sets how many a mode gets, `DBT_ORACLE_SEED` where they start.
+//! `DBT_ORACLE_CASES` sets how many a mode gets, `DBT_ORACLE_SEED` where they start;
+//! `DBT_ORACLE_EACH` goes on until each group has had so many in each mode.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod generate;
 mod guest;
 mod native;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use common::{Random, setting};
 use dbt::guest::{Exception, flags};
-use generate::{Case, Random};
+use generate::{Case, GROUPS, group};
 use guest::Guest;
 use iced_x86::{Mnemonic, RflagsBits};
 use native::{DATA, DATA_BYTES, Host, INSTRUCTION, Ran, Registers, TAKEN};
 
 const REPORTED: usize = 40;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// The flags that the manual leaves undefined after an instruction.
 fn undefined_flags(case: &Case) -> u64 {
@@ -241,20 +238,36 @@ fn interpreter_agrees_with_the_host() {
         failures: Vec::new(),
         seen: HashMap::new(),
     };
+    let each = setting("DBT_ORACLE_EACH", 0);
     for bits in [64, 32] {
+        let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+        let groups = if bits == 64 { GROUPS - 1 } else { GROUPS };
+        let mut full = 0;
         let mut guest = Guest::new(bits);
         guest.store(DATA, comparison.host.data());
         comparison.seen.clear();
-        for number in 0..cases {
+        for number in 0.. {
+            if number >= cases && (each == 0 || full == groups) {
+                break;
+            }
             let case = generate::case(&mut random, bits);
             if missing(case.insn.mnemonic()) {
                 continue;
             }
+            let count = counts.entry(group(case.insn.mnemonic())).or_default();
+            if each != 0 && *count >= each && number >= cases {
+                continue;
+            }
+            *count += 1;
+            full += usize::from(*count == each);
             comparison.run(&mut guest, &case, bits);
             if number % 4096 == 0 {
                 let stray = comparison.memory_differs(&mut guest, DATA, DATA_BYTES);
                 assert_eq!(stray, "", "a store outside of every window before {number}");
             }
+        }
+        for (group, count) in counts {
+            println!("{bits} bits, {group}: {count} cases");
         }
         let elsewhere = if bits == 64 {
             generate::COVERED32

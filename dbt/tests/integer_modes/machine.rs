@@ -1,5 +1,6 @@
 //! A processor with memory and one recording device, driven an instruction at a time.
 
+use crate::common::empty_tlb;
 use dbt::Platform;
 use dbt::guest::{CpuState, Exception, Segment, SegmentIndex, flags};
 use dbt::interpret::{Context, execute};
@@ -26,34 +27,8 @@ impl Platform for Ports {
     fn port_write(&mut self, _: &mut PhysMem, _: u64, port: u16, size: u8, value: u32) {
         self.written.push((port, size, value));
     }
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), dbt::Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, instructions: u64) -> u64 {
-        instructions
-    }
     fn random(&mut self) -> u64 {
         0x1122_3344_5566_7788
-    }
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
     }
 }
 
@@ -83,9 +58,7 @@ impl Machine {
             legacy_hole: true,
         })
         .expect("memory for a test");
-        // SAFETY: a TLB set is plain numbers, and `reset` accepts any of them.
-        let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
-        tlb.reset();
+        let tlb = empty_tlb();
         let mut cpu = CpuState::at_reset();
         cpu.gpr = [0; 16];
         cpu.segment_mut(SegmentIndex::Cs).base = 0;

@@ -1,6 +1,8 @@
 //! What the host processor cannot be asked in user mode: other modes, segmentation,
 //! privileges, faults and their traces, ports, and the decoder's view of LOCK.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod machine;
 mod strings;
 

@@ -6,6 +6,8 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../vector/guest.rs"]
 #[allow(dead_code)]
 mod guest;
@@ -15,19 +17,12 @@ mod host;
 mod instructions;
 mod random;
 
+use common::{Random, setting};
 use dbt::guest::Exception;
 use dbt::interpret::extension::Portable;
 use guest::{AREA, Guest};
 use host::Area;
 use iced_x86::{Instruction, Mnemonic};
-use random::Random;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// A random state. Half of them have all exceptions masked.
 fn state(random: &mut Random, mmx: bool) -> Area {
@@ -297,7 +292,7 @@ fn the_host_agrees() {
         if !only.is_empty() && !only.split(',').any(|wanted| wanted == name) {
             continue;
         }
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mmx = (0..insn.op_count()).any(|op| insn.op_register(op).is_mm());
         let mut wrong = 0;
         let mut first = None;

@@ -1,24 +1,8 @@
-//! Random states, with the numbers that matter.
+//! Numbers that matter.
 
-/// xorshift64*.
-pub struct Random(pub u64);
+use crate::common::Random;
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
     /// A significand of `bits` bits: few ones, many ones, or anything.
     fn fraction(&mut self, bits: u32) -> u64 {
         let mask = u64::MAX >> (64 - bits);

@@ -2,10 +2,11 @@
 
 use dbt::guest::flags::*;
 use dbt::guest::{CpuState, DescriptorTable, Segment, SegmentIndex};
-use dbt::{EngineOptions, Platform, Refused, Stop, Vcpu};
+use dbt::{EngineOptions, Stop, Vcpu};
 use mmu::{GuestPhys, MemoryConfig, PhysMem};
 
 use crate::capture::State;
+use crate::common::NoDevices;
 
 /// More than the 24-bit addresses that real mode can form.
 const RAM: u64 = 0x20_0000;
@@ -19,45 +20,6 @@ pub const IP: usize = 12;
 pub const FLAGS: usize = 13;
 /// No instruction of the set takes more than this, iterations of string instructions included.
 const BUDGET: u64 = 200_000;
-
-/// Ports that nobody drives.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, _: u64) -> u64 {
-        0
-    }
-    fn random(&mut self) -> u64 {
-        0
-    }
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-}
 
 pub struct Machine {
     vcpu: Vcpu,
@@ -77,7 +39,7 @@ impl Machine {
             code_bytes: 2 << 20,
             ..EngineOptions::default()
         };
-        let vcpu = Vcpu::new(mem, Box::new(Nothing), options).expect("a virtual processor");
+        let vcpu = Vcpu::new(mem, Box::new(NoDevices), options).expect("a virtual processor");
         Machine { vcpu }
     }
 

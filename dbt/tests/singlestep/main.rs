@@ -7,6 +7,9 @@
 //! 32-bit code, as that form in translated code.
 
 mod capture;
+#[path = "../common/mod.rs"]
+mod common;
+
 mod exclusions;
 mod machine;
 

@@ -1,5 +1,6 @@
 //! A processor with a little memory, descriptor tables and a machine that records.
 
+use crate::common::empty_tlb;
 use dbt::guest::flags::*;
 use dbt::guest::{CpuState, DescriptorTable, Exception, Segment, SegmentIndex};
 use dbt::interpret::system::deliver;
@@ -79,10 +80,6 @@ impl Platform for Recorder {
     fn port_write(&mut self, _: &mut PhysMem, _: u64, port: u16, size: u8, value: u32) {
         self.ports.push((port, size, value));
     }
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
     fn msr_read(&mut self, _: u64, msr: u32) -> Option<u64> {
         (msr == 0x1b).then_some(0xfee0_0900)
     }
@@ -119,13 +116,6 @@ pub struct Machine {
     pub platform: Recorder,
 }
 
-fn zeroed_tlb() -> Box<TlbSet> {
-    // SAFETY: a TlbSet is integers and bools, for which zero bytes are values.
-    let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
-    tlb.reset();
-    tlb
-}
-
 impl Machine {
     /// In real mode, about to execute at 0:8000 with a stack below 0:7000.
     pub fn real() -> Machine {
@@ -142,7 +132,7 @@ impl Machine {
         cpu.refresh_mode();
         Machine {
             cpu,
-            tlb: zeroed_tlb(),
+            tlb: empty_tlb(),
             mem,
             platform: Recorder::default(),
         }

@@ -1,8 +1,13 @@
 //! System instructions and event delivery, case by case from the manual.
 
+mod cases;
+#[path = "../common/mod.rs"]
+mod common;
+
 mod control;
 mod delivery;
 mod faults;
 mod identity;
 mod machine;
 mod transfers;
+mod translation;

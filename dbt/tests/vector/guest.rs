@@ -1,6 +1,5 @@
 //! One instruction in the interpreter, with the state in an [`Area`].
 
-use dbt::Platform;
 use dbt::guest::cpuid::CpuModel;
 use dbt::guest::flags::*;
 use dbt::guest::{CpuState, Exception, Segment};
@@ -8,49 +7,11 @@ use dbt::interpret::{Context, execute};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use mmu::{GuestPhys, MemoryConfig, PhysMem, TlbSet};
 
+use crate::common::{NoDevices, empty_tlb};
 use crate::host::Area;
 
 /// Where the area under test is.
 pub const AREA: u64 = 0x2_0000;
-
-/// A machine without devices.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut PhysMem, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut PhysMem, _: u64, _: GuestPhys, _: u8, _: u64) {}
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), dbt::Refused>> {
-        None
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64, _: u8) {}
-    fn time_stamp(&mut self, instructions: u64) -> u64 {
-        instructions
-    }
-    fn random(&mut self) -> u64 {
-        0
-    }
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-}
 
 pub struct Guest {
     pub cpu: CpuState,
@@ -67,9 +28,7 @@ impl Guest {
             legacy_hole: false,
         })
         .expect("memory for a test");
-        // SAFETY: a TLB set is plain numbers, and `reset` accepts any of them.
-        let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
-        tlb.reset();
+        let tlb = empty_tlb();
         let mut cpu = CpuState::at_reset();
         cpu.model = CpuModel::parse("max").expect("a model of that name");
         cpu.control.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_MP;
@@ -106,7 +65,7 @@ impl Guest {
             cpu: &mut self.cpu,
             tlb: &mut self.tlb,
             mem: &mut self.mem,
-            platform: &mut Nothing,
+            platform: &mut NoDevices,
         };
         execute(&mut cx, insn)?;
         assert_eq!(self.cpu.rip, insn.next_ip(), "{insn}");

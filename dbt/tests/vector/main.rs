@@ -1,31 +1,23 @@
 //! State saving, masked moves and gathers: against the host processor where it can be asked,
 //! by the manual where they fault.
+//!
+//! `DBT_VECTOR_CASES` sets how many states each instruction gets, `DBT_VECTOR_SEED` where they
+//! start.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod guest;
 mod host;
 
+use std::collections::BTreeMap;
+
+use common::{Random, setting};
 use dbt::guest::Exception;
 use dbt::guest::flags::*;
 use guest::{AREA, Guest};
 use host::{Area, Experiment, Outcome};
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
-    }
-}
 
 const GP: Exception = Exception::general_protection(0);
 
@@ -96,6 +88,17 @@ fn memory(random: &mut Random, name: &str) -> Area {
     memory
 }
 
+/// What an instruction's cases are counted with.
+fn group(name: &str) -> &'static str {
+    match name {
+        _ if name.starts_with("fx") => "FXSAVE",
+        _ if name.starts_with('f') => "x87 environments",
+        _ if name.starts_with('x') => "XSAVE",
+        _ if name.contains("gather") => "gathers",
+        _ => "masked moves and the rest",
+    }
+}
+
 fn supported(bytes: &[u8], name: &str) -> bool {
     let wide = bytes[0] == 0xc4 || bytes[0] == 0xc5;
     is_x86_feature_detected!("xsave")
@@ -116,14 +119,17 @@ fn differ(ours: &Area, theirs: &Area, skip: impl Fn(usize) -> bool) -> Option<St
 
 #[test]
 fn the_host_agrees() {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let cases = setting("DBT_VECTOR_CASES", 400);
+    let mut random = Random::new(setting("DBT_VECTOR_SEED", 0x1234_5678_9abc_def1));
     let mut guest = Guest::new(64);
     let mut failures = Vec::new();
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for &(name, bytes, run) in host::ALL {
         if !supported(bytes(), name) {
             continue;
         }
-        for number in 0..400 {
+        for number in 0..cases {
+            *counts.entry(group(name)).or_default() += 1;
             let before = state(&mut random);
             let memory = memory(&mut random, name);
             let components = if number % 3 == 0 { random.below(8) } else { 7 };
@@ -167,13 +173,16 @@ fn the_host_agrees() {
             }
         }
     }
+    for (group, count) in counts {
+        println!("{group}: {count} cases");
+    }
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
 /// A guest whose area holds a well-formed image.
 fn ready(bits: u32) -> Guest {
     let mut guest = Guest::new(bits);
-    let mut image = state(&mut Random(99));
+    let mut image = state(&mut Random::new(99));
     image.set_word(512, 7);
     guest.set_memory(&image);
     guest.cpu.gpr[0] = 7;

@@ -3,8 +3,9 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::archive::{Node, Tree, add_folders, add_package, cpio};
+use super::archive::{Node, Tree, add_folders, add_package, cpio, unpack};
 use super::initramfs::{self, Task};
 use super::packages::{FetchError, Package, Store, cache_error, write_whole};
 use super::progress::Progress;
@@ -94,6 +95,9 @@ impl Flavour {
     }
 }
 
+/// File systems made by this process for scripts.
+static SCRIPTS: AtomicU32 = AtomicU32::new(0);
+
 /// What a guest is made of.
 #[derive(Clone, Debug)]
 pub struct Recipe {
@@ -103,10 +107,12 @@ pub struct Recipe {
     pub architecture: Option<Architecture>,
     /// What it does after its start.
     pub task: Task,
-    /// Packages beside the usual ones.
-    pub packages: &'static [&'static str],
-    /// Programs that no package has: path without leading slash, content.
+    /// Packages beside BusyBox and SQLite. Of what they need only libraries are added.
+    pub packages: Vec<String>,
+    /// Programs and files that no package has: path without leading slash, content.
     pub programs: Vec<(String, Vec<u8>)>,
+    /// Also write the file system into this folder.
+    pub unpack: Option<PathBuf>,
     /// Ask the package sources again.
     pub refresh: bool,
 }
@@ -117,7 +123,8 @@ impl Default for Recipe {
             flavour: Flavour::Cloud,
             architecture: None,
             task: Task::Shell,
-            packages: &[],
+            packages: Vec::new(),
+            unpack: None,
             programs: Vec::new(),
             refresh: false,
         }
@@ -168,9 +175,12 @@ pub fn prepare(cache: &Path, recipe: &Recipe, progress: &Progress) -> Result<Pre
         store = of_programs.store(cache, recipe.refresh)?;
     }
     let mut programs = store.fetch("programs", &["busybox-static", "sqlite3"], progress)?;
-    if !recipe.packages.is_empty() {
-        let set = format!("with-{}", recipe.packages.join("-"));
-        programs.extend(store.fetch(&set, recipe.packages, progress)?);
+    for root in &recipe.packages {
+        for package in store.fetch(&format!("program-{root}"), &[root], progress)? {
+            if !programs.iter().any(|known| known.name == package.name) {
+                programs.push(package);
+            }
+        }
     }
 
     let kernel = cache.join(format!(
@@ -187,11 +197,17 @@ pub fn prepare(cache: &Path, recipe: &Recipe, progress: &Progress) -> Result<Pre
         tree.insert(path.clone(), Node::File(0o755, bytes.clone()));
     }
     add_folders(&mut tree);
+    if let Some(folder) = &recipe.unpack {
+        unpack(&tree, folder)?;
+    }
     let initrd = cache.join(match recipe.task {
         Task::Shell if of_programs == Architecture::Amd64 => "shell.cpio".to_string(),
         Task::Shell => format!("shell-{}.cpio", of_programs.name()),
         // Several runs with different scripts may happen at once.
-        Task::Script(_) => format!("script-{}.cpio", std::process::id()),
+        Task::Script(_) => {
+            let number = SCRIPTS.fetch_add(1, Ordering::Relaxed);
+            format!("script-{}-{number}.cpio", std::process::id())
+        }
     });
     write_whole(&initrd, &cpio(&tree))?;
     Ok(Prepared {

@@ -139,7 +139,7 @@ impl Workload {
         let files = self.files.iter();
         Recipe {
             task: Task::Script((self.script)()),
-            packages: self.packages,
+            packages: self.packages.iter().map(|&name| name.to_string()).collect(),
             programs: files
                 .map(|(name, text)| (format!("work/{name}"), text.as_bytes().to_vec()))
                 .collect(),

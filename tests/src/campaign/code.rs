@@ -147,10 +147,49 @@ pub fn stream(random: &mut Random, bits: u32, len: usize) -> Vec<u8> {
                 code.push(random.pick(&[0xeb, 0x70, 0x74, 0x75, 0x7c, 0xe2]));
                 code.push(random.pick(&[2, 5, 9, 17, 0xf0, 0xd0]));
             }
+            4 => counted_loop(random, bits, &mut code),
             _ => instruction(random, bits, &mut code),
         }
     }
     code
+}
+
+/// A loop of some rounds with a forward branch in it, mostly of instructions that cannot fault:
+/// what traces are made of.
+fn counted_loop(random: &mut Random, bits: u32, code: &mut Vec<u8>) {
+    // mov cx or ecx, rounds
+    code.push(0xb9);
+    let rounds = 3 + random.below(60) as u8;
+    code.extend(&[rounds, 0, 0, 0][..if bits == 16 { 2 } else { 4 }]);
+    let start = code.len();
+    for _ in 0..1 + random.below(3) {
+        // An operation of AX to DI, less CX and SP, register to register.
+        for _ in 0..1 + random.below(4) {
+            let from = random.below(8) as u8;
+            let to = random.pick(&[0u8, 2, 3, 5, 6, 7]);
+            let operation = 8 * random.below(8) as u8 + 1;
+            code.extend([operation, 0xc0 | from << 3 | to]);
+        }
+        // A condition over one that increments (inc ax to di is ff /0 in every width).
+        code.extend([0x70 | random.next() as u8 & 15, 2]);
+        code.extend([0xff, 0xc0 | random.pick(&[0u8, 2, 3, 5])]);
+        // Memory, through a register that may point there.
+        if random.one_in(2) {
+            let operation = 8 * random.below(8) as u8 | random.pick(&[1u8, 3]);
+            code.extend([
+                operation,
+                0x40 | random.pick(&[3u8, 5, 6, 7]),
+                random.next() as u8,
+            ]);
+        }
+        if random.one_in(4) {
+            instruction(random, bits, code);
+        }
+    }
+    // dec cx or ecx; jnz start
+    code.extend([0xff, 0xc9]);
+    let back = start as isize - (code.len() as isize + 2);
+    code.extend([0x75, i8::try_from(back).unwrap_or(-2) as u8]);
 }
 
 fn instruction(random: &mut Random, bits: u32, code: &mut Vec<u8>) {

@@ -57,6 +57,12 @@ pub struct Tally {
     pub ended: u64,
     /// Cases with damaged memory.
     pub damaged: u64,
+    /// Cases with a single copy of memory.
+    pub single: u64,
+    /// Cases in which something was translated.
+    pub translated: u64,
+    /// Cases in which a trace was made of a loop.
+    pub traced: u64,
     /// Cases in which interpreter and translator were compared, and were the same.
     pub same: u64,
     /// Cases in which they differed; undefined flags alone can do that.
@@ -107,22 +113,43 @@ pub fn watchdog(limit: Duration) -> std::thread::JoinHandle<()> {
     })
 }
 
-fn machine(interpret_only: bool, copies: usize, seed: u64) -> Result<Machine, String> {
+/// What a case draws besides its guest.
+struct Setup {
+    copies: usize,
+    damage: bool,
+    engine: EngineOptions,
+}
+
+impl Setup {
+    /// Every number of copies, one as often as two; every tier of the engine.
+    fn draw(random: &mut Random, interpret_only: bool) -> Setup {
+        Setup {
+            copies: random.pick(&[1, 1, 2, 2, 3, 4]),
+            damage: random.one_in(4),
+            engine: EngineOptions {
+                counted: true,
+                interpret_only,
+                code_bytes: 2 << 20,
+                cold: random.pick(&[0, 0, 0, 2]),
+                traces: random.pick(&[Some(2), Some(2), Some(8), None]),
+                grouping: !random.one_in(4),
+                ..EngineOptions::default()
+            },
+        }
+    }
+}
+
+fn machine(setup: &Setup, seed: u64) -> Result<Machine, String> {
     Machine::new(MachineConfig {
         ram_bytes: RAM,
-        copies,
+        copies: setup.copies,
         board: devices::BoardConfig {
             serials: [Some(Box::new(std::io::sink())), None, None, None],
             debug_exit: Some(devices::DebugExit::default()),
             ..Default::default()
         },
         model: Default::default(),
-        engine: EngineOptions {
-            counted: true,
-            interpret_only,
-            code_bytes: 2 << 20,
-            ..EngineOptions::default()
-        },
+        engine: setup.engine.clone(),
         icount_shift: Some(0),
         seed,
         audit_every: None,
@@ -139,9 +166,9 @@ fn guest(
     budget: u64,
 ) -> Result<(End, Machine, bool), String> {
     let mut random = Random::new(seed ^ (mode as u64) << 56);
-    let copies = if random.one_in(4) { 3 } else { 2 };
-    let mut machine = machine(interpret_only, copies, seed)?;
-    let damage = random.one_in(4);
+    let setup = Setup::draw(&mut random, interpret_only);
+    let mut machine = machine(&setup, seed)?;
+    let damage = setup.damage;
     setting::prepare(&mut machine, mode, &mut random);
     let (sender, events) = crossbeam::channel::unbounded::<HostEvent>();
     let kicker = Kicker::default();
@@ -156,11 +183,12 @@ fn guest(
         let now = machine.vcpu.instructions();
         let page = GuestPhys(random.below(RAM / PAGE_SIZE) * PAGE_SIZE);
         let lines = 1 << random.below(64);
-        // Only ever one copy: the others stay good.
+        // Any copy: where no other is good, the guest gets a machine check.
+        let copy = random.below(setup.copies as u64) as usize;
         machine
             .vcpu
             .mem
-            .corrupt(page, 0, lines, &mut || random.next());
+            .corrupt(page, copy, lines, &mut || random.next());
         (now + DAMAGE_EVERY).min(budget)
     });
     Ok((end, machine, damage))
@@ -206,6 +234,10 @@ pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(
             .flatten()
     };
     let (end, machine, damaged) = run().map_err(failed)?;
+    let statistics = machine.vcpu.statistics();
+    tally.translated += u64::from(statistics.translated > 0);
+    tally.traced += u64::from(statistics.traces > 0);
+    tally.single += u64::from(machine.vcpu.mem.copies() == 1);
     machine.audit().map_err(|error| failed(error.to_string()))?;
     tally.cases += 1;
     tally.instructions += machine.vcpu.instructions();

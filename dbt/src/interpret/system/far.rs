@@ -136,11 +136,14 @@ fn legacy(cx: &mut Context<'_>, request: &Request, next_rip: u64) -> Result<(), 
     } else {
         real_segment(&old, request.selector)
     };
-    check_target(cx.cpu, &cs, request.offset)?;
+    let mut stack = Stack::current(cx.cpu);
     if request.is_call {
-        let mut stack = Stack::current(cx.cpu);
         stack.push(request.size, u64::from(old.selector))?;
         stack.push(request.size, next_rip)?;
+    }
+    // That the stack has room is looked at first (SDM volume 2, CALL).
+    check_target(cx.cpu, &cs, request.offset)?;
+    if request.is_call {
         stack.authorise(cx)?;
         stack.commit(cx)?;
         stack.store_pointer(cx.cpu);
@@ -174,14 +177,14 @@ fn to_code(
     }
     code.require_present()?;
     let cs = code.segment_at(cpl);
-    check_target(cx.cpu, &cs, request.offset)?;
     let mut stack = Stack::current(cx.cpu);
     if request.is_call {
         let old = u64::from(cx.cpu.segment(SegmentIndex::Cs).selector);
         stack.push(request.size, old)?;
         stack.push(request.size, next_rip)?;
-        stack.authorise(cx)?;
     }
+    check_target(cx.cpu, &cs, request.offset)?;
+    stack.authorise(cx)?;
     code.mark_accessed(cx)?;
     stack.commit(cx)?;
     stack.store_pointer(cx.cpu);
@@ -237,7 +240,6 @@ fn through_gate(
         code.dpl()
     };
     let cs = code.segment_at(level);
-    check_target(cx.cpu, &cs, offset)?;
     let mut new_ss: Option<Loading> = None;
     let mut stack = if level == cpl {
         if long {
@@ -272,6 +274,10 @@ fn through_gate(
         let old = u64::from(cx.cpu.segment(SegmentIndex::Cs).selector);
         stack.push(size, old)?;
         stack.push(size, next_rip)?;
+    }
+    // The last check of all: a bad stack comes first (SDM volume 2, CALL).
+    check_target(cx.cpu, &cs, offset)?;
+    if request.is_call {
         stack.authorise(cx)?;
     }
     if let Some(loading) = &new_ss {

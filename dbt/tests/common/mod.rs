@@ -1,5 +1,33 @@
-//! xorshift64*: small, and the same everywhere.
+//! What the tests of this crate share: random numbers, their settings, a machine without devices.
 
+// Each test uses a part of this.
+#![allow(dead_code)]
+
+use dbt::Platform;
+use mmu::TlbSet;
+
+/// A machine without devices.
+pub struct NoDevices;
+
+impl Platform for NoDevices {}
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+/// TLBs without entries.
+pub fn empty_tlb() -> Box<TlbSet> {
+    // SAFETY: a TLB set is plain numbers, and `reset` accepts any of them.
+    let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
+    tlb.reset();
+    tlb
+}
+
+/// xorshift64*: small, and the same everywhere.
 pub struct Random(u64);
 
 impl Random {
@@ -23,6 +51,10 @@ impl Random {
 
     pub fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
     }
 
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
