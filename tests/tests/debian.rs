@@ -1,12 +1,16 @@
 //! Unmodified Debian: its kernels, with BusyBox on the serial console, and programs.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use emulator::debian::{Architecture, Flavour, Prepared, workload_output};
+use emulator::debian::{
+    Architecture, Flavour, Prepared, Progress, Recipe, Task, cache_directory, prepare,
+    workload_output,
+};
 use rustix::process::Signal;
-use tests::{Guest, boot_arguments, debian_shell, debian_shell_of, kmemvisor, run};
+use tests::{Guest, boot_arguments, debian_shell, debian_shell_of, kmemvisor, repository, run};
 
 /// Seconds that anything in a guest may take, on a slow and busy host.
 const PATIENCE: u64 = 180;
@@ -80,6 +84,70 @@ fn kernels_of_32_bits_run_programs_of_32_bits() {
         let digest = "a5a208cd26b07cadade3450fe14d1d93  -";
         assert_eq!(lines, [machine, "42", digest, "1"], "{kernel}");
     }
+}
+
+#[test]
+fn programs_give_the_results_of_the_host() {
+    if debian_shell(Flavour::Cloud).is_none() {
+        return;
+    }
+    // The others are quick commands, but not quick enough for here.
+    for workload in ["libc", "luajit"] {
+        let (code, stdout, stderr) = run(&["boot", "debian", "--workload", workload]);
+        assert_eq!(code, 0, "{workload}: {stderr}\n{stdout}");
+        assert!(stderr.contains("workload result: right"), "{stderr}");
+    }
+}
+
+/// Builds a program for the guest; `None` if there is no compiler for that.
+fn build(source: &str, bits: &str, folder: &Path) -> Option<Vec<u8>> {
+    let program = folder.join(format!("program{bits}"));
+    let status = Command::new("cc")
+        .args([bits, "-O2", "-static", "-msse2", "-mfpmath=sse"])
+        .args(["-fstack-protector-all", "-o"])
+        .arg(&program)
+        .arg(repository().join(source))
+        .arg("-lm")
+        .stderr(Stdio::null())
+        .status();
+    let built = status.is_ok_and(|status| status.success());
+    built.then(|| fs::read(program).unwrap())
+}
+
+#[test]
+fn interrupted_programs_keep_their_state() {
+    if debian_shell(Flavour::Cloud).is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut programs = Vec::new();
+    let mut script = String::new();
+    for bits in ["-m64", "-m32"] {
+        if let Some(bytes) = build("tests/programs/stress.c", bits, folder.path()) {
+            programs.push((format!("work/stress{bits}"), bytes));
+            script += &format!("/work/stress{bits} 2 10 700 & ");
+        }
+    }
+    if programs.is_empty() {
+        eprintln!("SKIPPED: no C compiler that links statically");
+        return;
+    }
+    let count = programs.len();
+    let recipe = Recipe {
+        task: Task::Script(script + "wait\n"),
+        programs,
+        ..Recipe::default()
+    };
+    let cache = cache_directory().expect("HOME is set");
+    let prepared = prepare(&cache, &recipe, &Progress::silent()).unwrap();
+    let mut guest = Guest::start(&boot_arguments(&prepared));
+    for _ in 0..count {
+        guest.expect("-bit good", PATIENCE);
+    }
+    assert!(!guest.seen.contains("BAD"), "{}", guest.seen);
+    guest.expect("status 0", PATIENCE);
+    guest.wait(PATIENCE);
+    fs::remove_file(prepared.initrd).unwrap();
 }
 
 #[test]
