@@ -58,6 +58,8 @@ pub struct Translation {
     pub invalidated: u64,
     /// Areas of the code cache emptied for room.
     pub evictions: u64,
+    /// Host time spent translating, in nanoseconds.
+    pub nanoseconds: u64,
 }
 
 impl Report {
@@ -67,6 +69,7 @@ impl Report {
             translated,
             invalidated,
             evictions,
+            nanoseconds,
             ..
         } = machine.vcpu.statistics();
         let (spare_frames_used, spare_frames) = machine.vcpu.mem.spares();
@@ -84,6 +87,7 @@ impl Report {
                 translated,
                 invalidated,
                 evictions,
+                nanoseconds,
             },
         }
     }
@@ -210,6 +214,7 @@ mod tests {
                 translated: 3,
                 invalidated: 1,
                 evictions: 0,
+                nanoseconds: 0,
             },
         }
     }

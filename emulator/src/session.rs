@@ -245,7 +245,6 @@ fn build(
         }
     };
     let acpi = options.acpi && boot.wants_acpi_tables();
-    let code_bytes = options.code_bytes;
     let mut machine = Machine::new(MachineConfig {
         ram_bytes: options.ram_bytes,
         copies: options.copies,
@@ -264,8 +263,7 @@ fn build(
             portable: EngineOptions::default().portable || options.portable,
             // Audits and injections are due at instruction counts.
             counted: options.needs_counting(),
-            code_bytes: code_bytes.unwrap_or(EngineOptions::default().code_bytes),
-            ..EngineOptions::default()
+            ..options.engine.clone()
         },
         icount_shift: options.icount_shift,
         seed: seed(options),

@@ -10,10 +10,10 @@ use crate::physical::PhysMem;
 use crate::walk::Mapping;
 
 /// Entries in one [`Tlb`].
-pub const TLB_ENTRIES: usize = 4096;
+pub const TLB_ENTRIES: usize = 16384;
 /// Entries in one [`FetchTlb`].
 pub const FETCH_ENTRIES: usize = 1024;
-const LOG_ENTRIES: usize = 512;
+const LOG_ENTRIES: usize = 2048;
 
 /// One translation, 32 bytes.
 #[derive(Clone, Copy)]
@@ -131,16 +131,31 @@ impl Tlb {
         self.large = LargeRegions::default();
     }
 
+    /// Notes that an entry is in use.
+    fn note(&mut self, index: usize) {
+        if self.logged as usize == LOG_ENTRIES {
+            self.overflowed = true;
+        } else if !self.overflowed {
+            self.log[self.logged as usize] = index as u16;
+            self.logged += 1;
+        }
+    }
+
     fn flush(&mut self, global: bool) {
         if self.overflowed {
+            // What stays is logged anew, if it fits.
+            self.overflowed = false;
+            self.logged = 0;
             for index in 0..TLB_ENTRIES {
+                if self.entries[index].physical == u64::MAX {
+                    continue;
+                }
                 if global || self.entries[index].physical & 1 == 0 {
                     self.clear(index);
+                } else {
+                    self.note(index);
                 }
             }
-            // Global entries that stay are no longer logged; the log stays overflowed for them.
-            self.overflowed = !global;
-            self.logged = 0;
             if global {
                 self.large = LargeRegions::default();
             }
@@ -162,18 +177,18 @@ impl Tlb {
         }
     }
 
-    fn slots(&self) -> impl Iterator<Item = usize> + use<> {
-        let (log, logged) = if self.overflowed {
-            ([0; LOG_ENTRIES], 0)
-        } else {
-            (self.log, self.logged as usize)
-        };
-        let all = if self.overflowed { TLB_ENTRIES } else { 0 };
-        (0..all).chain((0..logged).map(move |position| log[position] as usize))
-    }
-
     fn forget_physical(&mut self, page: GuestPhys) {
-        for index in self.slots() {
+        let slots = if self.overflowed {
+            TLB_ENTRIES
+        } else {
+            self.logged as usize
+        };
+        for position in 0..slots {
+            let index = if self.overflowed {
+                position
+            } else {
+                self.log[position] as usize
+            };
             if self.entries[index].physical & !1 == page.0 {
                 self.clear(index);
             }
@@ -244,13 +259,8 @@ impl Tlb {
             return false;
         };
         let index = address.page_number() as usize % TLB_ENTRIES;
-        if self.entries[index].physical == u64::MAX && !self.overflowed {
-            if self.logged as usize == LOG_ENTRIES {
-                self.overflowed = true;
-            } else {
-                self.log[self.logged as usize] = index as u16;
-                self.logged += 1;
-            }
+        if self.entries[index].physical == u64::MAX {
+            self.note(index);
         }
         self.large.add(address, mapping);
         let writable = direct.writable && mapping.write_ready;

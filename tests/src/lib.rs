@@ -2,21 +2,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod campaign;
-pub mod elf;
-pub mod loops;
 
 use std::env;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Once;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Once, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use emulator::debian::{self, Flavour, Prepared, Progress, Recipe, Task};
+use emulator::debian::{self, Architecture, Flavour, Prepared, Progress, Recipe};
 
 static BUILD: Once = Once::new();
 
@@ -65,30 +64,25 @@ pub fn run(args: &[&str]) -> (i32, String, String) {
 /// Debian's kernel with a shell. `None`: packages cannot be had here, which is said; that is no
 /// excuse in CI.
 pub fn debian_shell(flavour: Flavour) -> Option<Prepared> {
-    static CLOUD: OnceLock<Option<Prepared>> = OnceLock::new();
-    static AMD64: OnceLock<Option<Prepared>> = OnceLock::new();
-    let prepared = match flavour {
-        Flavour::Cloud => &CLOUD,
-        Flavour::Amd64 => &AMD64,
+    debian_shell_of(flavour, None)
+}
+
+/// Debian's kernel with a shell that may be of another architecture.
+pub fn debian_shell_of(flavour: Flavour, architecture: Option<Architecture>) -> Option<Prepared> {
+    let recipe = Recipe {
+        flavour,
+        architecture,
+        ..Recipe::default()
     };
-    let prepared = prepared.get_or_init(|| {
-        let recipe = Recipe {
-            flavour,
-            task: Task::Shell,
-            programs: Vec::new(),
-            refresh: false,
-        };
-        let cache = debian::cache_directory().expect("HOME is set");
-        match debian::prepare(&cache, &recipe, &Progress::silent()) {
-            Ok(prepared) => Some(prepared),
-            Err(error) if env::var_os("CI").is_none() => {
-                eprintln!("SKIPPED: Debian's packages cannot be had: {error}");
-                None
-            }
-            Err(error) => panic!("Debian's packages cannot be had: {error}"),
+    let cache = debian::cache_directory().expect("HOME is set");
+    match debian::prepare(&cache, &recipe, &Progress::silent()) {
+        Ok(prepared) => Some(prepared),
+        Err(error) if env::var_os("CI").is_none() => {
+            eprintln!("SKIPPED: Debian's packages cannot be had: {error}");
+            None
         }
-    });
-    prepared.clone()
+        Err(error) => panic!("Debian's packages cannot be had: {error}"),
+    }
 }
 
 /// Arguments that start a prepared guest with its console on stdio.

@@ -4,9 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use emulator::debian::{Flavour, Prepared};
+use emulator::debian::{Architecture, Flavour, Prepared, workload_output};
 use rustix::process::Signal;
-use tests::{Guest, boot_arguments, debian_shell, kmemvisor, run};
+use tests::{Guest, boot_arguments, debian_shell, debian_shell_of, kmemvisor, run};
 
 /// Seconds that anything in a guest may take, on a slow and busy host.
 const PATIENCE: u64 = 180;
@@ -40,6 +40,45 @@ fn both_kernels_have_a_shell_and_power_off() {
         guest.send("poweroff -f\r");
         let (code, stderr) = guest.wait(PATIENCE);
         assert_eq!((code, stderr.as_str()), (0, ""));
+    }
+}
+
+#[test]
+fn kernels_of_32_bits_run_programs_of_32_bits() {
+    // One run for each: what is compared are the console's lines, so the commands cannot be
+    // mistaken for their own echo.
+    let script = "uname -m; echo 'select 6*7' | sqlite3; seq 1 5000 | gzip | gunzip | md5sum; \
+                  od -An -j4 -N1 -tu1 /usr/bin/busybox";
+    for (kernel, machine) in [
+        ("686", "i686"),
+        ("686-pae", "i686"),
+        ("cloud-amd64", "x86_64"),
+    ] {
+        let flavour = Flavour::parse(kernel).unwrap();
+        if debian_shell_of(flavour, Some(Architecture::I386)).is_none() {
+            return;
+        }
+        let (code, stdout, stderr) = run(&[
+            "boot",
+            "debian",
+            "--kernel",
+            kernel,
+            "--programs",
+            "i386",
+            "--run",
+            script,
+            "-mirror",
+            "copies=2",
+            "-audit",
+            "500",
+        ]);
+        assert_eq!(code, 0, "{kernel}: {stderr}\n{stdout}");
+        assert!(stderr.contains("all copies of"), "{kernel}: {stderr}");
+        let (lines, _) = workload_output(stdout.as_bytes()).expect("it ran to its end");
+        let lines: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
+        // The last is the class in the header of an ELF file: 32 bits.
+        let digest = "a5a208cd26b07cadade3450fe14d1d93  -";
+        assert_eq!(lines, [machine, "42", digest, "1"], "{kernel}");
     }
 }
 

@@ -23,4 +23,6 @@ pub struct CacheStatistics {
     pub invalidated: u64,
     /// Areas emptied for room.
     pub evictions: u64,
+    /// Host time spent translating, in nanoseconds.
+    pub nanoseconds: u64,
 }

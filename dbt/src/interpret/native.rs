@@ -86,6 +86,7 @@ impl Engine {
             second_mapping: None,
             counted: false,
             grouping: false,
+            bmi2: false,
         });
         let code = emitter.alone(insn, class).ok()?;
         self.region.write(base, &code);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use mmu::{GuestPhys, PhysMem, TlbSet};
 
 use super::engine::{EngineOptions, Stop, VcpuError};
+use super::raising::{self, LastException};
 use crate::cache::CacheStatistics;
 use crate::guest::CpuState;
 use crate::interpret::system::deliver;
@@ -25,6 +26,7 @@ pub struct Vcpu {
     goal: u64,
     /// An exception could not be delivered.
     shutdown: bool,
+    last_exception: LastException,
 }
 
 impl Vcpu {
@@ -45,6 +47,7 @@ impl Vcpu {
             options,
             goal: 0,
             shutdown: false,
+            last_exception: LastException::none(),
         })
     }
 
@@ -125,14 +128,20 @@ impl Vcpu {
     /// Interprets one instruction.
     pub fn step(&mut self) {
         match interpret::step(&mut self.context()) {
-            Ok(finished) => {
-                let count = &mut self.cpu.instructions;
-                *count = count.wrapping_add(u64::from(finished));
-            }
+            Ok(finished) => self.count(u64::from(finished)),
             Err(exception) => {
-                self.shutdown = deliver::exception(&mut self.context(), exception).is_err();
+                if self.last_exception.follows_another(self.cpu.instructions)
+                    && self.options.counted
+                {
+                    self.count(1);
+                }
+                self.shutdown = raising::raise(&mut self.context(), exception).is_err();
             }
         }
+    }
+
+    fn count(&mut self, executed: u64) {
+        self.cpu.instructions = self.cpu.instructions.wrapping_add(executed);
     }
 
     /// Drops the TLB entries of changed pages. No page is marked as code, so no code write

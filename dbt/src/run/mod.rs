@@ -11,6 +11,7 @@ mod engine;
 mod host;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod interpreting;
+mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

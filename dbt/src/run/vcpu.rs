@@ -1,6 +1,7 @@
 //! One virtual processor: the dispatch loop over translated blocks and the interpreter.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mmu::{GuestPhys, PhysMem};
 
@@ -8,6 +9,7 @@ use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
 use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
 use super::host::{GsBase, load_x87, store_x87};
+use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
@@ -39,7 +41,7 @@ pub struct Vcpu {
     goal: u64,
     visits: Visits,
     /// The instruction count at the latest exception.
-    last_exception: u64,
+    last_exception: LastException,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
     pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
@@ -86,7 +88,7 @@ impl Vcpu {
             goal: 0,
             visits: Visits::new(options.cold),
             options,
-            last_exception: u64::MAX,
+            last_exception: LastException::none(),
             forgotten: 0,
             shutdown: false,
             _registration: registration,
@@ -240,23 +242,13 @@ impl Vcpu {
         }
     }
 
-    /// Delivers an exception of the instruction at RIP. A handler whose own first instruction
-    /// faults completes nothing: such an exception counts as an instruction, or a budget would
-    /// never end and time would stand still.
+    /// Delivers an exception of the instruction at RIP.
     pub(super) fn raise(&mut self, exception: Exception) {
         let now = self.instructions();
-        if self.options.counted && now == self.last_exception {
+        if self.last_exception.follows_another(now) && self.options.counted {
             self.count(1);
         }
-        self.last_exception = now;
-        if exception.vector == Exception::MF
-            && self.cpu().control.cr0 & crate::guest::flags::CR0_NE == 0
-        {
-            // The machine interrupts instead, and the instruction waits for that.
-            self.platform.floating_point_error();
-            return;
-        }
-        if deliver::exception(&mut self.context(), exception).is_err() {
+        if raising::raise(&mut self.context(), exception).is_err() {
             self.shutdown = true;
         }
     }
@@ -491,6 +483,19 @@ impl Vcpu {
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
     ) -> Option<u32> {
+        let start = Instant::now();
+        let id = self.emit(key, insns, range, second);
+        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
+        id
+    }
+
+    fn emit(
+        &mut self,
+        key: Key,
+        insns: Vec<iced_x86::Instruction>,
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+    ) -> Option<u32> {
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
@@ -511,6 +516,7 @@ impl Vcpu {
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
             grouping: key.grouped,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
         self.mem.mark_code(key.physical);

@@ -173,7 +173,7 @@ impl Emitter<'_> {
         let miss = self.stub(None, record);
         let mask = JUMP_ENTRIES as i32 - 1;
         let bits = JUMP_BITS as i8;
-        if self.bmi2 {
+        if self.target.bmi2 {
             dynasm!(self.ops ; .arch x64 ; rorx edi, esi, bits);
         } else {
             dynasm!(self.ops ; .arch x64 ; mov edi, esi ; shr edi, bits);

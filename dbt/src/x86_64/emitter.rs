@@ -36,6 +36,8 @@ pub struct Target<'a> {
     pub counted: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
+    /// Whether the host has BMI2: instructions that shift without flags.
+    pub bmi2: bool,
 }
 
 /// Where the guest's arithmetic flags are at a point of the code.
@@ -125,7 +127,6 @@ pub struct Emitter<'a> {
     pub(super) insn_starts: Vec<u32>,
     /// Instructions that find the guest's flags in their saved place only, by index.
     pub(super) flags_away: u64,
-    pub(super) bmi2: bool,
     /// Accesses that share a check.
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
@@ -153,7 +154,6 @@ impl<'a> Emitter<'a> {
             exits: Vec::new(),
             insn_starts: Vec::new(),
             flags_away: 0,
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             groups: Groups::default(),
             established: 0,
             rips: Vec::new(),

@@ -309,7 +309,7 @@ impl Emitter<'_> {
             } else {
                 dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
             }
-            if self.bmi2 {
+            if self.target.bmi2 {
                 dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
             } else {
                 dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
@@ -325,7 +325,7 @@ impl Emitter<'_> {
         } else {
             self.linear(address)?;
             let stub = self.stub(None, record);
-            if self.bmi2 {
+            if self.target.bmi2 {
                 dynasm!(self.ops ; .arch x64 ; rorx edi, esi, 7);
             } else {
                 dynasm!(self.ops ; .arch x64 ; mov edi, esi ; shr edi, 7);
@@ -396,7 +396,7 @@ impl Emitter<'_> {
                 }
                 None => dynasm!(self.ops ; .arch x64 ; lea r8, [rsi + below]),
             }
-            if self.bmi2 {
+            if self.target.bmi2 {
                 dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
             } else {
                 dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);

@@ -38,6 +38,24 @@ struct Bench {
     tally: Tally,
 }
 
+/// The optimisations have to be right together and one without the other: how they are switched
+/// where programs run with so many copies of memory. Loops are short here, so what depends on
+/// being visited often has to begin early.
+fn switches(copies: usize) -> EngineOptions {
+    let (grouping, traces, cold) = match copies {
+        1 => (false, Some(2), 0),
+        2 => (true, None, 0),
+        3 => (true, Some(2), 1),
+        _ => (false, None, 1),
+    };
+    EngineOptions {
+        grouping,
+        traces,
+        cold,
+        ..EngineOptions::default()
+    }
+}
+
 /// What became of the programs: if most said nothing the test would be worth little.
 #[derive(Default, Debug)]
 struct Tally {
@@ -57,12 +75,9 @@ impl Bench {
             cold: 0,
             ..EngineOptions::default()
         };
-        // The optimisations have to be right one without the other, too.
         let counted = EngineOptions {
-            grouping: copies != 1,
-            traces: (copies != 2).then_some(2),
-            cold: if copies == 3 { 1 } else { 0 },
-            ..options(true, false)
+            counted: true,
+            ..switches(copies)
         };
         Bench {
             interpreter: Machine::new(options(true, true), 2),

@@ -2,7 +2,10 @@
 //! "newc": Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
 use std::io::{self, Read};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::packages::{FetchError, Package, cache_error};
@@ -99,6 +102,22 @@ pub fn add_folders(tree: &mut Tree) {
     }
 }
 
+/// Writes the tree into a folder. Devices become empty files: only root may make them.
+pub fn unpack(tree: &Tree, folder: &Path) -> Result<(), FetchError> {
+    for (path, node) in tree {
+        let at = folder.join(path);
+        let written = match node {
+            Node::Folder => fs::create_dir_all(&at),
+            Node::File(mode, bytes) => fs::write(&at, bytes)
+                .and_then(|()| fs::set_permissions(&at, Permissions::from_mode(*mode))),
+            Node::Link(target) => symlink(target, &at),
+            Node::Device(..) => fs::write(&at, []),
+        };
+        written.map_err(cache_error(&at))?;
+    }
+    Ok(())
+}
+
 /// The tree as a cpio archive.
 pub fn cpio(tree: &Tree) -> Vec<u8> {
     let mut out = Vec::new();
@@ -169,6 +188,20 @@ mod tests {
             entries.push((path, mode, bytes[start..start + size].to_vec()));
             at = (start + size).next_multiple_of(4);
         }
+    }
+
+    #[test]
+    fn what_is_unpacked_is_the_tree() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tree = Tree::new();
+        tree.insert("a/b".into(), Node::File(0o755, b"hello".to_vec()));
+        tree.insert("l".into(), Node::Link("a/b".into()));
+        add_folders(&mut tree);
+        unpack(&tree, folder.path()).unwrap();
+        let through = folder.path().join("l");
+        assert_eq!(fs::read(&through).unwrap(), b"hello");
+        let mode = fs::metadata(&through).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::initramfs::{Task, workload_output};
-use super::prepare::{Flavour, Prepared, Recipe, cache_directory, prepare};
+use super::prepare::{Architecture, Flavour, Prepared, Recipe, cache_directory, prepare};
 use super::progress::Progress;
 use super::workload::{WORKLOADS, Workload};
 use crate::boot::Boot;
@@ -33,7 +33,8 @@ fn help() -> String {
          \n\
          \x20 --workload NAME    compute something and check the result\n\
          \x20 --run COMMAND      run a shell command in the guest\n\
-         \x20 --kernel FLAVOUR   Debian's kernel: cloud-amd64 (default) or amd64\n\
+         \x20 --kernel FLAVOUR   Debian's kernel: cloud-amd64 (default), amd64, 686 or 686-pae\n\
+         \x20 --programs ARCH    amd64 or i386; the kernel's by default\n\
          \x20 --refresh          ask the package sources again\n\
          \n\
          Workloads:\n",
@@ -46,12 +47,7 @@ fn help() -> String {
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
     let mut request = Request {
-        recipe: Recipe {
-            flavour: Flavour::Cloud,
-            task: Task::Shell,
-            programs: Vec::new(),
-            refresh: false,
-        },
+        recipe: Recipe::default(),
         workload: None,
         machine: vec!["-m".into(), "512".into()],
     };
@@ -73,14 +69,34 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Request, String> {
                     format!("--workload {name}: there is no such workload; there are {known}")
                 })?;
                 request.workload = Some(workload);
-                request.recipe.task = Task::Script((workload.script)());
+                let Recipe {
+                    flavour,
+                    architecture,
+                    refresh,
+                    ..
+                } = request.recipe;
+                request.recipe = Recipe {
+                    flavour,
+                    architecture,
+                    refresh,
+                    ..workload.recipe()
+                };
             }
             "--run" => request.recipe.task = Task::Script(value()? + "\n"),
             "--kernel" => {
                 let name = value()?;
                 request.recipe.flavour = Flavour::parse(&name).ok_or_else(|| {
-                    format!("--kernel {name}: cloud-amd64 and amd64 are possible")
+                    let known = Flavour::ALL.map(Flavour::name).join(", ");
+                    format!("--kernel {name}: there is no such kernel; there are {known}")
                 })?;
+            }
+            "--programs" => {
+                let name = value()?;
+                let architecture = Architecture::parse(&name);
+                request.recipe.architecture =
+                    Some(architecture.ok_or_else(|| {
+                        format!("--programs {name}: amd64 and i386 are possible")
+                    })?);
             }
             "--refresh" => request.recipe.refresh = true,
             "-kernel" | "-initrd" | "-bios" => {
@@ -174,6 +190,18 @@ fn run(request: Request, mut options: Options) -> u8 {
     if let Some(append) = &options.append {
         command_line = format!("{command_line} {append}");
     }
+    let scratch = cache.join(format!("reference-{}", std::process::id()));
+    let expected = request.workload.map(|workload| {
+        let expected = workload.expected(&prepared.files, &scratch);
+        expected.map(|lines| (workload, lines))
+    });
+    let expected = match expected.transpose() {
+        Ok(expected) => expected,
+        Err(error) => {
+            eprintln!("kmemvisor: the host cannot run the workload to compare with: {error}");
+            return 1;
+        }
+    };
     let Prepared { kernel, initrd, .. } = prepared;
     let boot = Boot::Kernel {
         kernel,
@@ -194,11 +222,11 @@ fn run(request: Request, mut options: Options) -> u8 {
     if interactive || !ended_well {
         return code;
     }
-    verdict(request.workload, &watch.recorded())
+    verdict(expected, &watch.recorded())
 }
 
 /// Says whether the guest did its task; gives the exit code.
-fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
+fn verdict(workload: Option<(&Workload, Vec<String>)>, console: &[u8]) -> u8 {
     let result = match (workload_output(console), workload) {
         (None, _) => Err("the guest ended before it was done".to_string()),
         (Some((_, status)), None) if status != 0 => {
@@ -208,7 +236,7 @@ fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
         (Some((_, status)), Some(_)) if status != 0 => {
             Err(format!("it failed with status {status}"))
         }
-        (Some((output, _)), Some(workload)) => workload.check(&output),
+        (Some((output, _)), Some((workload, expected))) => workload.check(&output, &expected),
         (Some(_), None) => return 0,
     };
     match result {
@@ -225,6 +253,9 @@ fn verdict(workload: Option<&Workload>, console: &[u8]) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::archive::Tree;
     use super::*;
 
     #[test]
@@ -249,6 +280,7 @@ mod tests {
             (&["--workload"], "missing"),
             (&["--run", "a", "--workload", "sqlite"], "one thing"),
             (&["--kernel", "arm64"], "cloud"),
+            (&["--programs", "arm64"], "i386"),
             (&["-kernel", "x"], "its own"),
         ] {
             let error = parse(words.iter().map(|word| word.to_string()));
@@ -260,15 +292,17 @@ mod tests {
     #[test]
     fn only_the_right_output_is_right() {
         let workload = Workload::find("text").unwrap();
-        let lines = (workload.expected)().join("\r\n");
+        let expected = workload.expected(&Tree::new(), Path::new("")).unwrap();
+        let lines = expected.join("\r\n");
+        let text = || Some((workload, expected.clone()));
         let console = |lines: &str, status: u32| {
             use super::super::initramfs::{BEGIN, END};
             format!("x\r\n{BEGIN}\r\n{lines}\r\n{END} {status} ===\r\n").into_bytes()
         };
-        assert_eq!(verdict(Some(workload), &console(&lines, 0)), 0);
-        assert_eq!(verdict(Some(workload), &console(&lines, 1)), 1);
-        assert_eq!(verdict(Some(workload), &console("sum 1", 0)), 1);
-        assert_eq!(verdict(Some(workload), b"nothing"), 1);
+        assert_eq!(verdict(text(), &console(&lines, 0)), 0);
+        assert_eq!(verdict(text(), &console(&lines, 1)), 1);
+        assert_eq!(verdict(text(), &console("sum 1", 0)), 1);
+        assert_eq!(verdict(text(), b"nothing"), 1);
         assert_eq!(verdict(None, &console("anything", 0)), 0);
         assert_eq!(verdict(None, &console("anything", 2)), 1);
     }

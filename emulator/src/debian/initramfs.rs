@@ -7,17 +7,31 @@ use super::packages::{FetchError, Package};
 const MERGED: [&str; 5] = ["bin", "sbin", "lib", "lib32", "lib64"];
 
 /// What of a package nobody needs in a machine that runs for minutes.
-const UNWANTED: [&str; 9] = [
-    "usr/share",
-    "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/lib/x86_64-linux-gnu/audit",
-    "lib/x86_64-linux-gnu/gconv",
-    "lib/x86_64-linux-gnu/audit",
-    "usr/lib/locale",
-    "usr/bin/sqldiff",
-    "etc/ld.so.conf.d",
-    "usr/lib/systemd",
-];
+fn unwanted(path: &str) -> bool {
+    const FOLDERS: [&str; 5] = [
+        "usr/lib/locale",
+        "usr/bin/sqldiff",
+        "etc/ld.so.conf.d",
+        "usr/lib/systemd",
+        "usr/share",
+    ];
+    // Node.js keeps a part of itself there.
+    const EXCEPTION: &str = "usr/share/nodejs";
+    let within = |folder: &str| {
+        let rest = path.strip_prefix(folder);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    // The C library's converters and auditors are in a folder named after the architecture.
+    let mut parts = path.trim_start_matches("usr/").split('/');
+    let of_library = parts.next() == Some("lib")
+        && parts
+            .next()
+            .is_some_and(|triplet| triplet.contains("-linux-"))
+        && parts
+            .next()
+            .is_some_and(|name| ["gconv", "audit"].contains(&name));
+    of_library || (FOLDERS.into_iter().any(within) && !within(EXCEPTION))
+}
 
 /// Before a workload's output.
 pub const BEGIN: &str = "=== kmemvisor workload begin ===";
@@ -60,12 +74,7 @@ pub enum Task {
 pub fn build(packages: &[Package], task: &Task) -> Result<Tree, FetchError> {
     let mut files = Tree::new();
     for package in packages {
-        add_package(&mut files, package, |path| {
-            !UNWANTED.iter().any(|unwanted| {
-                let rest = path.strip_prefix(unwanted);
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            })
-        })?;
+        add_package(&mut files, package, |path| !unwanted(path))?;
     }
     let mut tree = Tree::new();
     for (path, node) in files {
@@ -133,6 +142,20 @@ pub fn workload_output(console: &[u8]) -> Option<(Vec<String>, i32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn converters_go_and_libraries_stay() {
+        for (path, goes) in [
+            ("lib/i386-linux-gnu/gconv/UTF-7.so", true),
+            ("usr/lib/x86_64-linux-gnu/audit", true),
+            ("usr/share/doc/x", true),
+            ("usr/share/nodejs/acorn/index.js", false),
+            ("usr/lib/localed", false),
+            ("lib/i386-linux-gnu/libc.so.6", false),
+        ] {
+            assert_eq!(unwanted(path), goes, "{path}");
+        }
+    }
 
     #[test]
     fn a_workload_that_never_ended_has_no_output() {

@@ -7,11 +7,13 @@ mod initramfs;
 mod packages;
 mod prepare;
 mod progress;
+mod reference;
 mod workload;
 
+pub use archive::{Node, Tree};
 pub use command::main;
 pub use initramfs::{Task, workload_output};
 pub use packages::FetchError;
-pub use prepare::{Flavour, Prepared, Recipe, cache_directory, prepare};
+pub use prepare::{Architecture, Flavour, Prepared, Recipe, cache_directory, prepare};
 pub use progress::Progress;
-pub use workload::{WORKLOADS, Workload};
+pub use workload::{Expected, WORKLOADS, Workload};

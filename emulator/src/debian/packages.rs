@@ -90,17 +90,25 @@ pub struct Package {
 /// The packages in a folder of the cache.
 pub struct Store {
     folder: PathBuf,
+    /// The packages' architecture, by Debian's name; the host's own if there is none.
+    architecture: Option<&'static str>,
     refresh: bool,
     /// Package lists of our own, because the host has none or old ones.
     own_lists: bool,
 }
 
 impl Store {
-    /// A store in a folder, which is made. `refresh`: ask the package sources again.
-    pub fn open(folder: &Path, refresh: bool) -> Result<Store, FetchError> {
+    /// A store in a folder, which is made. `architecture`: one that is not the host's. `refresh`:
+    /// ask the package sources again.
+    pub fn open(
+        folder: &Path,
+        architecture: Option<&'static str>,
+        refresh: bool,
+    ) -> Result<Store, FetchError> {
         fs::create_dir_all(folder).map_err(cache_error(folder))?;
         Ok(Store {
             folder: folder.to_path_buf(),
+            architecture,
             refresh,
             own_lists: false,
         })
@@ -125,8 +133,10 @@ impl Store {
             Ok(packages) => packages,
             Err(error @ FetchError::NoClient { .. }) => return Err(error),
             Err(_) => {
-                self.update_lists(progress)?;
-                self.resolve(roots)?
+                // A source that cannot be reached now matters only if something is missing then.
+                let updated = self.update_lists(progress);
+                let resolved = self.resolve(roots);
+                resolved.map_err(|error| updated.err().unwrap_or(error))?
             }
         };
         if let Err(error) = self.download(&packages, progress) {
@@ -189,6 +199,12 @@ impl Store {
             command.args(["-o", &format!("Dir::State::lists={}", own("state/lists"))]);
             command.args(["-o", "Dir::State::status=/var/lib/dpkg/status"]);
         }
+        if let Some(architecture) = self.architecture {
+            command.args(["-o", &format!("APT::Architecture={architecture}")]);
+            command.args(["-o", &format!("APT::Architectures::={architecture}")]);
+            // What the host has installed is of its own architecture.
+            command.args(["-o", "Dir::State::status=/dev/null"]);
+        }
         command
     }
 
@@ -237,9 +253,11 @@ impl Store {
                     continue;
                 };
                 let field = |key: &str| stanza.get(key).copied().unwrap_or_default();
-                // Beyond what was asked for, programs run without anything but libraries.
+                // Beyond what was asked for, programs run without anything but libraries, and
+                // the versions of Python that its packages stand for.
                 let kernel = name.starts_with("linux-image-");
-                if !first && !kernel && !field("Section").ends_with("libs") {
+                let section = field("Section");
+                if !first && !kernel && !section.ends_with("libs") && section != "python" {
                     continue;
                 }
                 for dependency in dependencies(field("Depends"), field("Pre-Depends")) {

@@ -1,9 +1,16 @@
 //! Workloads for the guest whose output is known beforehand: computed here by other means than
-//! the guest's programs use.
+//! the guest's programs use, or by the same programs on the host processor.
+
+use std::io;
+use std::path::Path;
 
 use md5::{Digest, Md5};
 
+use super::archive::Tree;
+use super::initramfs::Task;
 use super::packages::hex;
+use super::prepare::Recipe;
+use super::reference;
 
 /// Something for the guest to compute.
 pub struct Workload {
@@ -11,10 +18,24 @@ pub struct Workload {
     pub name: &'static str,
     /// What it does.
     pub what: &'static str,
-    /// The shell script.
+    /// Packages that it needs.
+    pub packages: &'static [&'static str],
+    /// Files that it needs, in the guest's folder work.
+    pub files: &'static [(&'static str, &'static str)],
+    /// The shell script. `${RUN}` stands before the names of programs from packages, `$ROOT`
+    /// before absolute paths.
     pub script: fn() -> String,
     /// What the script prints if the machine works, line by line.
-    pub expected: fn() -> Vec<String>,
+    pub expected: Expected,
+}
+
+/// Where the right result of a workload comes from.
+#[derive(Clone, Copy)]
+pub enum Expected {
+    /// Computed here.
+    Known(fn() -> Vec<String>),
+    /// The same programs on the host processor.
+    Host,
 }
 
 /// Every workload there is.
@@ -22,16 +43,90 @@ pub const WORKLOADS: &[Workload] = &[
     Workload {
         name: "sqlite",
         what: "a database of 20,000 rows in SQLite: inserts, updates, deletes, queries, a digest",
+        packages: &[],
+        files: &[],
         script: sqlite_script,
-        expected: sqlite_expected,
+        expected: Expected::Known(sqlite_expected),
     },
     Workload {
         name: "text",
         what: "100,000 lines sorted, added up, compressed and unpacked by BusyBox",
+        packages: &[],
+        files: &[],
         script: text_script,
-        expected: text_expected,
+        expected: Expected::Known(text_expected),
+    },
+    Workload {
+        name: "openssl",
+        what: "OpenSSL's assembly (AES, SHA, AVX2 and other paths), compared with the host",
+        packages: &["openssl", "luajit"],
+        files: &[("crypto.lua", include_str!("programs/crypto.lua"))],
+        script: openssl_script,
+        expected: Expected::Host,
+    },
+    Workload {
+        name: "libc",
+        what: "the C library's vector strings and mathematics, compared with the host",
+        packages: &["luajit"],
+        files: &[("library.lua", include_str!("programs/library.lua"))],
+        script: || "${RUN}luajit $ROOT/work/library.lua\n".into(),
+        expected: Expected::Host,
+    },
+    Workload {
+        name: "luajit",
+        what: "a compiler that writes code as it runs, compared with the host",
+        packages: &["luajit"],
+        files: &[("work.lua", include_str!("programs/work.lua"))],
+        script: || {
+            "${RUN}luajit $ROOT/work/work.lua && ${RUN}luajit -joff $ROOT/work/work.lua\n".into()
+        },
+        expected: Expected::Host,
+    },
+    Workload {
+        name: "python",
+        what: "Python 3: numbers, texts, containers, compression, compared with the host",
+        packages: &["python3-minimal", "libpython3-stdlib"],
+        files: &[("work.py", include_str!("programs/work.py"))],
+        script: || {
+            "export PYTHONHOME=$ROOT/usr PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=1\n\
+             ${RUN}python3 -S $ROOT/work/work.py\n"
+                .into()
+        },
+        expected: Expected::Host,
+    },
+    Workload {
+        name: "perl",
+        what: "Perl: hashes, regular expressions, sorting, numbers, compared with the host",
+        packages: &["perl-base"],
+        files: &[("work.pl", include_str!("programs/work.pl"))],
+        script: || {
+            "export PERL_HASH_SEED=0 PERL5LIB=$ROOT/usr/lib/x86_64-linux-gnu/perl-base\n\
+             ${RUN}perl $ROOT/work/work.pl\n"
+                .into()
+        },
+        expected: Expected::Host,
     },
 ];
+
+fn openssl_script() -> String {
+    // The masks switch extensions off, so that each implementation has its turn: AES-NI and
+    // PCLMULQDQ, AVX, then AVX2, BMI, ADX and SHA (OPENSSL_ia32cap(3)).
+    "export OPENSSL_CONF=/dev/null
+cd $ROOT/tmp
+i=0; while [ $i -lt 3000 ]; do echo \"line $i of the data\"; i=$((i + 1)); done > data
+for mask in : ~0x200000200000000 ~0x1000000000000000 :~0x20080128; do
+    export OPENSSL_ia32cap=$mask
+    [ $mask = : ] && unset OPENSSL_ia32cap
+    for digest in md5 sha1 sha256 sha512 sha3-256; do ${RUN}openssl dgst -$digest data; done
+    for cipher in aes-128-cbc aes-256-ctr chacha20 aes-192-cfb; do
+        echo $cipher $(${RUN}openssl enc -$cipher -K 00112233445566778899aabbccddeeff \\
+            -iv 0f1e2d3c4b5a69788796a5b4c3d2e1f0 -in data 2>/dev/null | ${RUN}openssl dgst -sha256)
+    done
+    ${RUN}luajit $ROOT/work/crypto.lua
+done
+"
+    .into()
+}
 
 impl Workload {
     /// A workload by name.
@@ -39,9 +134,30 @@ impl Workload {
         WORKLOADS.iter().find(|workload| workload.name == name)
     }
 
+    /// What to make the guest's file system of.
+    pub fn recipe(&self) -> Recipe {
+        let files = self.files.iter();
+        Recipe {
+            task: Task::Script((self.script)()),
+            packages: self.packages.iter().map(|&name| name.to_string()).collect(),
+            programs: files
+                .map(|(name, text)| (format!("work/{name}"), text.as_bytes().to_vec()))
+                .collect(),
+            ..Recipe::default()
+        }
+    }
+
+    /// What a right machine prints; `files` is the guest's file system, and `folder` a path that
+    /// can be used for a while.
+    pub fn expected(&self, files: &Tree, folder: &Path) -> io::Result<Vec<String>> {
+        match self.expected {
+            Expected::Known(lines) => Ok(lines()),
+            Expected::Host => reference::run(folder, files, &(self.script)()),
+        }
+    }
+
     /// Compares what the guest printed; the first difference, if there is one.
-    pub fn check(&self, output: &[String]) -> Result<(), String> {
-        let expected = (self.expected)();
+    pub fn check(&self, output: &[String], expected: &[String]) -> Result<(), String> {
         for (index, line) in expected.iter().enumerate() {
             match output.get(index) {
                 Some(found) if found == line => {}
@@ -176,17 +292,17 @@ mod tests {
     #[test]
     fn a_wrong_line_is_found_wherever_it_is() {
         let workload = Workload::find("sqlite").unwrap();
-        let right = (workload.expected)();
-        assert_eq!(workload.check(&right), Ok(()));
+        let right = sqlite_expected();
+        assert_eq!(workload.check(&right, &right), Ok(()));
         for index in 0..right.len() {
             let mut wrong = right.clone();
             wrong[index].push('0');
-            assert!(workload.check(&wrong).is_err());
+            assert!(workload.check(&wrong, &right).is_err());
             wrong.truncate(index);
-            assert!(workload.check(&wrong).is_err());
+            assert!(workload.check(&wrong, &right).is_err());
         }
-        let mut long = right;
+        let mut long = right.clone();
         long.push("more".into());
-        assert!(workload.check(&long).is_err());
+        assert!(workload.check(&long, &right).is_err());
     }
 }

@@ -5,6 +5,7 @@ mod values;
 
 use std::path::PathBuf;
 
+use dbt::EngineOptions;
 use dbt::guest::CpuModel;
 use devices::DebugExit;
 use fault_injector::{Interval, Plan, When};
@@ -75,8 +76,8 @@ pub struct Options {
     pub interpret: bool,
     /// Everything is interpreted, and nothing executed by the host processor.
     pub portable: bool,
-    /// Bytes of translated code kept.
-    pub code_bytes: Option<usize>,
+    /// Size of the code cache and switches of the translator.
+    pub engine: EngineOptions,
     /// Copies of each page.
     pub copies: usize,
     /// -inject.
@@ -118,7 +119,7 @@ impl Default for Options {
             acpi: true,
             interpret: false,
             portable: false,
-            code_bytes: None,
+            engine: EngineOptions::default(),
             copies: 2,
             inject: None,
             report: None,

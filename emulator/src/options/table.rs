@@ -75,8 +75,8 @@ pub const OPTIONS: &[OptionRow] = &[
     ),
     qemu(
         &["accel"],
-        "tcg[,tb-size=MB]",
-        "tcg is the translator; `interpreter` runs without it, `portable` with software floating point",
+        "tcg[,tb-size=MB][,SWITCH=V]",
+        "tcg is the translator; `interpreter` runs without it, `portable` with software floating point;\n`-accel help` lists the switches of its optimisations",
         values::accel,
     ),
     qemu(

@@ -74,6 +74,11 @@ fn what_is_wrong_is_named() {
         ("-cpu nonesuch", "nonesuch"),
         ("-cpu max,+nonesuch", "nonesuch"),
         ("-accel kvm", "kvm"),
+        ("-accel tcg,grouping=2", "on or off"),
+        ("-accel tcg,traces=many", "many"),
+        ("-accel tcg,cold=256", "255"),
+        ("-accel tcg,grouping", "not a setting"),
+        ("-accel tcg,speed=on", "not a setting"),
         ("-machine microvm", "microvm"),
         ("-machine pc,accel=kvm", "kvm"),
         ("-machine pc,sata=off", "sata"),
@@ -100,6 +105,25 @@ fn what_is_wrong_is_named() {
         let error = parse(line).unwrap_err();
         assert!(error.contains(word), "{line}: {error}");
         assert_eq!(error.lines().count(), 1, "{line}: {error}");
+    }
+}
+
+#[test]
+fn optimisations_have_switches() {
+    let engine = |line: &str| parse(line).unwrap().engine;
+    let usual = engine("-accel tcg");
+    assert!(usual.grouping && usual.traces.is_some() && usual.cold > 0);
+    let off = engine("-accel kmemvisor,grouping=off,traces=off,cold=off,tb-size=32");
+    assert!(!off.grouping && off.traces.is_none() && off.cold == 0);
+    assert_eq!(off.code_bytes, 32 << 20);
+    let some = engine("-accel tcg,traces=3,cold=7");
+    assert_eq!((some.traces, some.cold), (Some(3), 7));
+    let Parsed::Print(text) = Options::parse(["-accel", "help"].map(str::to_string)).unwrap()
+    else {
+        panic!("a text was expected");
+    };
+    for row in values::SWITCHES {
+        assert!(text.contains(row.form), "{}", row.form);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use dbt::EngineOptions;
 use devices::DebugExit;
 use devices::calendar::DateTime;
 use mmu::MAX_COPIES;
@@ -165,21 +166,81 @@ pub fn machine(options: &mut Options, value: &str) -> Result<Handled, String> {
     Ok(Handled::Noted)
 }
 
+/// A switch of the translator: what it does without one can be compared with what it does with it.
+pub struct Switch {
+    /// How it is written, the default first.
+    pub form: &'static str,
+    help: &'static str,
+    set: fn(&mut EngineOptions, &str) -> Result<(), String>,
+}
+
+impl Switch {
+    fn name(&self) -> &'static str {
+        self.form.split('=').next().unwrap_or_default()
+    }
+}
+
+/// Every switch of an optimisation.
+pub const SWITCHES: &[Switch] = &[
+    Switch {
+        form: "grouping=on|off",
+        help: "one TLB check serves accesses that are near each other",
+        set: |engine, text| {
+            engine.grouping = switch("grouping", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "traces=8|N|off",
+        help: "rounds of a loop after which it becomes one straight run",
+        set: |engine, text| {
+            engine.traces = match text {
+                "off" => None,
+                "on" => EngineOptions::default().traces,
+                _ => Some(small(text)?.max(1)),
+            };
+            Ok(())
+        },
+    },
+    Switch {
+        form: "cold=2|N|off",
+        help: "how often code is interpreted before it is translated",
+        set: |engine, text| {
+            engine.cold = match text {
+                "off" => 0,
+                "on" => EngineOptions::default().cold,
+                _ => small(text)?,
+            };
+            Ok(())
+        },
+    },
+];
+
+fn small(text: &str) -> Result<u8, String> {
+    u8::try_from(number(text)?).map_err(|_| "255 is the most".to_string())
+}
+
 /// -accel.
 pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
     if value == "help" || value == "?" {
         return Ok(Handled::Print(
             "tcg           translate guest code to host code\n\
              interpreter   interpret every guest instruction\n\
-             portable      interpret, with floating point in software too\n"
-                .to_string(),
+             portable      interpret, with floating point in software too\n\
+             kmemvisor     another name of tcg\n\
+             Settings of the translator, behind its name:\n"
+                .to_string()
+                + &SWITCHES
+                    .iter()
+                    .map(|row| format!("{:<20}  {}\n", row.form, row.help))
+                    .collect::<String>(),
         ));
     }
     let mut parts = value.split(',');
     let name = parts.next().unwrap_or_default();
     // QEMU takes the first of a list that works: the translator always does.
     let usable = name.split(':').find_map(|name| match name {
-        "tcg" => Some((false, false)),
+        "tcg" | "kmemvisor" => Some((false, false)),
         "interpreter" => Some((true, false)),
         "portable" => Some((true, true)),
         _ => None,
@@ -195,9 +256,14 @@ pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
                 if !(1..=1024).contains(&megabytes) {
                     return Err("tb-size is from 1 to 1024 (MiB)".to_string());
                 }
-                options.code_bytes = Some((megabytes as usize) << 20);
+                options.engine.code_bytes = (megabytes as usize) << 20;
             }
-            _ => return Err(format!("`{part}` is not a setting of {name}")),
+            Some((key, text)) => {
+                let row = SWITCHES.iter().find(|row| row.name() == key);
+                let row = row.ok_or_else(|| format!("`{part}` is not a setting of {name}"))?;
+                (row.set)(&mut options.engine, text).map_err(|why| format!("{key}: {why}"))?;
+            }
+            None => return Err(format!("`{part}` is not a setting of {name}")),
         }
     }
     Ok(Handled::Noted)

@@ -1,32 +1,44 @@
-//! Measures kMemvisor beside qemu-system-x86_64: the same kernel and file system, in turns, by
-//! the host's clock on what the console shows. Prints medians and ratios.
+//! Measures kMemvisor beside qemu-system-x86_64 and the host itself: the same kernel, file systems
+//! and programs, in turns, by the host's clock on what the console shows.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use emulator::debian::{self, Flavour, Prepared, Progress, Recipe, Task};
-use serde_json::json;
-use tests::loops::LOOPS;
-use tests::{Guest, kmemvisor};
+use emulator::debian::{self, Flavour};
+use serde_json::Value;
+use tests::bench::classes::{self, PROGRAMS};
+use tests::bench::guests::{self, Workload};
+use tests::bench::measure::{self, Reader};
+use tests::bench::peers::{self, Machine, VARIABLE};
+use tests::bench::plot;
+use tests::bench::results::{NATIVE, OURS, Results, SINGLE, Series};
+use tests::kmemvisor;
 
-const USAGE: &str = "usage: bench [--rounds N] [--scale THOUSANDTHS] [--kernel cloud-amd64|amd64] \
-                     [--options 'kmemvisor options'] [--qemu-options 'options'] [--json FILE]
-QEMU in the environment names another qemu-system-x86_64.";
-const SHELL: &str = "bench: the shell is there";
-/// No guest needs so long.
-const PATIENCE: u64 = 600;
+const USAGE: &str = "usage: bench [--rounds N] [--only CLASS,...] [--json FILE] [--plot FILE.svg]
+             [--scale THOUSANDTHS] [--kernel cloud-amd64|amd64] [--copies-3] [--icount]
+             [--mirror-compare] [--ours-only] [--options 'kmemvisor options']
+             [--qemu-options 'options'] [--patience SECONDS]
+--mirror-compare runs neither QEMU nor the host; --ours-only not even a machine without a mirror.";
 
 struct Settings {
     rounds: usize,
     scale: u32,
     flavour: Flavour,
+    only: Vec<String>,
     options: Vec<String>,
     qemu_options: Vec<String>,
     json: Option<PathBuf>,
+    plot: Option<PathBuf>,
+    three: bool,
+    counted: bool,
+    peers: bool,
+    single: bool,
+    patience: Duration,
 }
 
 fn settings() -> Result<Settings> {
@@ -34,9 +46,16 @@ fn settings() -> Result<Settings> {
         rounds: 3,
         scale: 1000,
         flavour: Flavour::Cloud,
+        only: Vec::new(),
         options: Vec::new(),
         qemu_options: Vec::new(),
         json: None,
+        plot: None,
+        three: false,
+        counted: false,
+        peers: true,
+        single: true,
+        patience: Duration::from_secs(900),
     };
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -48,6 +67,7 @@ fn settings() -> Result<Settings> {
         match arg.as_str() {
             "--rounds" => settings.rounds = value()?.parse().context("--rounds")?,
             "--scale" => settings.scale = value()?.parse().context("--scale")?,
+            "--only" => settings.only = value()?.split(',').map(str::to_string).collect(),
             "--kernel" => {
                 settings.flavour =
                     Flavour::parse(&value()?).context("--kernel: no such flavour")?;
@@ -55,6 +75,14 @@ fn settings() -> Result<Settings> {
             "--options" => settings.options = words(value()?),
             "--qemu-options" => settings.qemu_options = words(value()?),
             "--json" => settings.json = Some(PathBuf::from(value()?)),
+            "--plot" => settings.plot = Some(PathBuf::from(value()?)),
+            "--copies-3" => settings.three = true,
+            "--icount" => settings.counted = true,
+            "--mirror-compare" => settings.peers = false,
+            "--ours-only" => (settings.peers, settings.single) = (false, false),
+            "--patience" => {
+                settings.patience = Duration::from_secs(value()?.parse().context("--patience")?);
+            }
             _ => bail!("{arg}: there is no such option\n{USAGE}"),
         }
     }
@@ -64,162 +92,203 @@ fn settings() -> Result<Settings> {
     Ok(settings)
 }
 
-/// Seconds from the start to the shell, then of each loop.
-#[derive(Clone, Debug)]
-struct Times(Vec<f64>);
-
-fn measure(command: &mut Command, checksums: &[String]) -> Result<Times> {
-    let start = Instant::now();
-    let mut guest = Guest::spawn(command);
-    let shell = guest.expect(SHELL, PATIENCE);
-    let mut times = vec![(shell - start).as_secs_f64()];
-    for (program, checksum) in LOOPS.iter().zip(checksums) {
-        let begin = guest.expect(&format!("begin {}", program.name), PATIENCE);
-        let over = match program.name {
-            "store" => "stored".to_string(),
-            name => format!("end {name}"),
-        };
-        let end = guest.expect(&over, PATIENCE);
-        guest.expect(checksum, PATIENCE);
-        times.push((end - begin).as_secs_f64());
+/// The machines to compare, ours first.
+fn machines(settings: &Settings) -> Vec<Machine> {
+    let program = kmemvisor();
+    let mut machines = vec![Machine::ours(OURS, &program, 2, &settings.options)];
+    if settings.single {
+        machines.push(Machine::ours(SINGLE, &program, 1, &settings.options));
     }
-    guest.wait(PATIENCE);
-    Ok(Times(times))
+    if settings.three {
+        machines.push(Machine::ours("copies=3", &program, 3, &settings.options));
+    }
+    if settings.counted {
+        let mut options = settings.options.clone();
+        options.extend(["-icount", "shift=0"].map(str::to_string));
+        machines.push(Machine::ours("icount", &program, 2, &options));
+    }
+    if settings.peers {
+        let (peers, missing) = peers::find(&settings.qemu_options);
+        for why in missing {
+            eprintln!("bench: {why}");
+        }
+        if peers.is_empty() {
+            eprintln!("bench: without QEMU; {VARIABLE} can name one");
+        }
+        machines.extend(peers);
+    }
+    machines
 }
 
-/// Runs a program here: its checksum, and how long it takes natively.
-fn natively(folder: &Path, name: &str, program: &[u8]) -> Result<(String, f64)> {
-    use std::os::unix::fs::PermissionsExt;
-    let path = folder.join(name);
-    fs::write(&path, program)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    let start = Instant::now();
-    let output = Command::new(&path).output()?;
-    let elapsed = start.elapsed().as_secs_f64();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let checksum = text.split_whitespace().last().unwrap_or_default();
-    if !output.status.success() || checksum.len() != 16 {
-        bail!("{name} fails on this host: {text}");
-    }
-    Ok((checksum.to_string(), elapsed))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        (values[middle - 1] + values[middle]) / 2.0
-    }
-}
-
-fn command(program: &Path, prepared: &Prepared, options: &[String]) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(["-m", "512", "-nographic", "-no-reboot", "-nodefaults"])
-        .args(["-serial", "mon:stdio", "-kernel"])
-        .arg(&prepared.kernel)
-        .arg("-initrd")
-        .arg(&prepared.initrd)
-        .args(["-append", "console=ttyS0 panic=-1 quiet"])
-        .args(options);
-    command
+/// What was translated during a boot, as parts of it.
+fn boot_shares(
+    machine: &Machine,
+    workload: &Workload,
+    patience: Duration,
+) -> Result<Vec<(String, f64)>> {
+    let folder = tempfile::tempdir()?;
+    let report = folder.path().join("report.json");
+    let mut command = machine.command(workload);
+    command.arg("-report").arg(&report);
+    let start = std::time::Instant::now();
+    measure::run(&mut command, patience)?;
+    let whole = start.elapsed().as_secs_f64();
+    let text = fs::read_to_string(&report).context("the machine's report")?;
+    let report: Value = serde_json::from_str(&text)?;
+    let translation = &report["translation"];
+    let number = |name: &str| translation[name].as_f64().unwrap_or(0.0);
+    Ok(vec![
+        (
+            "share of a boot spent translating".to_string(),
+            number("nanoseconds") / 1e9 / whole,
+        ),
+        (
+            "blocks translated in a boot".to_string(),
+            number("translated"),
+        ),
+    ])
 }
 
 fn run() -> Result<()> {
     let settings = settings()?;
-    let qemu = env::var_os("QEMU").map_or_else(|| "qemu-system-x86_64".into(), PathBuf::from);
-    let version = Command::new(&qemu).arg("--version").output();
-    let version =
-        version.with_context(|| format!("{} cannot be run; QEMU names another", qemu.display()))?;
-    let version = String::from_utf8_lossy(&version.stdout);
-    let version = version
-        .lines()
-        .next()
-        .unwrap_or("an unknown QEMU")
-        .to_string();
-
-    let folder = tempfile::tempdir()?;
-    let mut programs = Vec::new();
-    let mut checksums = Vec::new();
-    let mut native = vec![None];
-    let mut script = format!("echo '{SHELL}'\n");
-    for row in LOOPS {
-        let program = (row.program)(settings.scale)?;
-        let (checksum, seconds) = natively(folder.path(), row.name, &program)?;
-        checksums.push(checksum);
-        native.push(Some(seconds));
-        programs.push((format!("usr/bin/loop-{}", row.name), program));
-        script += &format!("loop-{}\n", row.name);
-    }
+    let names = classes::select(&settings.only).map_err(anyhow::Error::msg)?;
+    let machines = machines(&settings);
+    let program = guests::build_guest_bench()?;
     let cache = debian::cache_directory().context("neither XDG_CACHE_HOME nor HOME is set")?;
-    let recipe = Recipe {
-        flavour: settings.flavour,
-        task: Task::Script(script),
-        programs,
-        refresh: false,
-    };
-    let prepared = debian::prepare(&cache, &recipe, &Progress::new())?;
-    println!("{}; {version}", prepared.title);
-
-    let ours_program = kmemvisor();
-    let mut ours = Vec::new();
-    let mut theirs = Vec::new();
-    for round in 1..=settings.rounds {
-        let mut our = command(&ours_program, &prepared, &settings.options);
-        let mut qemus = command(&qemu, &prepared, &settings.qemu_options);
-        qemus.args(["-accel", "tcg"]);
-        for (name, command, times) in [
-            ("kmemvisor", &mut our, &mut ours),
-            ("qemu", &mut qemus, &mut theirs),
-        ] {
-            let measured = measure(command, &checksums)?;
-            println!("round {round} {name:<10} {:.3?}", measured.0);
-            times.push(measured);
-            // Let the host settle between two programs.
-            std::thread::sleep(Duration::from_millis(200));
-        }
+    let is_program = |name: &&str| PROGRAMS.iter().any(|program| program.name == *name);
+    let (programs, small): (Vec<&'static str>, Vec<&'static str>) =
+        names.iter().partition(|name| is_program(name));
+    let folder = tempfile::tempdir()?;
+    let mut workloads = Vec::new();
+    if !small.is_empty() {
+        workloads.push(guests::small(
+            &cache,
+            settings.flavour,
+            &program,
+            &small,
+            settings.scale,
+        )?);
     }
-    fs::remove_file(&prepared.initrd)?;
-
-    let names = ["boot to shell"]
-        .into_iter()
-        .chain(LOOPS.iter().map(|row| row.name));
-    let mut results = Vec::new();
-    println!();
-    println!(
-        "{:<14} {:>10} {:>10} {:>10} {:>12}",
-        "", "kmemvisor", "qemu", "native", "qemu/ours"
-    );
-    for (index, name) in names.enumerate() {
-        let of = |times: &[Times]| median(times.iter().map(|times| times.0[index]).collect());
-        let (our, qemus) = (of(&ours), of(&theirs));
-        let ratio = qemus / our;
-        let native_text = native[index].map_or("-".to_string(), |time| format!("{time:.3}s"));
-        println!("{name:<14} {our:>9.3}s {qemus:>9.3}s {native_text:>10} {ratio:>11.2}x");
-        let all = |times: &[Times]| -> Vec<f64> { times.iter().map(|t| t.0[index]).collect() };
-        results.push(json!({
-            "name": name,
-            "kmemvisor_seconds": our,
-            "qemu_seconds": qemus,
-            "native_seconds": native[index],
-            "ratio": ratio,
-            "kmemvisor_all": all(&ours),
-            "qemu_all": all(&theirs),
-        }));
+    if !programs.is_empty() {
+        workloads.push(guests::whole(
+            &cache,
+            settings.flavour,
+            &program,
+            &programs,
+            folder.path(),
+        )?);
+    }
+    let measured = measure_all(&settings, &machines, &workloads);
+    let title = workloads
+        .first()
+        .map(|workload| workload.prepared.title.clone());
+    let notes = if names.contains(&classes::BOOT) {
+        let boot = guests::small(&cache, settings.flavour, &program, &[], settings.scale)?;
+        let shares = boot_shares(&machines[0], &boot, settings.patience);
+        workloads.push(boot);
+        shares
+    } else {
+        Ok(Vec::new())
+    };
+    for workload in &workloads {
+        let _ = fs::remove_file(&workload.prepared.initrd);
+    }
+    let (series, skipped) = measured?;
+    let versions = machines
+        .iter()
+        .map(|machine| (machine.label.clone(), machine.version.clone()));
+    let results = Results {
+        kernel: title.unwrap_or_default(),
+        versions: versions.collect(),
+        names: names.iter().map(|name| name.to_string()).collect(),
+        series,
+        notes: notes?,
+    };
+    println!("\n{}", results.table());
+    for line in skipped {
+        println!("{line}");
+    }
+    for line in results.skewed() {
+        println!("odd clock: {line}");
     }
     if let Some(path) = &settings.json {
-        let document = json!({
-            "kernel": prepared.title,
-            "qemu": version,
-            "rounds": settings.rounds,
-            "results": results,
-        });
-        let text = serde_json::to_string_pretty(&document)? + "\n";
+        let text = serde_json::to_string_pretty(&results.json())? + "\n";
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(path) = &settings.plot {
+        let text = plot::svg(&results);
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let wrong = results.wrong();
+    if !wrong.is_empty() {
+        bail!("wrong results:\n{}", wrong.join("\n"));
+    }
     Ok(())
+}
+
+/// Every workload on every machine and natively, in turns.
+fn measure_all(
+    settings: &Settings,
+    machines: &[Machine],
+    workloads: &[Workload],
+) -> Result<(Vec<Series>, BTreeSet<String>)> {
+    let mut native = Series::new(NATIVE);
+    let mut series: Vec<Series> = machines.iter().map(|m| Series::new(&m.label)).collect();
+    let mut skipped = BTreeSet::new();
+    let native_possible = workloads.iter().any(|workload| workload.native.is_some());
+    for round in 1..=settings.rounds {
+        for workload in workloads {
+            let mut measure = |series: &mut Series, command: &mut Command| -> Result<()> {
+                let Reader {
+                    mut samples,
+                    skipped: names,
+                    ..
+                } = measure::run(command, settings.patience)?;
+                // With other programs in memory a boot is another one.
+                if workload.megabytes != 512 {
+                    samples.remove(classes::BOOT);
+                }
+                let lacks = |name: &&&str| {
+                    !samples.contains_key(**name) && !names.iter().any(|n| n == **name)
+                };
+                if let Some(name) = workload.names.iter().find(lacks) {
+                    bail!("{name} did not run on {}", series.label);
+                }
+                let total: f64 = samples.values().map(|sample| sample.host).sum();
+                println!(
+                    "round {round}: {:<12} {} classes, {:.1} s",
+                    series.label,
+                    samples.len(),
+                    total / 1e3
+                );
+                let names = names.into_iter();
+                skipped.extend(
+                    names.map(|name| format!("{name} is not possible on {}", series.label)),
+                );
+                series.add(samples);
+                // Let the host settle between two programs.
+                std::thread::sleep(Duration::from_millis(200));
+                Ok(())
+            };
+            if let Some(words) = workload.native.as_ref().filter(|_| settings.peers) {
+                let mut command = Command::new(&words[0]);
+                command
+                    .args(&words[1..])
+                    .env_clear()
+                    .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+                measure(&mut native, &mut command)?;
+            } else if settings.peers && !workload.names.is_empty() {
+                eprintln!("bench: programs cannot be run natively: chroot is not allowed");
+            }
+            for (machine, series) in machines.iter().zip(&mut series) {
+                measure(series, &mut machine.command(workload))?;
+            }
+        }
+    }
+    if native_possible && settings.peers {
+        series.insert(0, native);
+    }
+    Ok((series, skipped))
 }
 
 fn main() -> ExitCode {

@@ -121,8 +121,12 @@ fn fill_elements(cx: &mut Context<'_>, form: &Form, value: u64, most: u64) -> Op
     } else {
         let mut buffer = [0; PAGE];
         let buffer = &mut buffer[..length];
-        for element in buffer.chunks_exact_mut(form.element) {
-            element.copy_from_slice(&bytes[..form.element]);
+        buffer[..form.element].copy_from_slice(&bytes[..form.element]);
+        let mut filled = form.element;
+        while filled < length {
+            let more = filled.min(length - filled);
+            buffer.copy_within(..more, filled);
+            filled += more;
         }
         cx.mem.store(destination, buffer)
     };

@@ -1,0 +1,291 @@
+//! The table of guest code.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+/// A piece of guest code, and for which host it is emitted.
+pub struct Case {
+    pub name: &'static str,
+    pub code: fn(&mut CodeAssembler) -> Result<(), IcedError>,
+    /// The code is repeated so often, as in a trace.
+    pub rounds: usize,
+    pub copies: usize,
+    pub grouping: bool,
+    pub counted: bool,
+    pub bmi2: bool,
+    /// The entries are listed, too.
+    pub entries: bool,
+}
+
+impl Case {
+    pub const fn new(
+        name: &'static str,
+        code: fn(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Case {
+        Case {
+            name,
+            code,
+            rounds: 1,
+            copies: 2,
+            grouping: true,
+            counted: false,
+            bmi2: true,
+            entries: false,
+        }
+    }
+
+    pub const fn copies(self, copies: usize) -> Case {
+        Case { copies, ..self }
+    }
+
+    const fn rounds(self, rounds: usize) -> Case {
+        Case { rounds, ..self }
+    }
+
+    const fn without_groups(self) -> Case {
+        Case {
+            grouping: false,
+            ..self
+        }
+    }
+
+    const fn counted(self) -> Case {
+        Case {
+            counted: true,
+            ..self
+        }
+    }
+
+    const fn without_bmi2(self) -> Case {
+        Case {
+            bmi2: false,
+            ..self
+        }
+    }
+
+    const fn entries(self) -> Case {
+        Case {
+            entries: true,
+            ..self
+        }
+    }
+}
+
+fn copy_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.mov(rax, qword_ptr(rsi))?;
+    a.mov(qword_ptr(rdi), rax)?;
+    a.add(rsi, 8)?;
+    a.add(rdi, 8)?;
+    a.dec(rcx)?;
+    a.jne(again)
+}
+
+fn prologue(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.push(rbp)?;
+    a.mov(rbp, rsp)?;
+    a.push(r12)?;
+    a.push(rbx)?;
+    a.sub(rsp, 0x20)?;
+    a.mov(qword_ptr(rbp - 0x20), rdi)?;
+    a.xor(eax, eax)?;
+    a.mov(dword_ptr(rbp - 0x28), eax)
+}
+
+fn epilogue(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.pop(rbx)?;
+    a.pop(r12)?;
+    a.pop(rbp)?;
+    a.ret()
+}
+
+fn structure(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rax, qword_ptr(rbx))?;
+    a.mov(ecx, dword_ptr(rbx + 8))?;
+    a.mov(dword_ptr(rbx + 12), ecx)?;
+    a.mov(qword_ptr(rbx + 16), rax)?;
+    a.xor(eax, eax)
+}
+
+/// The files and what is in them. Flags that matter at a block's end would be saved around each
+/// check; an operation that overwrites them stands behind the instruction in question.
+pub const GROUPS: &[(&str, &[Case])] = &[
+    (
+        "memory",
+        &[
+            Case::new("load, base and displacement", |a| {
+                a.mov(rax, qword_ptr(rbx + 8))?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("load, base and displacement", |a| {
+                a.mov(rax, qword_ptr(rbx + 8))?;
+                a.xor(ecx, ecx)
+            })
+            .without_bmi2(),
+            Case::new("load, base and index", |a| {
+                a.mov(eax, dword_ptr(rbx + rcx * 4 + 8))?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("load, absolute", |a| {
+                a.mov(rax, qword_ptr(0x40_3000))?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("load, FS segment", |a| {
+                a.mov(rax, qword_ptr(0x28).fs())?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("load, a register that is in memory", |a| {
+                a.mov(r8, qword_ptr(r9))?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("load, flags needed behind it", |a| {
+                a.mov(rax, qword_ptr(rbx))
+            }),
+            Case::new("load of a byte, extended", |a| {
+                a.movzx(eax, byte_ptr(rbx))?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("store", |a| {
+                a.mov(qword_ptr(rbx + 8), rax)?;
+                a.xor(ecx, ecx)
+            })
+            .copies(1),
+            Case::new("store", |a| {
+                a.mov(qword_ptr(rbx + 8), rax)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("store", |a| {
+                a.mov(qword_ptr(rbx + 8), rax)?;
+                a.xor(ecx, ecx)
+            })
+            .copies(3),
+            Case::new("store of a constant", |a| {
+                a.mov(dword_ptr(rbx), 7)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("read-modify-write", |a| a.add(qword_ptr(rbx + 8), rax)).copies(1),
+            Case::new("read-modify-write", |a| a.add(qword_ptr(rbx + 8), rax)),
+            Case::new("locked read-modify-write", |a| {
+                a.lock().xadd(qword_ptr(rbx), rax)
+            }),
+            Case::new("operation on memory", |a| a.add(rax, qword_ptr(rbx))),
+        ],
+    ),
+    (
+        "stack",
+        &[
+            Case::new("push", |a| {
+                a.push(rbx)?;
+                a.xor(ecx, ecx)
+            })
+            .copies(1),
+            Case::new("push", |a| {
+                a.push(rbx)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("pop", |a| {
+                a.pop(rbx)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("leave", |a| {
+                a.leave()?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("prologue", prologue),
+            Case::new("epilogue", epilogue),
+        ],
+    ),
+    (
+        "control",
+        &[
+            Case::new("compare and branch", |a| {
+                a.cmp(rax, rbx)?;
+                a.jl(super::RIP + 0x100)
+            })
+            .entries(),
+            Case::new("compare and branch", |a| {
+                a.cmp(rax, rbx)?;
+                a.jl(super::RIP + 0x100)
+            })
+            .counted(),
+            Case::new("compare with memory and branch", |a| {
+                a.cmp(dword_ptr(rbx + 4), 0)?;
+                a.jne(super::RIP + 0x100)
+            }),
+            Case::new("entries, flags needed", |a| {
+                a.lea(rax, qword_ptr(rax + 1))?;
+                a.jne(super::RIP + 0x100)
+            })
+            .entries(),
+            Case::new("jump", |a| a.jmp(super::RIP + 0x100)),
+            Case::new("call", |a| {
+                a.xor(eax, eax)?;
+                a.call(super::RIP + 0x100)
+            }),
+            Case::new("return", |a| {
+                a.xor(eax, eax)?;
+                a.ret()
+            }),
+            Case::new("indirect jump, register", |a| {
+                a.xor(ecx, ecx)?;
+                a.jmp(rax)
+            }),
+            Case::new("indirect jump, register", |a| {
+                a.xor(ecx, ecx)?;
+                a.jmp(rax)
+            })
+            .without_bmi2(),
+            Case::new("indirect jump, memory", |a| {
+                a.xor(ecx, ecx)?;
+                a.jmp(qword_ptr(rax + rcx * 8))
+            }),
+            Case::new("indirect call, register", |a| {
+                a.xor(ecx, ecx)?;
+                a.call(rax)
+            }),
+            Case::new("an instruction for the interpreter", |a| a.cpuid()),
+        ],
+    ),
+    (
+        "blocks",
+        &[
+            Case::new("a structure's fields", structure),
+            Case::new("a structure's fields", structure).without_groups(),
+            Case::new("a copying loop", copy_loop),
+            Case::new("a copying loop as a trace of two rounds", copy_loop).rounds(2),
+            Case::new("a copying loop as a trace of two rounds", copy_loop)
+                .rounds(2)
+                .without_groups(),
+            Case::new("a copying loop as a trace of two rounds", copy_loop)
+                .rounds(2)
+                .counted(),
+        ],
+    ),
+    (
+        "vector",
+        &[
+            Case::new("scalar arithmetic", |a| {
+                a.mulsd(xmm0, xmm1)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("load and add", |a| {
+                a.addpd(xmm0, xmmword_ptr(rbx))?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("256 bits stored", |a| {
+                a.vmovupd(ymmword_ptr(rbx), ymm3)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("x87 load and add", |a| {
+                a.fld(qword_ptr(rbx))?;
+                a.faddp(st1, st0)?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("x87 store", |a| {
+                a.fstp(qword_ptr(rbx))?;
+                a.xor(ecx, ecx)
+            }),
+        ],
+    ),
+];

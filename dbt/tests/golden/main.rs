@@ -1,0 +1,233 @@
+//! The host code of a table of guest instructions and short blocks, pinned as text beside this
+//! file: a change of what is emitted shows in review, with the number of host instructions of
+//! each guest instruction. `UPDATE_GOLDEN=1` writes the files anew.
+//!
+//! The host is always the same here: with BMI2 unless a case says otherwise. What lies behind
+//! the straight way (slow paths, links) is not listed.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod cases;
+mod names;
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use dbt::cache::CodeOffset;
+use dbt::guest::Mode;
+use dbt::record::classify::Classifier;
+use dbt::run::Upcall;
+use dbt::x86_64::{Emitted, Target, Trampolines, emit, emit_trampolines};
+use iced_x86::code_asm::CodeAssembler;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter};
+
+use cases::{Case, GROUPS};
+use names::Names;
+
+/// Where the guest's code is.
+const RIP: u64 = 0x40_1000;
+/// Where the host's code goes.
+const BASE: CodeOffset = CodeOffset(0x1000);
+
+fn guest_code(case: &Case) -> Vec<Instruction> {
+    let mut assembler = CodeAssembler::new(64).expect("64 bits is a width");
+    (case.code)(&mut assembler).expect("the case can be encoded");
+    let bytes = assembler.assemble(RIP).expect("the case can be assembled");
+    let once: Vec<Instruction> = Decoder::with_ip(64, &bytes, RIP, DecoderOptions::NONE)
+        .iter()
+        .collect();
+    once.repeat(case.rounds)
+}
+
+fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> Emitted {
+    let mode = Mode(
+        Mode::CODE64
+            | Mode::WIDE_STACK
+            | Mode::PROTECTED
+            | Mode::FLAT
+            | Mode::USER
+            | Mode::X87
+            | Mode::SSE
+            | Mode::AVX,
+    );
+    let target = Target {
+        id: 1,
+        mode,
+        base: BASE,
+        trampolines,
+        copies: case.copies,
+        stride: 0x2000_0000,
+        jump_cache: 0,
+        mapping: 5,
+        second_mapping: None,
+        counted: case.counted,
+        grouping: case.grouping,
+        bmi2: case.bmi2,
+    };
+    emit(&mut Classifier::default(), insns, RIP, target)
+}
+
+/// The host instructions between two offsets. What follows an upcall is its record.
+fn decode(emitted: &Emitted, trampolines: &Trampolines, from: u32, to: u32) -> Vec<Instruction> {
+    let code = &emitted.code[..to as usize];
+    let ip = u64::from(BASE.0);
+    let mut decoder = Decoder::with_ip(64, code, ip, DecoderOptions::NONE);
+    let mut insns = Vec::new();
+    let mut at = from as usize;
+    while at < to as usize {
+        decoder.set_position(at).expect("within the code");
+        decoder.set_ip(ip + at as u64);
+        let insn = decoder.decode();
+        assert!(!insn.is_invalid(), "no instruction at {at:#x}");
+        at += insn.len();
+        if insn.near_branch_target() == u64::from(trampolines.upcall.0) {
+            at += size_of::<Upcall>();
+        }
+        insns.push(insn);
+    }
+    insns
+}
+
+/// One case as text.
+fn listing(case: &Case, trampolines: &Trampolines) -> String {
+    let insns = guest_code(case);
+    let emitted = host_code(case, &insns, trampolines);
+    let end = emitted.insn_starts[insns.len()];
+    let mut text = format!("== {}", case.name);
+    for (on, what) in [
+        (case.copies != 2, format!("copies={}", case.copies)),
+        (case.counted, "counted".to_string()),
+        (!case.grouping, "grouping off".to_string()),
+        (!case.bmi2, "no BMI2".to_string()),
+    ] {
+        if on {
+            let _ = write!(text, ", {what}");
+        }
+    }
+    text.push('\n');
+    let mut guest = IntelFormatter::new();
+    let mut host = IntelFormatter::with_options(
+        Some(Box::new(Names {
+            upcall: u64::from(trampolines.upcall.0),
+            straight: u64::from(BASE.0)..u64::from(BASE.0 + end),
+        })),
+        None,
+    );
+    for formatter in [&mut guest, &mut host] {
+        let options = formatter.options_mut();
+        options.set_space_after_operand_separator(true);
+        options.set_rip_relative_addresses(false);
+        options.set_show_branch_size(false);
+    }
+    let mut lines = |title: &str, insns: &[Instruction]| {
+        let _ = writeln!(text, "{title}: {}", insns.len());
+        for insn in insns {
+            let mut line = String::new();
+            host.format(insn, &mut line);
+            let _ = writeln!(text, "    {line}");
+        }
+    };
+    let part = |from, to| decode(&emitted, trampolines, from, to);
+    if case.entries {
+        lines(
+            "[from another page]",
+            &part(emitted.guarded_entry, emitted.poll_entry),
+        );
+        lines("[backward]", &part(emitted.poll_entry, emitted.entry));
+        if emitted.indirect_entry > end {
+            let all = part(emitted.indirect_entry, emitted.code.len() as u32);
+            let last = all
+                .iter()
+                .position(|insn| insn.flow_control() == FlowControl::UnconditionalBranch);
+            let len = last.map_or(all.len(), |last| last + 1);
+            lines("[indirect]", &all[..len]);
+        }
+    }
+    if emitted.entry < emitted.insn_starts[0] {
+        lines("[entry]", &part(emitted.entry, emitted.insn_starts[0]));
+    }
+    for (index, insn) in insns.iter().enumerate() {
+        let mut title = String::new();
+        guest.format(insn, &mut title);
+        lines(
+            &title,
+            &part(emitted.insn_starts[index], emitted.insn_starts[index + 1]),
+        );
+    }
+    let total = part(emitted.entry, end).len();
+    let _ = writeln!(text, "total: {total} host instructions for {}", insns.len());
+    text
+}
+
+#[test]
+fn emitted_code_is_what_it_was() {
+    let (_, trampolines) = emit_trampolines(0, 0);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut changes = String::new();
+    for (name, cases) in GROUPS {
+        let listings: Vec<String> = cases
+            .iter()
+            .map(|case| listing(case, &trampolines))
+            .collect();
+        let text = listings.join("\n");
+        let path = folder.join(format!("{name}.txt"));
+        if update {
+            fs::write(&path, &text).expect("the golden file can be written");
+            continue;
+        }
+        let golden = fs::read_to_string(&path).unwrap_or_default();
+        if golden == text {
+            continue;
+        }
+        let (mut old, mut new) = (golden.lines(), text.lines());
+        loop {
+            match (old.next(), new.next()) {
+                (None, None) => break,
+                (old, new) if old == new => {}
+                (old, new) => {
+                    let _ = writeln!(
+                        changes,
+                        "{name}.txt: first difference\n  was: {}\n  is:  {}",
+                        old.unwrap_or("(the end)"),
+                        new.unwrap_or("(the end)")
+                    );
+                    break;
+                }
+            }
+        }
+    }
+    assert!(
+        changes.is_empty(),
+        "{changes}UPDATE_GOLDEN=1 writes the files anew; then look at the difference"
+    );
+}
+
+/// Listings must not depend on the machine that makes them.
+#[test]
+fn one_more_copy_is_one_more_store() {
+    let (_, trampolines) = emit_trampolines(0, 0);
+    let mut totals = Vec::new();
+    for copies in 1..=4 {
+        let case = Case::new("store", |a| {
+            a.mov(
+                iced_x86::code_asm::dword_ptr(iced_x86::code_asm::rbx),
+                iced_x86::code_asm::eax,
+            )
+        })
+        .copies(copies);
+        let insns = guest_code(&case);
+        let emitted = host_code(&case, &insns, &trampolines);
+        totals.push(
+            decode(
+                &emitted,
+                &trampolines,
+                emitted.insn_starts[0],
+                emitted.insn_starts[1],
+            )
+            .len(),
+        );
+    }
+    assert_eq!(totals[1..], [totals[0] + 1, totals[0] + 2, totals[0] + 3]);
+}

@@ -1,0 +1,101 @@
+//! Names of what emitted code refers to, so that listings do not change with offsets.
+
+use std::mem::offset_of;
+use std::ops::Range;
+
+use dbt::guest::{CpuState, Segment};
+use dbt::run::CpuBlock;
+use iced_x86::{Instruction, OpKind, Register, SymbolResolver, SymbolResult};
+use mmu::{Tlb, TlbEntry, TlbSet};
+
+const GPR: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
+
+/// Resolves addresses in emitted code.
+pub struct Names {
+    /// Where upcalls go.
+    pub upcall: u64,
+    /// The block without what lies behind its end.
+    pub straight: Range<u64>,
+}
+
+/// The name of what is so far behind GS.
+fn behind_gs(offset: usize) -> Option<String> {
+    let gpr = offset_of!(CpuBlock, cpu) + offset_of!(CpuState, gpr);
+    if (gpr..gpr + 128).contains(&offset) && (offset - gpr).is_multiple_of(8) {
+        return Some(format!("guest.{}", GPR[(offset - gpr) / 8]));
+    }
+    let segments = offset_of!(CpuBlock, cpu) + offset_of!(CpuState, segments);
+    for (index, name) in ["es", "cs", "ss", "ds", "fs", "gs"].iter().enumerate() {
+        if offset == segments + index * size_of::<Segment>() + offset_of!(Segment, base) {
+            return Some(format!("guest.{name}.base"));
+        }
+    }
+    for (at, name) in [
+        (offset_of!(CpuBlock, exchange.saved_flags), "saved_flags"),
+        (offset_of!(CpuBlock, exchange.budget), "budget"),
+        (offset_of!(CpuBlock, exchange.scratch), "scratch"),
+        (offset_of!(CpuBlock, exchange.vectors_live), "vectors_live"),
+        (offset_of!(CpuBlock, cpu.exit_request), "exit_request"),
+    ] {
+        if offset == at {
+            return Some(name.to_string());
+        }
+    }
+    let groups = offset_of!(CpuBlock, exchange.groups);
+    if (groups..groups + 64).contains(&offset) && offset < offset_of!(CpuBlock, exchange.host_mxcsr)
+    {
+        return Some(format!("group[{}]", (offset - groups) / 8));
+    }
+    let guards = offset_of!(CpuBlock, guards);
+    let jumps = offset_of!(CpuBlock, jumps);
+    let tlb = offset_of!(CpuBlock, tlb);
+    if (guards..guards + size_of::<[u32; 2048]>()).contains(&offset) {
+        return Some("guard".to_string());
+    }
+    if (jumps..tlb.max(jumps)).contains(&offset) {
+        return Some(format!("jump_cache+{}", (offset - jumps) % 16));
+    }
+    let data = tlb + offset_of!(TlbSet, data);
+    for (view, name) in ["user", "supervisor", "open"].iter().enumerate() {
+        let entries = data + view * size_of::<Tlb>() + offset_of!(Tlb, entries);
+        for (field, at) in [
+            ("read_tag", offset_of!(TlbEntry, read_tag)),
+            ("write_tag", offset_of!(TlbEntry, write_tag)),
+            ("addend", offset_of!(TlbEntry, addend)),
+        ] {
+            let table = entries..entries + size_of::<[TlbEntry; mmu::TLB_ENTRIES]>();
+            if table.contains(&offset) && (offset - entries) % size_of::<TlbEntry>() == at {
+                // The page is known, or its entry is in a register.
+                let known = if offset - entries == at { "" } else { "[page]" };
+                return Some(format!("tlb.{name}{known}.{field}"));
+            }
+        }
+    }
+    None
+}
+
+impl SymbolResolver for Names {
+    fn symbol(
+        &mut self,
+        insn: &Instruction,
+        operand: u32,
+        instruction_operand: Option<u32>,
+        address: u64,
+        _: u32,
+    ) -> Option<SymbolResult<'_>> {
+        let kind = insn.op_kind(instruction_operand.unwrap_or(operand));
+        let name = match kind {
+            OpKind::NearBranch64 if address == self.upcall => "upcall".to_string(),
+            OpKind::NearBranch64 if self.straight.contains(&address) => "within".to_string(),
+            OpKind::NearBranch64 => "behind".to_string(),
+            OpKind::Memory if insn.segment_prefix() == Register::GS => {
+                behind_gs(usize::try_from(address).ok()?)?
+            }
+            _ => return None,
+        };
+        Some(SymbolResult::with_string(address, name))
+    }
+}
