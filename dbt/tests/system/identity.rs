@@ -147,3 +147,15 @@ fn models_have_what_the_host_has() {
     let none = CpuModel::parse_for("x86-64-v3", &full.without(Feature::Sse2)).expect("a model");
     assert!(!none.has(Feature::Sse3) && none.has(Feature::Sse));
 }
+
+/// AMD's XOP encodings decode as instructions that no model has.
+#[test]
+fn bextr_with_an_immediate_is_undefined() {
+    let mut machine = crate::machine::Machine::long(0);
+    let code = [0x8f, 0x0a, 0xf8, 0x10, 0xea, 0xfe, 0xe9, 0xe0, 0xf4];
+    for (at, byte) in code.into_iter().enumerate() {
+        machine.write(crate::machine::CODE + at as u64, 1, byte);
+    }
+    let decoded = dbt::decode::one(&mut machine.context());
+    assert_eq!(decoded, Err(dbt::guest::Exception::invalid_opcode()));
+}

@@ -175,7 +175,7 @@ fn counted_loop(random: &mut Random, bits: u32, code: &mut Vec<u8>) {
         code.extend([0xff, 0xc0 | random.pick(&[0u8, 2, 3, 5])]);
         // Memory, through a register that may point there.
         if random.one_in(2) {
-            let operation = 8 * random.below(8) as u8 | random.pick(&[1u8, 3]);
+            let operation = (8 * random.below(8) as u8) | random.pick(&[1u8, 3]);
             code.extend([
                 operation,
                 0x40 | random.pick(&[3u8, 5, 6, 7]),

@@ -290,7 +290,21 @@ fn first_difference(mode: Mode, seed: u64) -> Result<Option<String>, String> {
         Err(exception) => format!("{exception:?}"),
     };
     let (mine, theirs) = differs(different)?.unwrap_or_default();
+    let bytes = |interpret_only| -> Result<Vec<u8>, String> {
+        let (end, mut machine, _) = guest(mode, seed, interpret_only, different)?;
+        Ok(outcome(&end, &mut machine).1)
+    };
+    let (ours, others) = (bytes(false)?, bytes(true)?);
+    let at = ours.iter().zip(&others).position(|(a, b)| a != b);
+    let memory = at.map_or(String::new(), |at| {
+        let end = (at + 8).min(ours.len());
+        format!(
+            "memory at {at:#x}: {:02x?} {:02x?}\n",
+            &ours[at..end],
+            &others[at..end]
+        )
+    });
     Ok(Some(format!(
-        "differs after {different} instructions, at {insn}:\n{mine}\n{theirs}\n"
+        "differs after {different} instructions, at {insn}:\n{mine}\n{theirs}\n{memory}"
     )))
 }

@@ -73,7 +73,7 @@ fn syscalls() -> Section {
         |m| {
             star(m);
             m.cpu.gpr[1] = CODE;
-            m.cpu.gpr[11] = u64::MAX & !TF;
+            m.cpu.gpr[11] = !TF;
         },
         |m| assert_eq!(m.cpu.rflags(), 0x3c_7fd7 & !TF),
     );
