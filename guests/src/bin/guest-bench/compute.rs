@@ -233,7 +233,7 @@ fn middle(x: u64, y: u64) -> u64 {
 }
 
 fn calls(scale: u64) -> u64 {
-    (0..scaled(6_000_000, scale)).fold(1, |x, round| middle(x, round))
+    (0..scaled(6_000_000, scale)).fold(1, middle)
 }
 
 #[inline(never)]

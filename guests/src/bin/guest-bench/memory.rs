@@ -123,7 +123,7 @@ fn rep_stos(scale: u64) -> u64 {
         }
         sum = sum
             .wrapping_mul(31)
-            .wrapping_add(to[round as usize * 7 & 0x1_ffff]);
+            .wrapping_add(to[(round as usize * 7) & 0x1_ffff]);
     }
     sum
 }
