@@ -58,8 +58,10 @@ pub struct Translation {
     pub invalidated: u64,
     /// Areas of the code cache emptied for room.
     pub evictions: u64,
-    /// Host time spent translating, in nanoseconds.
-    pub nanoseconds: u64,
+    /// Host time spent translating, in nanoseconds. Not told of counted runs: their reports
+    /// repeat to the last byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nanoseconds: Option<u64>,
 }
 
 impl Report {
@@ -87,7 +89,7 @@ impl Report {
                 translated,
                 invalidated,
                 evictions,
-                nanoseconds,
+                nanoseconds: (!machine.counted()).then_some(nanoseconds),
             },
         }
     }
@@ -214,7 +216,7 @@ mod tests {
                 translated: 3,
                 invalidated: 1,
                 evictions: 0,
-                nanoseconds: 0,
+                nanoseconds: None,
             },
         }
     }
