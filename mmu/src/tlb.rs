@@ -142,6 +142,9 @@ impl Tlb {
     }
 
     fn flush(&mut self, global: bool) {
+        if global {
+            self.large = LargeRegions::default();
+        }
         if self.overflowed {
             // What stays is logged anew, if it fits.
             self.overflowed = false;
@@ -156,9 +159,6 @@ impl Tlb {
                     self.note(index);
                 }
             }
-            if global {
-                self.large = LargeRegions::default();
-            }
             return;
         }
         let mut kept = 0;
@@ -172,9 +172,6 @@ impl Tlb {
             }
         }
         self.logged = kept as u32;
-        if global {
-            self.large = LargeRegions::default();
-        }
     }
 
     fn forget_physical(&mut self, page: GuestPhys) {

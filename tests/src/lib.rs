@@ -10,8 +10,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::Once;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,15 @@ pub fn debian_shell(flavour: Flavour) -> Option<Prepared> {
 
 /// Debian's kernel with a shell that may be of another architecture.
 pub fn debian_shell_of(flavour: Flavour, architecture: Option<Architecture>) -> Option<Prepared> {
+    // One for each, whichever test asks first.
+    static PREPARED: Mutex<Vec<(Flavour, Option<Architecture>, Prepared)>> = Mutex::new(Vec::new());
+    let mut known = PREPARED.lock().expect("no preparation has failed");
+    let kept = known
+        .iter()
+        .find(|kept| (kept.0, kept.1) == (flavour, architecture));
+    if let Some((_, _, prepared)) = kept {
+        return Some(prepared.clone());
+    }
     let recipe = Recipe {
         flavour,
         architecture,
@@ -76,7 +85,10 @@ pub fn debian_shell_of(flavour: Flavour, architecture: Option<Architecture>) -> 
     };
     let cache = debian::cache_directory().expect("HOME is set");
     match debian::prepare(&cache, &recipe, &Progress::silent()) {
-        Ok(prepared) => Some(prepared),
+        Ok(prepared) => {
+            known.push((flavour, architecture, prepared.clone()));
+            Some(prepared)
+        }
         Err(error) if env::var_os("CI").is_none() => {
             eprintln!("SKIPPED: Debian's packages cannot be had: {error}");
             None

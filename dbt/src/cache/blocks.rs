@@ -286,9 +286,8 @@ impl BlockCache {
             self.by_page.entry(second).or_default().push(id);
         }
         self.by_code[self.current_area as usize].push((block.base, id));
-        match self.free_slots.pop_front() {
-            Some(_) => {}
-            None => self.slots.push(Slot::default()),
+        if self.free_slots.pop_front().is_none() {
+            self.slots.push(Slot::default());
         }
         self.slots[slot_of(id)] = Slot {
             id,

@@ -8,6 +8,7 @@ use iced_x86::{CpuidFeature, Instruction};
 
 use super::{Context, soft};
 use crate::guest::{CpuState, Exception, flags};
+use crate::record::classify::{is_avx, is_sse};
 
 /// Whether this build can execute guest instructions on the host processor.
 pub const HAS_NATIVE: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
@@ -77,15 +78,7 @@ fn disabled(cx: &Context<'_>, insn: &Instruction) -> Option<Exception> {
             }
             F::MMX if em => return Some(Exception::invalid_opcode()),
             F::MMX if ts => return Some(Exception::device_not_available()),
-            F::SSE
-            | F::SSE2
-            | F::SSE3
-            | F::SSSE3
-            | F::SSE4_1
-            | F::SSE4_2
-            | F::AES
-            | F::PCLMULQDQ
-            | F::SHA => {
+            sse if is_sse(sse) => {
                 if em || control.cr4 & flags::CR4_OSFXSR == 0 {
                     return Some(Exception::invalid_opcode());
                 }
@@ -93,7 +86,7 @@ fn disabled(cx: &Context<'_>, insn: &Instruction) -> Option<Exception> {
                     return Some(Exception::device_not_available());
                 }
             }
-            F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => {
+            avx if is_avx(avx) => {
                 let on = control.cr4 & flags::CR4_OSXSAVE != 0 && control.xcr0 & 6 == 6;
                 if !on || !cx.cpu.protected() {
                     return Some(Exception::invalid_opcode());

@@ -250,6 +250,32 @@ fn indirect_width(insn: &Instruction) -> u32 {
     }
 }
 
+/// Whether it is one of the extensions that work on XMM registers without VEX.
+pub(crate) fn is_sse(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA
+    )
+}
+
+/// Whether it is one of the extensions with VEX that work on YMM registers.
+pub(crate) fn is_avx(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ
+    )
+}
+
 /// Whether the mode lets the instruction's extension run without #NM or #UD.
 fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
     use CpuidFeature as F;
@@ -268,16 +294,8 @@ fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
         | F::MOVBE
         | F::MULTIBYTENOP => true,
         F::FPU | F::FPU287 | F::FPU387 | F::MMX => mode.has(Mode::X87),
-        F::SSE
-        | F::SSE2
-        | F::SSE3
-        | F::SSSE3
-        | F::SSE4_1
-        | F::SSE4_2
-        | F::AES
-        | F::PCLMULQDQ
-        | F::SHA => mode.has(Mode::SSE),
-        F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ => mode.has(Mode::AVX),
+        sse if is_sse(sse) => mode.has(Mode::SSE),
+        avx if is_avx(avx) => mode.has(Mode::AVX),
         _ => return None,
     })
 }

@@ -236,10 +236,9 @@ impl Vcpu {
         if self.interrupted() || self.out_of_budget() {
             return LEAVE;
         }
-        let Ok(Some(to)) = self.block_at_rip() else {
+        let Ok(Some(mut to)) = self.block_at_rip() else {
             return LEAVE;
         };
-        let mut to = to;
         if let Some(hot) = self.options.traces
             && backward
             && source_page == target >> 12
@@ -288,7 +287,7 @@ impl Vcpu {
         }
     }
 
-    /// Enters a block by its polling entry without linking anything to it.
+    /// Enters a block by its polling entry.
     fn continue_at(&mut self, id: u32) -> u64 {
         let Some(entry) = self.cache.block(id).map(|block| block.poll_entry) else {
             return LEAVE;
@@ -308,8 +307,7 @@ impl Vcpu {
             return LEAVE;
         };
         self.cache.link(from, exit, to, entry);
-        let address = self.cache.region().address(entry);
-        self.resume(address)
+        self.continue_at(to)
     }
 
     /// Whether a direct jump may go there: canonical in 64-bit mode.

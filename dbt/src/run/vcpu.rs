@@ -484,18 +484,6 @@ impl Vcpu {
         second: Option<GuestPhys>,
     ) -> Option<u32> {
         let start = Instant::now();
-        let id = self.emit(key, insns, range, second);
-        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
-        id
-    }
-
-    fn emit(
-        &mut self,
-        key: Key,
-        insns: Vec<iced_x86::Instruction>,
-        range: (GuestPhys, u32),
-        second: Option<GuestPhys>,
-    ) -> Option<u32> {
         let jump_cache = self.jump_cache(key.mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
@@ -528,6 +516,7 @@ impl Vcpu {
         );
         let id = self.cache.insert(block, &emitted.code);
         self.settle();
+        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.
         self.cache.block(id).is_some().then_some(id)
     }

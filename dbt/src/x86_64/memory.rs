@@ -1,12 +1,12 @@
 //! Memory accesses in emitted code: the address, the TLB check, and the one place that emits
 //! stores to all copies.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::emitter::{Emitter, Encoded, Unencodable};
-use super::registers::{T0, T1, number, pinned, sized};
+use super::registers::{T0, T1, T2, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
 use crate::record::grouping::{Group, Member, Place};
@@ -276,7 +276,6 @@ impl Emitter<'_> {
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
-        let mask = ((TLB_ENTRIES - 1) * 32) as i32;
         let limit = PAGE_SIZE as i32 - size as i32;
         self.spoil_flags(needed);
         let mut record = self.record(UpcallKind::Memory, insn);
@@ -288,17 +287,9 @@ impl Emitter<'_> {
                 && constant % PAGE_SIZE <= i32::MAX as u64
         });
         if let Some(constant) = constant {
-            let offset = (constant % PAGE_SIZE) as i32;
-            let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
             let stub = self.stub(None, record);
-            dynasm!(self.ops
-                ; .arch x64
-                ; mov rsi, QWORD constant as i64
-                ; lea r8, [rsi - offset]
-                ; gs cmp r8, [entry + tag]
-                ; jne =>stub
-                ; gs add rsi, [entry + addend]
-            );
+            let entry = self.compare_constant(constant, tag, stub);
+            dynasm!(self.ops ; .arch x64 ; gs add rsi, [entry + addend]);
         } else if let Some(base) = address.simple_base() {
             let lea = self.lea(address)?;
             record.wants_addend = 1;
@@ -309,14 +300,9 @@ impl Emitter<'_> {
             } else {
                 dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
             }
-            if self.target.bmi2 {
-                dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
-            } else {
-                dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
-            }
+            self.tlb_index(T2);
             dynasm!(self.ops
                 ; .arch x64
-                ; and edi, mask
                 ; gs xor r8, [rdi + tag]
                 ; cmp r8, limit
                 ; ja =>stub
@@ -325,14 +311,9 @@ impl Emitter<'_> {
         } else {
             self.linear(address)?;
             let stub = self.stub(None, record);
-            if self.target.bmi2 {
-                dynasm!(self.ops ; .arch x64 ; rorx edi, esi, 7);
-            } else {
-                dynasm!(self.ops ; .arch x64 ; mov edi, esi ; shr edi, 7);
-            }
+            self.tlb_index(T0);
             dynasm!(self.ops
                 ; .arch x64
-                ; and edi, mask
                 ; mov r8, rsi
                 ; gs xor r8, [rdi + tag]
                 ; cmp r8, limit
@@ -345,6 +326,33 @@ impl Emitter<'_> {
             record.extra = resume;
         }
         Ok(())
+    }
+
+    /// Puts the offset of the TLB entry for a scratch register's address into T1.
+    fn tlb_index(&mut self, address: Register) {
+        let address = Self::scratch(address);
+        let mask = ((TLB_ENTRIES - 1) * 32) as i32;
+        if self.target.bmi2 {
+            dynasm!(self.ops ; .arch x64 ; rorx edi, Rd(address), 7);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; mov edi, Rd(address) ; shr edi, 7);
+        }
+        dynasm!(self.ops ; .arch x64 ; and edi, mask);
+    }
+
+    /// Puts a known address into T0 and goes to `stub` unless its page is in the TLB. Returns
+    /// the offset of the entry.
+    fn compare_constant(&mut self, constant: u64, tag: i32, stub: DynamicLabel) -> i32 {
+        let offset = (constant % PAGE_SIZE) as i32;
+        let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rsi, QWORD constant as i64
+            ; lea r8, [rsi - offset]
+            ; gs cmp r8, [entry + tag]
+            ; jne =>stub
+        );
+        entry
     }
 
     /// The first check of a group: covers all that its members touch, with all their rights,
@@ -364,7 +372,6 @@ impl Emitter<'_> {
             at::READ_TAG
         };
         let (tag, addend) = (tlb + right, tlb + at::ADDEND);
-        let mask = ((TLB_ENTRIES - 1) * 32) as i32;
         let limit = (PAGE_SIZE as i64 - (group.high - group.low)) as i32;
         let below = (group.low - member.displacement) as i32;
         let slot = at::group(member.group);
@@ -376,14 +383,9 @@ impl Emitter<'_> {
         }
         let stub = self.ungroup(insn);
         if let Some(constant) = constant {
-            let offset = (constant % PAGE_SIZE) as i32;
-            let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
+            let entry = self.compare_constant(constant, tag, stub);
             dynasm!(self.ops
                 ; .arch x64
-                ; mov rsi, QWORD constant as i64
-                ; lea r8, [rsi - offset]
-                ; gs cmp r8, [entry + tag]
-                ; jne =>stub
                 ; gs mov rdi, [entry + addend]
                 ; gs mov [slot], rdi
                 ; add rsi, rdi
@@ -396,14 +398,9 @@ impl Emitter<'_> {
                 }
                 None => dynasm!(self.ops ; .arch x64 ; lea r8, [rsi + below]),
             }
-            if self.target.bmi2 {
-                dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7);
-            } else {
-                dynasm!(self.ops ; .arch x64 ; mov edi, r8d ; shr edi, 7);
-            }
+            self.tlb_index(T2);
             dynasm!(self.ops
                 ; .arch x64
-                ; and edi, mask
                 ; gs xor r8, [rdi + tag]
                 ; cmp r8, limit
                 ; ja =>stub
