@@ -16,6 +16,9 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
+    /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
+    /// wrong before it is looked at. `None`: none does.
+    pub prediction: Option<u8>,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -30,6 +33,7 @@ impl Default for EngineOptions {
             portable: !HAS_NATIVE,
             code_bytes: 96 << 20,
             grouping: true,
+            prediction: Some(64),
             traces: Some(8),
             cold: 2,
         }
