@@ -197,6 +197,8 @@ features! {
     ShaNi "sha-ni": 7, 0 Ebx 29 Max ["sha"] [Sse2];
     Umip "umip": 7, 0 Ecx 2 Max [] [];
     Pku "pku": 7, 0 Ecx 3 Max [] [Xsave];
+    Vaes "vaes": 7, 0 Ecx 9 Max ["vaes"] [Avx];
+    Vpclmulqdq "vpclmulqdq": 7, 0 Ecx 10 Max ["vpclmulqdq"] [Avx];
     Rdpid "rdpid": 7, 0 Ecx 22 Max [] [];
     Fsrm "fsrm": 7, 0 Edx 4 Max [] [Erms];
     MdClear "md-clear": 7, 0 Edx 10 Max [] [];
