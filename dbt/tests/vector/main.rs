@@ -480,9 +480,8 @@ fn wide_aes_and_products_are_two_narrow_ones() {
         guest.execute(wide).expect(what);
         let whole = guest.cpu.vector.ymm[0];
         for first in [0, 2] {
-            for index in 0..3 {
-                let [low, high] = [before[index][first], before[index][first + 1]];
-                guest.cpu.vector.ymm[index] = [low, high, 1, 1];
+            for (now, then) in guest.cpu.vector.ymm.iter_mut().zip(&before) {
+                *now = [then[first], then[first + 1], 1, 1];
             }
             guest.execute(&narrow).expect(what);
             let half = guest.cpu.vector.ymm[0];
