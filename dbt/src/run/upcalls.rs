@@ -31,7 +31,10 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
             if let Some(block) = vcpu.cache.block(record.block) {
                 let (rip, live) = (block.key.rip, u64::from(block.live_flags[0]));
                 vcpu.cpu_mut().rip = rip;
-                vcpu.forget_dead_flags(live);
+                // Saved flags are the guest's: there may be other code here now.
+                if record.flags_saved == 0 {
+                    vcpu.forget_dead_flags(live);
+                }
             }
             LEAVE
         }

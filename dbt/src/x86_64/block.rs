@@ -79,7 +79,8 @@ pub fn emit(
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
     let guarded_entry = emitter.here();
-    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+    // Where the guard fails other code is mapped here, and that may read any flag.
+    emitter.entry_check(true, UpcallKind::Leave, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
     });
     let poll_entry = emitter.here();
@@ -91,7 +92,7 @@ pub fn emit(
     dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
     // Even a jump within the page cannot vouch for the page behind it.
     if let Some((guard, mapping)) = second {
-        emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+        emitter.entry_check(true, UpcallKind::Leave, |emitter, label| {
             dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
         });
     }
@@ -145,12 +146,7 @@ pub fn emit(
         emitter.direct_exit(last.next_ip(), None);
     }
     // Entry for indirect jumps, out of line.
-    let indirect_entry = if live {
-        emitter.indirect_entry(guard, mapping, entry_label)
-    } else {
-        // Flags that nothing reads need not be brought back.
-        guarded_entry
-    };
+    let indirect_entry = emitter.indirect_entry(guard, mapping, entry_label, live);
     let sites = emitter.sites;
     let (code, exits, insn_starts, flags_away) = emitter.finish();
     workshop.classes = classes;
@@ -234,9 +230,15 @@ impl Emitter<'_> {
         self.restore_flags();
     }
 
-    /// The entry for indirect jumps to a block that needs the flags, which are in their saved
-    /// place.
-    fn indirect_entry(&mut self, guard: i32, mapping: i32, entry: dynasmrt::DynamicLabel) -> u32 {
+    /// The entry for indirect jumps: the flags are in their saved place, and stay there if the
+    /// block needs none.
+    fn indirect_entry(
+        &mut self,
+        guard: i32,
+        mapping: i32,
+        entry: dynasmrt::DynamicLabel,
+        live: bool,
+    ) -> u32 {
         let start = self.here();
         let record = {
             let mut record = self.record(UpcallKind::Leave, 0);
@@ -255,7 +257,9 @@ impl Emitter<'_> {
             host: false,
             saved: true,
         };
-        self.restore_flags();
+        if live {
+            self.restore_flags();
+        }
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         start
     }

@@ -10,5 +10,6 @@ mod faults;
 mod identity;
 mod machine;
 mod protection_keys;
+mod remapping;
 mod transfers;
 mod translation;

@@ -1,0 +1,94 @@
+//! Code that is replaced by mapping another page in its place: what is remembered of the old
+//! code must not be applied to the new, not even which flags it reads.
+
+use dbt::guest::flags::CR0_NE;
+use dbt::{EngineOptions, Stop, Vcpu};
+use mmu::GuestPhys;
+
+use crate::machine::*;
+
+const LINEAR: u64 = 0x4000_0000;
+const DIRECTORY: u64 = 0x10_0000;
+const TABLE: u64 = 0x10_1000;
+const FRAMES: [u64; 2] = [0x11_0000, 0x11_1000];
+
+/// Overwrites all flags: add ecx, 1; ret.
+const OLD: &[u8] = &[0x83, 0xc1, 0x01, 0xc3];
+/// Reads one: jne over; inc edx; over: ret.
+const NEW: &[u8] = &[0x75, 0x02, 0xff, 0xc2, 0xc3];
+const CALLS: u64 = 40;
+
+/// Calls a function with ZF set, `CALLS` times; before the last two another page is mapped in
+/// place of the function. Gives how often each ran, the new one only with ZF set.
+fn run(call: &[u8], options: EngineOptions) -> (u64, u64) {
+    let mut m = Machine::long(0);
+    m.write(PAGES + 0x1008, 8, DIRECTORY | 7);
+    m.write(DIRECTORY, 8, TABLE | 7);
+    m.write(TABLE, 8, FRAMES[0] | 7);
+    let invlpg = [0x41, 0x0f, 0x01, 0x3b];
+    let code = [
+        &[0x41, 0x83, 0xf8, 0x02][..], // again: cmp r8d, 2
+        &[0x75, 0x07],                 // jne on
+        &[0x4d, 0x89, 0x0a],           // mov [r10], r9
+        &invlpg,                       // invlpg [r11]
+        &[0x31, 0xc0],                 // on: xor eax, eax
+        call,
+        &[0x41, 0xff, 0xc8], // dec r8d
+        &[0x75],             // jne again
+    ]
+    .concat();
+    let back = -(code.len() as i8 + 1);
+    for (at, bytes) in [
+        (CODE, [&code[..], &[back as u8, 0xf4]].concat()),
+        (FRAMES[0], OLD.to_vec()),
+        (FRAMES[1], NEW.to_vec()),
+    ] {
+        for (offset, byte) in bytes.iter().enumerate() {
+            m.write(at + offset as u64, 1, u64::from(*byte));
+        }
+    }
+    let gpr = &mut m.cpu.gpr;
+    (gpr[1], gpr[2], gpr[3], gpr[8]) = (0, 0, LINEAR, CALLS);
+    (gpr[9], gpr[10], gpr[11]) = (FRAMES[1] | 7, TABLE, LINEAR);
+    m.cpu.control.cr0 |= CR0_NE;
+    let Machine {
+        cpu, mem, platform, ..
+    } = m;
+    let mut vcpu = Vcpu::new(mem, Box::new(platform), options).expect("a processor");
+    *vcpu.cpu_mut() = cpu;
+    vcpu.forget_everything();
+    vcpu.set_goal(100_000);
+    assert_eq!(vcpu.run(), Stop::Halted);
+    assert_eq!(
+        vcpu.mem.load_uint(GuestPhys(TABLE), 8).unwrap() & !0xfff,
+        FRAMES[1]
+    );
+    (vcpu.cpu().gpr[1], vcpu.cpu().gpr[2])
+}
+
+#[test]
+fn flags_reach_the_code_that_has_replaced_another() {
+    // From behind the call: it stands 15 bytes into the code and is 5 long.
+    let distance = (LINEAR - (CODE + 20)) as u32;
+    let direct = [&[0xe8][..], &distance.to_le_bytes()].concat();
+    let indirect = vec![0xff, 0xd3];
+    for (call, what) in [(direct, "direct"), (indirect, "indirect")] {
+        for (interpret_only, cold) in [(true, 0), (false, 0), (false, 2)] {
+            for counted in [false, true] {
+                let options = EngineOptions {
+                    interpret_only,
+                    cold,
+                    counted: counted || interpret_only,
+                    code_bytes: 2 << 20,
+                    ..EngineOptions::default()
+                };
+                let ran = run(&call, options);
+                assert_eq!(
+                    ran,
+                    (CALLS - 2, 2),
+                    "{what}, {interpret_only}, {cold}, {counted}"
+                );
+            }
+        }
+    }
+}
