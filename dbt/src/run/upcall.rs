@@ -16,6 +16,18 @@ pub enum UpcallKind {
     Alone = 4,
 }
 
+/// Where the guest's flags are before an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FlagsAt {
+    /// In EFLAGS.
+    Host = 0,
+    /// In `saved_flags`.
+    Saved = 1,
+    /// The block has a recipe for them.
+    Recipe = 2,
+}
+
 /// What emitted code says with a call: 16 bytes behind the call instruction.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
@@ -26,8 +38,8 @@ pub struct Upcall {
     pub insn: u16,
     /// Why.
     pub kind: UpcallKind,
-    /// The guest's flags are in `saved_flags`, not in EFLAGS.
-    pub flags_saved: u8,
+    /// Where the guest's flags are.
+    pub flags: FlagsAt,
     /// Bytes of the access.
     pub size: u16,
     /// The access stores.
@@ -45,7 +57,7 @@ impl Upcall {
         bytes[..4].copy_from_slice(&self.block.to_le_bytes());
         bytes[4..6].copy_from_slice(&{ self.insn }.to_le_bytes());
         bytes[6] = self.kind as u8;
-        bytes[7] = self.flags_saved;
+        bytes[7] = self.flags as u8;
         bytes[8..10].copy_from_slice(&{ self.size }.to_le_bytes());
         bytes[10] = self.write;
         bytes[11] = self.wants_addend;

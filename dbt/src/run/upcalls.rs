@@ -2,13 +2,14 @@
 
 use mmu::Linear;
 
-use super::upcall::{Upcall, UpcallKind};
+use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
 use crate::guest::{Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
+use crate::record::recipe::Recipe;
 
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
@@ -20,7 +21,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // code that calls here, and touches nothing meanwhile. The record is in code that
     // emitted it behind the call.
     let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
-    vcpu.take_flags(record.flags_saved != 0);
+    vcpu.take_flags(&record);
     vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
@@ -28,9 +29,8 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
         UpcallKind::Leave | UpcallKind::Alone => {
             if let Some(block) = vcpu.cache.block(record.block) {
-                let (rip, live) = (block.key.rip, u64::from(block.live_flags[0]));
+                let rip = block.key.rip;
                 vcpu.cpu_mut().rip = rip;
-                vcpu.forget_dead_flags(live);
             }
             LEAVE
         }
@@ -46,20 +46,26 @@ pub(super) extern "sysv64" fn signal(vcpu: *mut Vcpu, _: *const Upcall, _: u64) 
 }
 
 impl Vcpu {
-    fn take_flags(&mut self, saved: bool) {
-        let block = self.block.get_mut();
-        let packed = if saved {
-            block.exchange.saved_flags
-        } else {
-            block.exchange.host_flags
+    fn take_flags(&mut self, record: &Upcall) {
+        self.cpu_mut().arithmetic_flags = match record.flags {
+            FlagsAt::Host => unpack_flags(self.block.get().exchange.host_flags),
+            FlagsAt::Saved => self.saved_flags(),
+            FlagsAt::Recipe => {
+                let block = self.cache.block(record.block);
+                let recipe = block.and_then(|block| block.recipe(record.insn.into()));
+                let recipe = recipe.expect("a block keeps the recipes that its code refers to");
+                recipe.flags(self.cpu())
+            }
         };
-        block.cpu.arithmetic_flags = unpack_flags(packed);
     }
 
-    /// Clears the flags that are overwritten before anything reads them: what memory checks
-    /// left in them depends on host addresses, and must not be seen.
-    fn forget_dead_flags(&mut self, live: u64) {
-        self.cpu_mut().arithmetic_flags &= live;
+    /// What is in the place of saved flags: they, or a recipe for them.
+    fn saved_flags(&self) -> u64 {
+        let packed = self.block.get().exchange.saved_flags;
+        match Recipe::from_word(packed as u32) {
+            Some(recipe) => recipe.flags(self.cpu()),
+            None => unpack_flags(packed),
+        }
     }
 
     /// Continues in emitted code at an address, with the flags as the registers say.
@@ -78,7 +84,6 @@ impl Vcpu {
         };
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
         let vectors = block.vectors;
-        let live = u64::from(block.live_flags[index]);
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
         let size = record.size as usize;
@@ -94,7 +99,6 @@ impl Vcpu {
                 interpret::Access::Read
             };
             if let Err(exception) = cx.translate(linear, access) {
-                self.forget_dead_flags(live);
                 self.give_back(total, index);
                 self.raise(exception);
                 return LEAVE;
@@ -114,8 +118,8 @@ impl Vcpu {
                 } else {
                     addend.wrapping_add(linear.0)
                 };
-                // The flags go back to where they were: the garbage of a dead EFLAGS too.
-                if record.flags_saved == 0 {
+                // The flags go back to where they were.
+                if record.flags == FlagsAt::Host {
                     let packed = exchange.host_flags;
                     exchange.saved_flags = packed;
                 }
@@ -135,13 +139,11 @@ impl Vcpu {
         let insn = block.insns[index];
         let mode = block.key.mode;
         let vectors = block.vectors;
-        let live = u64::from(block.live_flags[index]);
         let next = self
             .cache
             .region()
             .address(CodeOffset(block.base.0 + block.insn_starts[index + 1]));
         self.publish_count_within(total, index);
-        self.forget_dead_flags(live);
         let mut cx = self.context();
         cx.cpu.rip = insn.ip();
         if let Err(exception) = interpret::execute(&mut cx, &insn) {
@@ -218,9 +220,8 @@ impl Vcpu {
         };
         let target = source.exits[exit].target;
         let ungrouped = source.exits[exit].ungrouped;
-        if let Some(index) = ungrouped {
-            let live = u64::from(source.live_flags[index as usize]);
-            return self.link_ungrouped(from, exit, target, live);
+        if ungrouped.is_some() {
+            return self.link_ungrouped(from, exit, target);
         }
         let last = source.insns[source.insns.len() - 1].ip();
         let source_page = source.key.rip >> 12;
@@ -297,9 +298,8 @@ impl Vcpu {
     }
 
     /// Goes on with the rest of a block in code without groups of accesses.
-    fn link_ungrouped(&mut self, from: u32, exit: usize, target: u64, live: u64) -> u64 {
+    fn link_ungrouped(&mut self, from: u32, exit: usize, target: u64) -> u64 {
         self.cpu_mut().rip = target;
-        self.forget_dead_flags(live);
         let Ok(Some(to)) = self.find_block(false) else {
             return LEAVE;
         };
@@ -331,14 +331,13 @@ impl Vcpu {
         };
         let block = self.cache.block(id).expect("found by its code");
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
-        let live = u64::from(block.live_flags[index]);
-        let arithmetic = if block.flags_away >> index & 1 != 0 {
-            unpack_flags(self.block.get().exchange.saved_flags)
-        } else {
-            rflags & flags::ARITHMETIC
+        let arithmetic = match block.recipe(index) {
+            Some(recipe) => recipe.flags(self.cpu()),
+            None if block.flags_away >> index & 1 != 0 => self.saved_flags(),
+            None => rflags & flags::ARITHMETIC,
         };
         let cpu = self.cpu_mut();
-        cpu.arithmetic_flags = arithmetic & live;
+        cpu.arithmetic_flags = arithmetic;
         cpu.rip = rip;
         self.give_back(total, index);
         let exception = host_exception(self.cpu(), vector);

@@ -3,12 +3,14 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable};
+use super::emitter::{Emitter, ExitSite, Stub, Target, Unencodable};
+use super::flags::{Effect, FlagsPlace};
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::record::classify::{Class, Classifier, Kind};
+use crate::record::recipe::Recipe;
 use crate::record::{grouping, liveness};
-use crate::run::{Upcall, UpcallKind, at};
+use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
 pub struct Emitted {
@@ -28,11 +30,16 @@ pub struct Emitted {
     pub insn_starts: Vec<u32>,
     /// The block works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
-    /// Arithmetic flags, at their EFLAGS positions, that each instruction finds as they are;
-    /// the others are overwritten before anything reads them, and may be lost.
-    pub live_flags: Vec<u16>,
+    /// Entry for direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
+    pub saving_entry: u32,
+    /// The block does not need the flags in EFLAGS: a recipe in the place of saved ones will do
+    /// that needs none of these registers, a bit each.
+    pub lost: Option<u16>,
     /// Bit i: instruction i finds its flags in `saved_flags` only.
     pub flags_away: u64,
+    /// Recipes for flags that are nowhere else, by the index of the instruction before which
+    /// they hold.
+    pub recipes: Vec<(u16, Recipe)>,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -49,6 +56,34 @@ pub fn emit(
     rip: u64,
     target: Target<'_>,
 ) -> Emitted {
+    let classes: Vec<Class> = insns
+        .iter()
+        .map(|insn| classifier.classify(insn, target.mode))
+        .collect();
+    let mut exposes: Vec<bool> = insns
+        .iter()
+        .zip(&classes)
+        .map(|(insn, class)| liveness::exposes(insn, class))
+        .collect();
+    loop {
+        match emit_once(insns, &classes, &exposes, rip, target) {
+            Ok(emitted) => return emitted,
+            // A form that has to be left to a helper, which sees the flags.
+            Err(HelperAt(index)) => exposes[index] = true,
+        }
+    }
+}
+
+/// An instruction that has to be left to a helper, where none was expected.
+struct HelperAt(usize);
+
+fn emit_once(
+    insns: &[Instruction],
+    classes: &[Class],
+    exposes: &[bool],
+    rip: u64,
+    target: Target<'_>,
+) -> Result<Emitted, HelperAt> {
     let mode = target.mode;
     let user = mode.has(Mode::USER);
     let guard = at::guard(user, rip >> 12);
@@ -56,31 +91,38 @@ pub fn emit(
     let second = target
         .second_mapping
         .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
-    let counted = target.counted;
-    let classes: Vec<Class> = insns
-        .iter()
-        .map(|insn| classifier.classify(insn, mode))
+    let needed = liveness::needed_before(insns, exposes);
+    let needs: Vec<Need> = (0..insns.len())
+        .map(|index| Need {
+            before: needed[index],
+            after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
+        })
         .collect();
-    let whole: Vec<bool> = classes
+    let in_host: Vec<bool> = insns
         .iter()
-        .map(|class| matches!(class.kind, Kind::Helper | Kind::Branch))
+        .zip(&needs)
+        .map(|(insn, need)| need.in_host(insn))
         .collect();
-    let needed = liveness::needed_before(insns, &whole, liveness::ALL);
-    let live = needed[0] != 0;
-    let grouping = target.grouping;
+    let lost = liveness::lost_at_entry(insns, classes, exposes, &in_host);
+    let arriving = match lost {
+        Some(_) => FlagsPlace::ARRIVED,
+        None => FlagsPlace::HOST,
+    };
     let mut emitter = Emitter::new(target);
-    if grouping {
-        emitter.groups = grouping::find(insns, &classes, mode);
+    if target.grouping {
+        emitter.groups = grouping::find(insns, classes, mode);
     }
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
     let guarded_entry = emitter.here();
-    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+    let guarded_label = emitter.ops.new_dynamic_label();
+    dynasm!(emitter.ops ; .arch x64 ; =>guarded_label);
+    emitter.entry_check(arriving, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
     });
     let poll_entry = emitter.here();
-    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+    emitter.entry_check(arriving, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [at::EXIT_REQUEST], 0 ; jne =>label);
     });
     let entry = emitter.here();
@@ -88,40 +130,53 @@ pub fn emit(
     dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
     // Even a jump within the page cannot vouch for the page behind it.
     if let Some((guard, mapping)) = second {
-        emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+        emitter.entry_check(arriving, |emitter, label| {
             dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
         });
     }
-    if counted {
-        emitter.count(insns.len() as i32, live);
+    if target.counted {
+        emitter.count(insns.len() as i32, arriving);
     }
     let vectors = insns.iter().any(uses_vectors);
     if vectors {
-        emitter.bring_vectors(live);
+        emitter.bring_vectors(arriving);
     }
-    emitter.flags = FlagsPlace {
-        host: true,
-        saved: false,
-    };
+    emitter.flags = arriving;
+    emitter.effects = (0..insns.len())
+        .map(|index| {
+            Effect::of(
+                &insns[index],
+                &classes[index],
+                needs[index].after,
+                in_host[index],
+            )
+        })
+        .collect();
     for (index, insn) in insns.iter().enumerate() {
         emitter.insn_starts.push(emitter.here());
-        let need = Need {
-            before: needed[index],
-            after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
-        };
+        emitter.current = index;
+        if !emitter.effects[index].checks {
+            emitter.keep_flags();
+        }
         let flags = emitter.flags;
-        let stubs = emitter.stubs.len();
+        let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
         let established = emitter.established;
         let start = emitter.here();
         if emitter
-            .instruction(index, insn, &classes[index], need)
-            .is_err()
+            .instruction(index, insn, &classes[index], needs[index])
+            .is_ok()
         {
+            emitter.follow_flags(insn, &classes[index]);
+        } else {
             // Forms are refused before anything is emitted for them.
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
+            if !exposes[index] {
+                return Err(HelperAt(index));
+            }
             emitter.flags = flags;
             emitter.established = established;
             emitter.stubs.truncate(stubs);
+            emitter.recipes.truncate(recipes);
             emitter.helper(index);
         }
     }
@@ -138,33 +193,33 @@ pub fn emit(
             | Kind::JumpIndirect
             | Kind::CallIndirect
     ) {
-        emitter.restore_flags();
-        emitter.direct_exit(last.next_ip(), None);
+        emitter.exit_to(last.next_ip());
     }
-    // Entry for indirect jumps, out of line.
-    let indirect_entry = if live {
-        emitter.indirect_entry(guard, mapping, entry_label)
+    // Further entries, out of line.
+    let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
+    if lost.is_some() {
+        saving_entry = emitter.here();
+        emitter.flags = FlagsPlace::HOST;
+        emitter.save_flags();
+        dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
     } else {
-        // Flags that nothing reads need not be brought back.
-        guarded_entry
-    };
-    let (code, exits, insn_starts, flags_away) = emitter.finish();
-    let live_flags = needed
-        .iter()
-        .map(|&flags| liveness::at_positions(flags))
-        .collect();
-    Emitted {
-        code,
+        indirect_entry = emitter.indirect_entry(guard, mapping, entry_label);
+    }
+    let finished = emitter.finish();
+    Ok(Emitted {
+        code: finished.code,
         entry,
         poll_entry,
         guarded_entry,
         indirect_entry,
-        exits,
-        insn_starts,
+        saving_entry,
+        exits: finished.exits,
+        insn_starts: finished.insn_starts,
         vectors,
-        live_flags,
-        flags_away,
-    }
+        lost,
+        flags_away: finished.flags_away,
+        recipes: finished.recipes,
+    })
 }
 
 /// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
@@ -210,12 +265,9 @@ fn uses_vectors(insn: &Instruction) -> bool {
 
 impl Emitter<'_> {
     /// Makes sure that the guest's vector registers are in the host's.
-    fn bring_vectors(&mut self, live: bool) {
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
-        };
-        self.spoil_flags(live);
+    fn bring_vectors(&mut self, arriving: FlagsPlace) {
+        self.flags = arriving;
+        self.spoil_flags(true);
         let label = self.ops.new_dynamic_label();
         let back = self.ops.new_dynamic_label();
         self.stubs.push(Stub::LoadVectors { label, back });
@@ -225,7 +277,7 @@ impl Emitter<'_> {
             ; je =>label
             ; =>back
         );
-        self.restore_flags();
+        self.restore_at_entry();
     }
 
     /// The entry for indirect jumps to a block that needs the flags, which are in their saved
@@ -234,7 +286,7 @@ impl Emitter<'_> {
         let start = self.here();
         let record = {
             let mut record = self.record(UpcallKind::Leave, 0);
-            record.flags_saved = 1;
+            record.flags = FlagsAt::Saved;
             record
         };
         let leave = self.leave_stub(record);
@@ -245,10 +297,7 @@ impl Emitter<'_> {
             ; gs cmp DWORD [at::EXIT_REQUEST], 0
             ; jne =>leave
         );
-        self.flags = FlagsPlace {
-            host: false,
-            saved: true,
-        };
+        self.flags = FlagsPlace::SAVED;
         self.restore_flags();
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         start
@@ -257,19 +306,22 @@ impl Emitter<'_> {
     /// A compare at an entry that may leave the block before it begins.
     fn entry_check(
         &mut self,
-        live: bool,
-        kind: UpcallKind,
+        arriving: FlagsPlace,
         compare: impl FnOnce(&mut Self, dynasmrt::DynamicLabel),
     ) {
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
-        };
-        self.spoil_flags(live);
-        let record = self.record(kind, 0);
+        self.flags = arriving;
+        self.spoil_flags(true);
+        let record = self.record(UpcallKind::Leave, 0);
         let label = self.leave_stub(record);
         compare(self, label);
-        self.restore_flags();
+        self.restore_at_entry();
+    }
+
+    /// Behind a compare at an entry the flags go back to EFLAGS, if the block needs them there.
+    fn restore_at_entry(&mut self) {
+        if !self.flags.arrived {
+            self.restore_flags();
+        }
     }
 
     /// The stub that leaves before the block begins, made once for each place of the flags.
@@ -279,7 +331,7 @@ impl Emitter<'_> {
                 label,
                 record: other,
                 ..
-            } if other.kind == record.kind && other.flags_saved == record.flags_saved => {
+            } if other.kind == record.kind && other.flags == record.flags => {
                 Some(*label)
             }
             _ => None,
@@ -288,12 +340,9 @@ impl Emitter<'_> {
     }
 
     /// Counts the block's instructions in advance; leaves if the budget does not cover them.
-    fn count(&mut self, count: i32, live: bool) {
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
-        };
-        self.spoil_flags(live);
+    fn count(&mut self, count: i32, arriving: FlagsPlace) {
+        self.flags = arriving;
+        self.spoil_flags(true);
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::GiveBack {
@@ -306,7 +355,7 @@ impl Emitter<'_> {
             ; gs sub QWORD [at::BUDGET], count
             ; js =>label
         );
-        self.restore_flags();
+        self.restore_at_entry();
     }
 
     fn instruction(
@@ -331,8 +380,7 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Jump => {
-                self.restore_flags();
-                self.direct_exit(insn.near_branch_target(), None);
+                self.exit_to(insn.near_branch_target());
                 Ok(())
             }
             Kind::Branch => {
@@ -371,10 +419,7 @@ impl Emitter<'_> {
         self.upcall(record);
         // It may have changed what the groups' checks saw.
         self.established = 0;
-        self.flags = FlagsPlace {
-            host: true,
-            saved: true,
-        };
+        self.flags = FlagsPlace::BOTH;
     }
 
     /// Emits one plain instruction on its own, its memory operand replaced by the bounce
@@ -389,6 +434,6 @@ impl Emitter<'_> {
         self.flags.host = false;
         let record = self.record(UpcallKind::Alone, 0);
         self.upcall(record);
-        Ok(self.finish().0)
+        Ok(self.finish().code)
     }
 }

@@ -6,6 +6,7 @@
 mod block;
 mod control;
 mod emitter;
+mod flags;
 mod memory;
 mod plain;
 pub mod registers;
@@ -13,5 +14,6 @@ mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
+pub use flags::ExitFlags;
 pub use emitter::{Emitter, ExitSite, Target, Unencodable};
 pub use trampoline::{Trampolines, emit as emit_trampolines};

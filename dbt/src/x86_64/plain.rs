@@ -5,6 +5,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::emitter::{Emitter, Encoded, Unencodable};
+use super::flags::FlagsPlace;
 use super::memory::{Address, HostMemory};
 use super::registers::{T1, host, is_high_byte, number, pinned, sized};
 use crate::record::classify::{Class, Operand};
@@ -210,8 +211,7 @@ impl Emitter<'_> {
     /// After an instruction that changes flags, EFLAGS holds the guest's.
     fn changed_flags(&mut self, insn: &Instruction) {
         if liveness::changed(insn) != 0 {
-            self.flags.host = true;
-            self.flags.saved = false;
+            self.flags = FlagsPlace::HOST;
         }
     }
 
