@@ -41,6 +41,9 @@ pub struct Member {
     pub group: usize,
     /// Its address in the group's coordinate.
     pub displacement: i64,
+    /// It may come first and make the group's check. The second access of an instruction may not:
+    /// a helper that the first one's check calls executes both, and goes on behind.
+    pub opens: bool,
 }
 
 /// The groups of a block.
@@ -85,7 +88,7 @@ enum Key {
 struct Open {
     key: Key,
     group: Group,
-    members: Vec<((usize, usize), i64)>,
+    members: Vec<((usize, usize), i64, bool)>,
 }
 
 struct Finder {
@@ -127,10 +130,11 @@ pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
     }
     for (number, open) in found.into_iter().enumerate() {
         groups.groups.push(open.group);
-        for ((insn, place), displacement) in open.members {
+        for ((insn, place), displacement, opens) in open.members {
             groups.members[insn][place] = Some(Member {
                 group: number,
                 displacement,
+                opens,
             });
         }
     }
@@ -179,7 +183,7 @@ impl Finder {
             };
             if let Some((key, displacement)) = self.operand_key(insn, size) {
                 let access = (index, Place::Operand as usize);
-                self.join(key, access, displacement, size, operand_written);
+                self.join(key, (access, true), displacement, size, operand_written);
             }
         }
         if let Some((register, below)) = slot {
@@ -196,6 +200,7 @@ impl Finder {
                 word
             };
             let access = (index, Place::Stack as usize);
+            let access = (access, !has_operand);
             self.join(key, access, value.offset + below, size, below < 0);
         }
     }
@@ -253,7 +258,7 @@ impl Finder {
     fn join(
         &mut self,
         key: Key,
-        access: (usize, usize),
+        (access, opens): ((usize, usize), bool),
         displacement: i64,
         size: i64,
         write: bool,
@@ -273,7 +278,7 @@ impl Finder {
                     high: top,
                     write: open.group.write || write,
                 };
-                open.members.push((access, displacement));
+                open.members.push((access, displacement, opens));
                 return;
             }
         }
@@ -284,7 +289,7 @@ impl Finder {
                 high,
                 write,
             },
-            members: vec![(access, displacement)],
+            members: vec![(access, displacement, opens)],
         });
     }
 

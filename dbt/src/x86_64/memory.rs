@@ -284,7 +284,9 @@ impl Emitter<'_> {
             if self.established >> member.group & 1 != 0 {
                 return self.reuse(member.group, address);
             }
-            return self.check_group(insn, address, member, group, needed);
+            if member.opens {
+                return self.check_group(insn, address, member, group, needed);
+            }
         }
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
