@@ -100,6 +100,9 @@ pub struct Block {
     pub lost: Option<u16>,
     /// Recipes for flags that are nowhere else, by instruction.
     pub recipes: Box<[(u16, Recipe)]>,
+    /// Bit i: instruction i leaves something in the stash that the code behind it relies on: if
+    /// it is interpreted, that code cannot go on.
+    pub stashes: u64,
     /// It works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
     /// Bit i: instruction i finds its flags in their saved place only.
@@ -485,6 +488,7 @@ impl BlockCache {
             saving_entry: at(emitted.saving_entry),
             lost: emitted.lost,
             recipes: emitted.recipes.clone().into_boxed_slice(),
+            stashes: emitted.stashes,
             vectors: emitted.vectors,
             flags_away: emitted.flags_away,
             exits: emitted

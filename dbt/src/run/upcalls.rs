@@ -54,17 +54,17 @@ impl Vcpu {
                 let block = self.cache.block(record.block);
                 let recipe = block.and_then(|block| block.recipe(record.insn.into()));
                 let recipe = recipe.expect("a block keeps the recipes that its code refers to");
-                recipe.flags(self.cpu())
+                recipe.flags(self.cpu(), self.block.get().exchange.stash)
             }
         };
     }
 
     /// What is in the place of saved flags: they, or a recipe for them.
     fn saved_flags(&self) -> u64 {
-        let packed = self.block.get().exchange.saved_flags;
-        match Recipe::from_word(packed as u32) {
-            Some(recipe) => recipe.flags(self.cpu()),
-            None => unpack_flags(packed),
+        let exchange = &self.block.get().exchange;
+        match Recipe::from_word(exchange.saved_flags as u32, exchange.constant) {
+            Some(recipe) => recipe.flags(self.cpu(), exchange.stash),
+            None => unpack_flags(exchange.saved_flags),
         }
     }
 
@@ -139,6 +139,7 @@ impl Vcpu {
         let insn = block.insns[index];
         let mode = block.key.mode;
         let vectors = block.vectors;
+        let stashes = block.stashes >> index & 1 != 0;
         let next = self
             .cache
             .region()
@@ -169,6 +170,7 @@ impl Vcpu {
             && index + 1 < total
             && same
             && mapped
+            && !stashes
             && self.cache.block(id).is_some();
         if straight && !interrupted {
             let address = self.resume(next);
@@ -332,7 +334,7 @@ impl Vcpu {
         let block = self.cache.block(id).expect("found by its code");
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
         let arithmetic = match block.recipe(index) {
-            Some(recipe) => recipe.flags(self.cpu()),
+            Some(recipe) => recipe.flags(self.cpu(), self.block.get().exchange.stash),
             None if block.flags_away >> index & 1 != 0 => self.saved_flags(),
             None => rflags & flags::ARITHMETIC,
         };

@@ -40,6 +40,8 @@ pub struct Emitted {
     /// Recipes for flags that are nowhere else, by the index of the instruction before which
     /// they hold.
     pub recipes: Vec<(u16, Recipe)>,
+    /// Bit i: instruction i leaves something in the stash that the code behind it relies on.
+    pub stashes: u64,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -177,6 +179,7 @@ fn emit_once(
             emitter.established = established;
             emitter.stubs.truncate(stubs);
             emitter.recipes.truncate(recipes);
+            emitter.stashed = None;
             emitter.helper(index);
         }
     }
@@ -219,6 +222,7 @@ fn emit_once(
         lost,
         flags_away: finished.flags_away,
         recipes: finished.recipes,
+        stashes: finished.stashes,
     })
 }
 

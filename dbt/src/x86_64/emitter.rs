@@ -130,6 +130,10 @@ pub struct Emitter<'a> {
     pub(super) effects: Vec<Effect>,
     /// The instruction that is being emitted.
     pub(super) current: usize,
+    /// The recipe for the flags that it leaves, if that needs the stash.
+    pub(super) stashed: Option<Recipe>,
+    /// Bit i: instruction i puts something into the stash.
+    pub(super) stashes: u64,
     /// Accesses that share a check.
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
@@ -145,6 +149,7 @@ pub(super) struct Finished {
     pub insn_starts: Vec<u32>,
     pub flags_away: u64,
     pub recipes: Vec<(u16, Recipe)>,
+    pub stashes: u64,
 }
 
 /// The instruction cannot be encoded with host registers: a helper has to do it.
@@ -166,6 +171,8 @@ impl<'a> Emitter<'a> {
             recipes: Vec::new(),
             effects: Vec::new(),
             current: 0,
+            stashed: None,
+            stashes: 0,
             groups: Groups::default(),
             established: 0,
             rips: Vec::new(),
@@ -324,7 +331,7 @@ impl<'a> Emitter<'a> {
     /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
     /// must be in EFLAGS.
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
-        let described = !self.flags.saved && self.flags.recipe.and_then(Recipe::word).is_some();
+        let described = !self.flags.saved && self.flags.recipe.is_some();
         if !self.target.counted && !described {
             let flags = self.describe_flags();
             return self.direct_exit(target, Some(condition), flags);
@@ -446,6 +453,7 @@ impl<'a> Emitter<'a> {
             insn_starts: self.insn_starts,
             flags_away: self.flags_away,
             recipes: self.recipes,
+            stashes: self.stashes,
         }
     }
 

@@ -5,10 +5,10 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
 use super::emitter::{Emitter, Encoded};
-use super::registers::{T2, pinned, sized};
+use super::registers::{T2, number, pinned, sized};
 use crate::record::classify::{Class, Kind, Operand};
 use crate::record::liveness;
-use crate::record::recipe::{Operation, Recipe, Right};
+use crate::record::recipe::{Operation, Recipe, Value};
 use crate::run::{FlagsAt, at};
 
 /// Where the guest's arithmetic flags are at a point of the code: perhaps in several places.
@@ -203,7 +203,7 @@ impl Emitter<'_> {
     /// What is known behind the current instruction.
     pub(super) fn follow_flags(&mut self, insn: &Instruction, class: &Class) {
         if matches!(class.kind, Kind::Plain(_)) && liveness::changed(insn) != 0 {
-            self.flags.recipe = Recipe::of(insn);
+            self.flags.recipe = self.stashed.take().or_else(|| Recipe::of(insn));
         } else if let Some(recipe) = self.flags.recipe
             && class.writes & recipe.registers() != 0
         {
@@ -215,75 +215,124 @@ impl Emitter<'_> {
         }
     }
 
+    /// Whether the flags that the current instruction leaves meet a check, or the block's end,
+    /// before they are overwritten: then one store to the stash, which a recipe needs, is cheaper
+    /// than saving them.
+    pub(super) fn worth_stashing(&self) -> bool {
+        for effect in self.effects.iter().skip(self.current + 1) {
+            if effect.saved {
+                return false;
+            }
+            if effect.checks || !effect.keeps {
+                return effect.checks;
+            }
+        }
+        true
+    }
+
+    /// Puts a host register into the stash.
+    pub(super) fn stash(&mut self, register: Register, recipe: Recipe) {
+        let register = number(register) as u8;
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::STASH], Rq(register));
+        self.stashed = Some(recipe);
+        self.stashes |= 1 << self.current;
+    }
+
     /// The flags of a recipe into EFLAGS. Uses T2 only.
     fn recompute(&mut self, recipe: Recipe) {
         let size = usize::from(recipe.size);
-        let again = match recipe.operation {
+        let (left, right) = (recipe.left, recipe.right);
+        let t2 = Self::scratch(T2);
+        let codes = match recipe.operation {
             Operation::Compare | Operation::Test => {
-                let left = pinned(usize::from(recipe.left)).unwrap_or_else(|| {
-                    self.load_guest(T2, usize::from(recipe.left));
-                    Self::scratch(T2)
+                let left = pinned_value(left).unwrap_or_else(|| {
+                    self.load_value(left);
+                    t2
                 });
                 let codes = if recipe.operation == Operation::Compare {
                     &COMPARE
                 } else {
                     &TEST
                 };
-                return self.operate(codes, left, recipe.right, size);
+                return self.operate(codes, left, right, size);
             }
-            Operation::Added => (&SUBTRACT, &ADD),
-            Operation::Subtracted => (&ADD, &COMPARE),
+            Operation::Added => {
+                // What it was before goes to T2.
+                match (pinned_value(left), right) {
+                    (Some(left), Value::Constant(value)) if value != i32::MIN => {
+                        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) - value]);
+                    }
+                    _ => {
+                        self.load_value(left);
+                        self.operate(&SUBTRACT, t2, right, 8);
+                    }
+                }
+                &ADD
+            }
+            Operation::Subtracted => {
+                match (pinned_value(left), right, pinned_value(right)) {
+                    (Some(left), Value::Constant(value), _) => {
+                        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + value]);
+                    }
+                    (Some(left), _, Some(right)) => {
+                        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + Rq(right)]);
+                    }
+                    _ => {
+                        self.load_value(left);
+                        self.operate(&ADD, t2, right, 8);
+                    }
+                }
+                &COMPARE
+            }
+            Operation::ShiftLeft => {
+                self.load_value(left);
+                &SHIFT_LEFT
+            }
+            Operation::ShiftRight => {
+                self.load_value(left);
+                &SHIFT_RIGHT
+            }
+            Operation::ShiftArithmetic => {
+                self.load_value(left);
+                &SHIFT_ARITHMETIC
+            }
         };
-        // What left was before goes to T2.
-        let t2 = Self::scratch(T2);
-        let added = recipe.operation == Operation::Added;
-        match (pinned(usize::from(recipe.left)), recipe.right) {
-            (Some(left), Right::Constant(value)) if value != i32::MIN => {
-                let back = if added { -value } else { value };
-                dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + back]);
-            }
-            (Some(left), Right::Register(right)) if !added && pinned(right.into()).is_some() => {
-                let right = pinned(right.into()).unwrap_or_default();
-                dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + Rq(right)]);
-            }
-            _ => {
-                self.load_guest(T2, usize::from(recipe.left));
-                self.operate(again.0, t2, recipe.right, 8);
-            }
+        self.operate(codes, t2, right, size);
+    }
+
+    /// Loads an operand of a recipe, 64 bits of it, into T2.
+    fn load_value(&mut self, value: Value) {
+        match value {
+            Value::Register(guest) => self.load_guest(T2, guest.into()),
+            Value::Stash => dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::STASH]),
+            Value::Constant(value) => dynasm!(self.ops ; .arch x64 ; mov r8, DWORD value),
         }
-        self.operate(again.1, t2, recipe.right, size);
     }
 
     /// One of [`COMPARE`] and its like on a host register and a recipe's second operand.
-    fn operate(&mut self, codes: &Codes, left: u8, right: Right, size: usize) {
+    fn operate(&mut self, codes: &Codes, left: u8, right: Value, size: usize) {
         let row = size.trailing_zeros() as usize;
         let left = sized(left, size);
-        let insn = match right {
-            Right::Constant(value) if i8::try_from(value).is_ok() && codes.near.is_some() => {
-                Instruction::with2(codes.near.unwrap_or(codes.constant)[row], left, value)
+        let place = |at: i32| {
+            let (none, at) = (Register::None, i64::from(at));
+            MemoryOperand::new(none, none, 1, at, 8, false, Register::GS)
+        };
+        let with_memory = |place: MemoryOperand| {
+            if codes.memory_first {
+                Instruction::with2(codes.register[row], place, left)
+            } else {
+                Instruction::with2(codes.register[row], left, place)
             }
-            Right::Constant(value) => Instruction::with2(codes.constant[row], left, value),
-            Right::Register(right) => match pinned(usize::from(right)) {
-                Some(right) => {
-                    Instruction::with2(codes.register[row], left, sized(right, size))
-                }
-                None => {
-                    let place = i64::from(at::gpr(usize::from(right)));
-                    let place = MemoryOperand::new(
-                        Register::None,
-                        Register::None,
-                        1,
-                        place,
-                        8,
-                        false,
-                        Register::GS,
-                    );
-                    if codes.memory_first {
-                        Instruction::with2(codes.register[row], place, left)
-                    } else {
-                        Instruction::with2(codes.register[row], left, place)
-                    }
-                }
+        };
+        let insn = match right {
+            Value::Constant(value) => {
+                let near = codes.near.filter(|_| i8::try_from(value).is_ok());
+                Instruction::with2(near.unwrap_or(codes.constant)[row], left, value)
+            }
+            Value::Stash => with_memory(place(at::STASH)),
+            Value::Register(right) => match pinned(right.into()) {
+                Some(right) => Instruction::with2(codes.register[row], left, sized(right, size)),
+                None => with_memory(place(at::gpr(right.into()))),
             },
         };
         let encoded: Encoded = insn
@@ -299,14 +348,15 @@ impl Emitter<'_> {
         if self.flags.saved {
             return ExitFlags::Saved;
         }
-        let recipe = self.flags.recipe;
-        match recipe.and_then(|recipe| Some((recipe, recipe.word()?))) {
-            Some((recipe, word)) => {
-                dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::SAVED_FLAGS], word as i32);
-                ExitFlags::Recipe(recipe.registers())
-            }
-            None => ExitFlags::Host,
+        let Some(recipe) = self.flags.recipe else {
+            return ExitFlags::Host;
+        };
+        let (word, constant) = recipe.word();
+        dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::SAVED_FLAGS], word as i32);
+        if let Some(constant) = constant {
+            dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::CONSTANT], constant);
         }
+        ExitFlags::Recipe(recipe.registers())
     }
 
     /// The place to look for the flags when the block is left here, before an instruction.
@@ -335,6 +385,14 @@ impl Emitter<'_> {
     }
 }
 
+/// The host register of a recipe's operand.
+fn pinned_value(value: Value) -> Option<u8> {
+    match value {
+        Value::Register(guest) => pinned(guest.into()),
+        Value::Constant(_) | Value::Stash => None,
+    }
+}
+
 /// The encodings of an operation, by the size of its operands.
 struct Codes {
     /// With a register or memory.
@@ -345,6 +403,18 @@ struct Codes {
     near: Option<[Code; 4]>,
     /// A memory operand is the first one.
     memory_first: bool,
+}
+
+impl Codes {
+    /// Of a shift: by a constant only.
+    const fn shift(constant: [Code; 4]) -> Codes {
+        Codes {
+            register: constant,
+            constant,
+            near: None,
+            memory_first: false,
+        }
+    }
 }
 
 const COMPARE: Codes = Codes {
@@ -429,3 +499,24 @@ const SUBTRACT: Codes = Codes {
     ]),
     memory_first: false,
 };
+
+const SHIFT_LEFT: Codes = Codes::shift([
+    Code::Shl_rm8_imm8,
+    Code::Shl_rm16_imm8,
+    Code::Shl_rm32_imm8,
+    Code::Shl_rm64_imm8,
+]);
+
+const SHIFT_RIGHT: Codes = Codes::shift([
+    Code::Shr_rm8_imm8,
+    Code::Shr_rm16_imm8,
+    Code::Shr_rm32_imm8,
+    Code::Shr_rm64_imm8,
+]);
+
+const SHIFT_ARITHMETIC: Codes = Codes::shift([
+    Code::Sar_rm8_imm8,
+    Code::Sar_rm16_imm8,
+    Code::Sar_rm32_imm8,
+    Code::Sar_rm64_imm8,
+]);
