@@ -107,6 +107,10 @@ pub struct Block {
     pub vectors: bool,
     /// Bit i: instruction i finds its flags in their saved place only.
     pub flags_away: u64,
+    /// Bit i: instruction i finds them nowhere.
+    pub flags_lost: u64,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
     /// Jumps to known addresses.
     pub exits: Vec<Exit>,
     /// (block, exit) of every jump linked here.
@@ -138,6 +142,7 @@ impl Block {
     /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
     pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
         match (self.lost, flags) {
+            _ if !self.precise_flags => true,
             (None, ExitFlags::Arrived) => false,
             (None, _) | (_, ExitFlags::Saved) => true,
             (_, ExitFlags::Host) => false,
@@ -465,11 +470,11 @@ impl BlockCache {
         key: Key,
         (lowest, len): (GuestPhys, u32),
         second: Option<(GuestPhys, u32)>,
-        insns: Vec<Instruction>,
+        insns: &[Instruction],
         base: CodeOffset,
         mapping: u32,
         jump_cache: usize,
-        emitted: &crate::x86_64::Emitted,
+        emitted: &mut crate::x86_64::Emitted,
     ) -> Block {
         let at = |offset: u32| CodeOffset(base.0 + offset);
         Block {
@@ -477,20 +482,22 @@ impl BlockCache {
             lowest,
             len,
             second,
-            insns: insns.into_boxed_slice(),
+            insns: Box::from(insns),
             base,
             size: emitted.code.len() as u32,
             entry: at(emitted.entry),
             poll_entry: at(emitted.poll_entry),
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
-            insn_starts: emitted.insn_starts.clone().into_boxed_slice(),
+            insn_starts: std::mem::take(&mut emitted.insn_starts).into_boxed_slice(),
             saving_entry: at(emitted.saving_entry),
             lost: emitted.lost,
-            recipes: emitted.recipes.clone().into_boxed_slice(),
+            recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
             stashes: emitted.stashes,
             vectors: emitted.vectors,
             flags_away: emitted.flags_away,
+            flags_lost: emitted.flags_lost,
+            precise_flags: emitted.precise_flags,
             exits: emitted
                 .exits
                 .iter()

@@ -65,13 +65,13 @@ pub fn overwritten(insn: &Instruction) -> u32 {
 
 /// For each instruction of a straight run, the flags that have to be right before it: they are
 /// read by it or by a later one before being overwritten, or the block can be left there.
-/// `exposes[i]` marks instructions at which it can; all flags count at its end.
-pub fn needed_before(insns: &[Instruction], exposes: &[bool]) -> Vec<u32> {
+/// Bit i of `exposes` marks an instruction at which it can; all flags count at its end.
+pub fn needed_before(insns: &[Instruction], exposes: u64) -> Vec<u32> {
     let mut live = ALL;
     let mut needed = vec![0; insns.len()];
     for (index, insn) in insns.iter().enumerate().rev() {
         live = (live & !overwritten(insn)) | read(insn);
-        if exposes[index] {
+        if exposes >> index & 1 != 0 {
             live = ALL;
         }
         needed[index] = live;
@@ -79,11 +79,22 @@ pub fn needed_before(insns: &[Instruction], exposes: &[bool]) -> Vec<u32> {
     needed
 }
 
+/// A bit for each instruction of a block.
+pub fn mask(insns: &[Instruction], mut is: impl FnMut(usize, &Instruction) -> bool) -> u64 {
+    let bits = insns.iter().enumerate();
+    bits.fold(0, |mask, (index, insn)| {
+        mask | u64::from(is(index, insn)) << index
+    })
+}
+
 /// Whether a block can be left at an instruction, so that the flags before it are seen: by an
-/// upcall or by a fault of the host processor.
-pub fn exposes(insn: &Instruction, class: &Class) -> bool {
+/// upcall or by a fault of the host processor. If they need not be precise there, whether the
+/// instruction itself may need them.
+pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
     use CpuidFeature as F;
     match class.kind {
+        Kind::Helper | Kind::Branch => true,
+        _ if !precise => false,
         Kind::Plain(Operand::None) => {
             matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
                 || insn.cpuid_features().iter().any(|&feature| {
@@ -105,23 +116,26 @@ pub fn exposes(insn: &Instruction, class: &Class) -> bool {
 
 /// The flags at a block's entry, if no instruction of it needs them in EFLAGS: then they may
 /// arrive as a recipe. What is returned are the registers that the block changes before the last
-/// point where somebody may ask for these flags; the recipe must not need any of them.
-/// `in_host[i]`: instruction i needs the flags in EFLAGS.
+/// point where somebody may ask for these flags; the recipe must not need any of them. Without
+/// `precise`: if nobody needs them at all.
+/// Bit i of `in_host`: instruction i needs the flags in EFLAGS.
 pub fn lost_at_entry(
     insns: &[Instruction],
     classes: &[Class],
-    exposes: &[bool],
-    in_host: &[bool],
+    exposes: u64,
+    in_host: u64,
+    precise: bool,
 ) -> Option<u16> {
     let (mut changed_so_far, mut before_exposure) = (0, 0);
     for (index, class) in classes.iter().enumerate() {
-        if exposes[index] {
+        if exposes >> index & 1 != 0 {
             before_exposure = changed_so_far;
         }
         let last = index + 1 == insns.len();
         match class.kind {
-            Kind::Helper => return Some(before_exposure),
-            _ if in_host[index] => return None,
+            // A helper gets them from wherever they are, if they are anywhere.
+            Kind::Helper => return precise.then_some(before_exposure),
+            _ if in_host >> index & 1 != 0 => return None,
             Kind::Plain(_) if changed(&insns[index]) != 0 => return Some(before_exposure),
             Kind::Plain(_)
             | Kind::Lea

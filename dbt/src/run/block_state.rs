@@ -13,11 +13,15 @@ use crate::record::grouping::GROUPS;
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 1 << JUMP_BITS;
 /// Bits of an index into a jump cache.
-pub const JUMP_BITS: u32 = 15;
+const JUMP_BITS: u32 = 17;
+/// How far a target's RIP is shifted to take its upper bits into the index.
+pub const JUMP_SHIFT: u32 = 15;
+// Emitted code shifts 32 bits round, which is the same as long as no lower bit comes back.
+const _: () = assert!(JUMP_BITS + JUMP_SHIFT <= u32::BITS);
 /// Modes that have a jump cache of their own at one time.
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
-pub const GUARD_ENTRIES: usize = 1024;
+pub const GUARD_ENTRIES: usize = 4096;
 
 /// Where an indirect jump to `rip` continues in host code.
 #[derive(Clone, Copy)]
@@ -33,7 +37,7 @@ impl JumpEntry {
     /// Where a target stands in a jump cache. Functions tend to begin at like places of their
     /// pages: the page's number takes part.
     pub fn slot(rip: u64) -> usize {
-        (rip ^ rip >> JUMP_BITS) as usize % JUMP_ENTRIES
+        (rip ^ rip >> JUMP_SHIFT) as usize % JUMP_ENTRIES
     }
 
     /// An empty entry: its address would stand in another slot, so it never matches. (A guest

@@ -26,6 +26,8 @@ pub enum FlagsAt {
     Saved = 1,
     /// The block has a recipe for them.
     Recipe = 2,
+    /// Nowhere: they are overwritten before the guest's code needs them.
+    Lost = 3,
 }
 
 /// What emitted code says with a call: 16 bytes behind the call instruction.

@@ -50,6 +50,8 @@ impl Vcpu {
         self.cpu_mut().arithmetic_flags = match record.flags {
             FlagsAt::Host => unpack_flags(self.block.get().exchange.host_flags),
             FlagsAt::Saved => self.saved_flags(),
+            // What memory checks left in EFLAGS depends on host addresses, and must not be seen.
+            FlagsAt::Lost => 0,
             FlagsAt::Recipe => {
                 let block = self.cache.block(record.block);
                 let recipe = block.and_then(|block| block.recipe(record.insn.into()));
@@ -336,6 +338,7 @@ impl Vcpu {
         let arithmetic = match block.recipe(index) {
             Some(recipe) => recipe.flags(self.cpu(), self.block.get().exchange.stash),
             None if block.flags_away >> index & 1 != 0 => self.saved_flags(),
+            None if block.flags_lost >> index & 1 != 0 => 0,
             None => rflags & flags::ARITHMETIC,
         };
         let cpu = self.cpu_mut();

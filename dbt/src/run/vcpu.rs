@@ -21,7 +21,7 @@ use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
-use crate::x86_64::{self, Target, Trampolines, translatable};
+use crate::x86_64::{self, Target, Trampolines, Workshop, translatable};
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
@@ -33,6 +33,9 @@ pub struct Vcpu {
     pub(super) cache: BlockCache,
     trampolines: Trampolines,
     classifier: Classifier,
+    workshop: Workshop,
+    /// Room for the instructions of a block, used again and again.
+    pub(super) decoded: Vec<iced_x86::Instruction>,
     pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
     jump_modes: Vec<Mode>,
@@ -83,6 +86,8 @@ impl Vcpu {
             cache: BlockCache::new(region, trampolines.end),
             trampolines,
             classifier: Classifier::default(),
+            workshop: Workshop::default(),
+            decoded: Vec::new(),
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
@@ -452,11 +457,15 @@ impl Vcpu {
     }
 
     fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
-        let Some(decoded) = decode::block(&mut self.context())? else {
-            return Ok(None);
-        };
-        let range = (key.physical, decoded.len);
-        Ok(self.place(key, decoded.insns, range, decoded.second))
+        let mut insns = std::mem::take(&mut self.decoded);
+        let decoded = decode::block(&mut self.context(), &mut insns);
+        let placed = decoded.map(|decoded| {
+            let decoded = decoded?;
+            let range = (key.physical, decoded.len);
+            self.place(key, &insns, range, decoded.second)
+        });
+        self.decoded = insns;
+        placed
     }
 
     /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
@@ -464,7 +473,7 @@ impl Vcpu {
     pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
         let key = self.cache.block(head)?.key;
         let trace = self.cache.trace(head)?;
-        let id = self.place(key, trace.insns, (trace.lowest, trace.len), None)?;
+        let id = self.place(key, &trace.insns, (trace.lowest, trace.len), None)?;
         self.cache.statistics.traces += 1;
         if let Some(block) = self.cache.block_mut(id) {
             block.settled = true;
@@ -479,7 +488,7 @@ impl Vcpu {
     fn place(
         &mut self,
         key: Key,
-        insns: Vec<iced_x86::Instruction>,
+        insns: &[iced_x86::Instruction],
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
     ) -> Option<u32> {
@@ -504,17 +513,32 @@ impl Vcpu {
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
             grouping: key.grouped,
+            precise_flags: self.options.precise_flags,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
-        let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
+        let mut emitted = x86_64::emit(
+            &mut self.workshop,
+            &mut self.classifier,
+            insns,
+            key.rip,
+            target,
+        );
         self.mem.mark_code(key.physical);
         if let Some((page, _)) = second {
             self.mem.mark_code(page);
         }
         let block = BlockCache::make_block(
-            key, range, second, insns, base, mapping, jump_cache, &emitted,
+            key,
+            range,
+            second,
+            insns,
+            base,
+            mapping,
+            jump_cache,
+            &mut emitted,
         );
         let id = self.cache.insert(block, &emitted.code);
+        self.workshop.code = emitted.code;
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.

@@ -3,7 +3,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::emitter::{Emitter, ExitSite, Stub, Target, Unencodable};
+use super::emitter::{Emitter, ExitSite, Stub, Target, Unencodable, Workshop};
 use super::flags::{Effect, FlagsPlace};
 use super::plain::Need;
 use crate::guest::Mode;
@@ -37,11 +37,15 @@ pub struct Emitted {
     pub lost: Option<u16>,
     /// Bit i: instruction i finds its flags in `saved_flags` only.
     pub flags_away: u64,
+    /// Bit i: instruction i finds them nowhere (with imprecise flags).
+    pub flags_lost: u64,
     /// Recipes for flags that are nowhere else, by the index of the instruction before which
     /// they hold.
     pub recipes: Vec<(u16, Recipe)>,
     /// Bit i: instruction i leaves something in the stash that the code behind it relies on.
     pub stashes: u64,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -53,39 +57,45 @@ pub fn translatable(mode: Mode) -> bool {
 
 /// Translates the instructions of a block.
 pub fn emit(
+    workshop: &mut Workshop,
     classifier: &mut Classifier,
     insns: &[Instruction],
     rip: u64,
     target: Target<'_>,
 ) -> Emitted {
-    let classes: Vec<Class> = insns
-        .iter()
-        .map(|insn| classifier.classify(insn, target.mode))
-        .collect();
-    let mut exposes: Vec<bool> = insns
-        .iter()
-        .zip(&classes)
-        .map(|(insn, class)| liveness::exposes(insn, class))
-        .collect();
-    loop {
-        match emit_once(insns, &classes, &exposes, rip, target) {
-            Ok(emitted) => return emitted,
-            // A form that has to be left to a helper, which sees the flags.
-            Err(HelperAt(index)) => exposes[index] = true,
+    let mut classes = std::mem::take(&mut workshop.classes);
+    classes.clear();
+    classes.extend(
+        insns
+            .iter()
+            .map(|insn| classifier.classify(insn, target.mode)),
+    );
+    let precise = target.precise_flags;
+    let mut exposes = liveness::mask(insns, |index, insn| {
+        liveness::exposes(insn, &classes[index], precise)
+    });
+    let emitted = loop {
+        match emit_once(workshop, insns, &classes, exposes, rip, target) {
+            Ok(emitted) => break emitted,
+            Err(Helpers(more)) => exposes |= more,
         }
-    }
+    };
+    workshop.classes = classes;
+    emitted
 }
 
-/// An instruction that has to be left to a helper, where none was expected.
-struct HelperAt(usize);
+/// Instructions, a bit each, that had to be left to helpers where none were expected: helpers see
+/// the flags.
+struct Helpers(u64);
 
 fn emit_once(
+    workshop: &mut Workshop,
     insns: &[Instruction],
     classes: &[Class],
-    exposes: &[bool],
+    exposes: u64,
     rip: u64,
     target: Target<'_>,
-) -> Result<Emitted, HelperAt> {
+) -> Result<Emitted, Helpers> {
     let mode = target.mode;
     let user = mode.has(Mode::USER);
     let guard = at::guard(user, rip >> 12);
@@ -94,26 +104,22 @@ fn emit_once(
         .second_mapping
         .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
     let needed = liveness::needed_before(insns, exposes);
-    let needs: Vec<Need> = (0..insns.len())
-        .map(|index| Need {
-            before: needed[index],
-            after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
-        })
-        .collect();
-    let in_host: Vec<bool> = insns
-        .iter()
-        .zip(&needs)
-        .map(|(insn, need)| need.in_host(insn))
-        .collect();
-    let lost = liveness::lost_at_entry(insns, classes, exposes, &in_host);
+    let need = |index: usize| Need {
+        before: needed[index],
+        after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
+    };
+    let in_host = liveness::mask(insns, |index, insn| need(index).in_host(insn));
+    let lost = liveness::lost_at_entry(insns, classes, exposes, in_host, target.precise_flags);
     let arriving = match lost {
-        Some(_) => FlagsPlace::ARRIVED,
+        Some(_) if target.precise_flags => FlagsPlace::ARRIVED,
+        Some(_) => FlagsPlace::LOST,
         None => FlagsPlace::HOST,
     };
-    let mut emitter = Emitter::new(target);
+    let mut emitter = Emitter::new(target, workshop);
     if target.grouping {
         emitter.groups = grouping::find(insns, classes, mode);
     }
+    emitter.insn_starts.reserve_exact(insns.len() + 1);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
@@ -144,16 +150,11 @@ fn emit_once(
         emitter.bring_vectors(arriving);
     }
     emitter.flags = arriving;
-    emitter.effects = (0..insns.len())
-        .map(|index| {
-            Effect::of(
-                &insns[index],
-                &classes[index],
-                needs[index].after,
-                in_host[index],
-            )
-        })
-        .collect();
+    let effects = insns.iter().zip(classes).enumerate();
+    emitter.effects.extend(effects.map(|(index, (insn, class))| {
+        Effect::of(insn, class, need(index).after, in_host >> index & 1 != 0)
+    }));
+    let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         emitter.insn_starts.push(emitter.here());
         emitter.current = index;
@@ -165,16 +166,14 @@ fn emit_once(
         let established = emitter.established;
         let start = emitter.here();
         if emitter
-            .instruction(index, insn, &classes[index], needs[index])
+            .instruction(index, insn, &classes[index], need(index))
             .is_ok()
         {
             emitter.follow_flags(insn, &classes[index]);
         } else {
             // Forms are refused before anything is emitted for them.
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
-            if !exposes[index] {
-                return Err(HelperAt(index));
-            }
+            helpers |= 1 << index;
             emitter.flags = flags;
             emitter.established = established;
             emitter.stubs.truncate(stubs);
@@ -201,14 +200,20 @@ fn emit_once(
     // Further entries, out of line.
     let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
     if lost.is_some() {
-        saving_entry = emitter.here();
-        emitter.flags = FlagsPlace::HOST;
-        emitter.save_flags();
-        dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
+        if target.precise_flags {
+            saving_entry = emitter.here();
+            emitter.flags = FlagsPlace::HOST;
+            emitter.save_flags();
+            dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
+        }
     } else {
         indirect_entry = emitter.indirect_entry(guard, mapping, entry_label);
     }
     let finished = emitter.finish();
+    if helpers & !exposes != 0 {
+        workshop.code = finished.code;
+        return Err(Helpers(helpers));
+    }
     Ok(Emitted {
         code: finished.code,
         entry,
@@ -221,8 +226,10 @@ fn emit_once(
         vectors,
         lost,
         flags_away: finished.flags_away,
+        flags_lost: finished.flags_lost,
         recipes: finished.recipes,
         stashes: finished.stashes,
+        precise_flags: target.precise_flags,
     })
 }
 
@@ -271,7 +278,7 @@ impl Emitter<'_> {
     /// Makes sure that the guest's vector registers are in the host's.
     fn bring_vectors(&mut self, arriving: FlagsPlace) {
         self.flags = arriving;
-        self.spoil_flags(true);
+        self.spoil_flags(!arriving.lost);
         let label = self.ops.new_dynamic_label();
         let back = self.ops.new_dynamic_label();
         self.stubs.push(Stub::LoadVectors { label, back });
@@ -314,7 +321,7 @@ impl Emitter<'_> {
         compare: impl FnOnce(&mut Self, dynasmrt::DynamicLabel),
     ) {
         self.flags = arriving;
-        self.spoil_flags(true);
+        self.spoil_flags(!arriving.lost);
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.leave_stub(record);
         compare(self, label);
@@ -346,7 +353,7 @@ impl Emitter<'_> {
     /// Counts the block's instructions in advance; leaves if the budget does not cover them.
     fn count(&mut self, count: i32, arriving: FlagsPlace) {
         self.flags = arriving;
-        self.spoil_flags(true);
+        self.spoil_flags(!arriving.lost);
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::GiveBack {

@@ -10,6 +10,7 @@ use super::registers::{T0, T1, T2, number, pinned};
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
+use crate::record::classify::Class;
 use crate::record::grouping::Groups;
 use crate::record::recipe::Recipe;
 use crate::run::{Upcall, UpcallKind, at};
@@ -39,6 +40,8 @@ pub struct Target<'a> {
     pub counted: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
     /// Whether the host has BMI2: instructions that shift without flags.
     pub bmi2: bool,
 }
@@ -111,23 +114,53 @@ pub(super) enum Stub {
     },
 }
 
+/// What emitting needs over and over: kept, because translating large programs spent a tenth of
+/// its time with the allocator.
+pub struct Workshop {
+    ops: VecAssembler<X64Relocation>,
+    encoder: Encoder,
+    stubs: Vec<Stub>,
+    rips: Vec<u64>,
+    effects: Vec<Effect>,
+    pub(super) classes: Vec<Class>,
+    /// Room for a block's code, to be given back when the code has been placed.
+    pub code: Vec<u8>,
+}
+
+impl Default for Workshop {
+    fn default() -> Self {
+        Workshop {
+            ops: VecAssembler::new(0),
+            encoder: Encoder::new(64),
+            stubs: Vec::new(),
+            rips: Vec::new(),
+            effects: Vec::new(),
+            classes: Vec::new(),
+            code: Vec::new(),
+        }
+    }
+}
+
 /// Emits one block.
 pub struct Emitter<'a> {
-    pub(super) ops: VecAssembler<X64Relocation>,
-    encoder: Encoder,
+    pub(super) ops: &'a mut VecAssembler<X64Relocation>,
+    encoder: &'a mut Encoder,
+    code: &'a mut Vec<u8>,
     pub(super) target: Target<'a>,
     pub(super) flags: FlagsPlace,
-    pub(super) stubs: Vec<Stub>,
+    pub(super) stubs: &'a mut Vec<Stub>,
     pub(super) exits: Vec<ExitSite>,
     /// Resume points of memory slow paths: (index of the stub, offset in the block).
     pub(super) insn_starts: Vec<u32>,
     /// Instructions that find the guest's flags in their saved place only, by index.
     pub(super) flags_away: u64,
+    /// Instructions that find them nowhere.
+    pub(super) flags_lost: u64,
     /// Recipes for flags that are nowhere else, by the index of the instruction before which
     /// they hold.
     pub(super) recipes: Vec<(u16, Recipe)>,
     /// What the block's instructions do with the flags they find.
-    pub(super) effects: Vec<Effect>,
+    pub(super) effects: &'a mut Vec<Effect>,
     /// The instruction that is being emitted.
     pub(super) current: usize,
     /// The recipe for the flags that it leaves, if that needs the stash.
@@ -139,7 +172,7 @@ pub struct Emitter<'a> {
     /// Bit i: the slot of group i holds its addend.
     pub(super) established: u8,
     /// RIP of each instruction.
-    pub(super) rips: Vec<u64>,
+    pub(super) rips: &'a mut Vec<u64>,
 }
 
 /// What an emitter leaves.
@@ -148,6 +181,7 @@ pub(super) struct Finished {
     pub exits: Vec<ExitSite>,
     pub insn_starts: Vec<u32>,
     pub flags_away: u64,
+    pub flags_lost: u64,
     pub recipes: Vec<(u16, Recipe)>,
     pub stashes: u64,
 }
@@ -158,24 +192,29 @@ pub struct Unencodable;
 
 impl<'a> Emitter<'a> {
     /// An empty block.
-    pub fn new(target: Target<'a>) -> Emitter<'a> {
+    pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
+        workshop.stubs.clear();
+        workshop.rips.clear();
+        workshop.effects.clear();
         Emitter {
-            ops: VecAssembler::new_with_capacity(target.base.0 as usize, 2048, 0, 0, 16, 0, 16),
-            encoder: Encoder::new(64),
+            ops: &mut workshop.ops,
+            encoder: &mut workshop.encoder,
+            code: &mut workshop.code,
             target,
             flags: FlagsPlace::HOST,
-            stubs: Vec::new(),
+            stubs: &mut workshop.stubs,
             exits: Vec::new(),
             insn_starts: Vec::new(),
             flags_away: 0,
+            flags_lost: 0,
             recipes: Vec::new(),
-            effects: Vec::new(),
+            effects: &mut workshop.effects,
             current: 0,
             stashed: None,
             stashes: 0,
             groups: Groups::default(),
             established: 0,
-            rips: Vec::new(),
+            rips: &mut workshop.rips,
         }
     }
 
@@ -311,10 +350,10 @@ impl<'a> Emitter<'a> {
         let site = CodeOffset(self.target.base.0 + self.here());
         self.ops.push_u32(0);
         let stub = CodeOffset(self.target.base.0 + self.here());
-        self.flags = if flags == ExitFlags::Arrived {
-            FlagsPlace::ARRIVED
-        } else {
-            FlagsPlace::HOST
+        self.flags = match flags {
+            ExitFlags::Arrived => FlagsPlace::ARRIVED,
+            _ if self.flags.lost => FlagsPlace::LOST,
+            _ => FlagsPlace::HOST,
         };
         let mut record = self.record(UpcallKind::Link, 0);
         record.extra = self.exits.len() as u32;
@@ -331,7 +370,9 @@ impl<'a> Emitter<'a> {
     /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
     /// must be in EFLAGS.
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
-        let described = !self.flags.saved && self.flags.recipe.is_some();
+        let described = !self.flags.saved
+            && self.flags.recipe.is_some()
+            && self.target.precise_flags;
         if !self.target.counted && !described {
             let flags = self.describe_flags();
             return self.direct_exit(target, Some(condition), flags);
@@ -366,8 +407,8 @@ impl<'a> Emitter<'a> {
 
     /// Emits everything that goes behind the block's end, and returns the code.
     pub(super) fn finish(mut self) -> Finished {
-        let stubs = std::mem::take(&mut self.stubs);
-        for stub in stubs {
+        let mut stubs = std::mem::take(self.stubs);
+        for stub in stubs.drain(..) {
             match stub {
                 Stub::Upcall { label, lea, record } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
@@ -437,11 +478,15 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
+        *self.stubs = stubs;
         let base = self.target.base.0;
-        let mut code = self
-            .ops
-            .finalize()
-            .expect("every label of a block is defined by its stub");
+        let mut code = std::mem::take(self.code);
+        code.clear();
+        code.extend(
+            self.ops
+                .drain()
+                .expect("every label of a block is defined by its stub"),
+        );
         for exit in &self.exits {
             let at = (exit.site.0 - base) as usize;
             let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
@@ -452,6 +497,7 @@ impl<'a> Emitter<'a> {
             exits: self.exits,
             insn_starts: self.insn_starts,
             flags_away: self.flags_away,
+            flags_lost: self.flags_lost,
             recipes: self.recipes,
             stashes: self.stashes,
         }

@@ -23,6 +23,8 @@ pub struct FlagsPlace {
     pub arrived: bool,
     /// They follow from registers.
     pub recipe: Option<Recipe>,
+    /// Nowhere: nobody needs them any more, and EFLAGS is as good as any.
+    pub lost: bool,
 }
 
 impl FlagsPlace {
@@ -32,13 +34,18 @@ impl FlagsPlace {
         saved: false,
         arrived: false,
         recipe: None,
+        lost: false,
+    };
+    /// Overwritten before they are needed.
+    pub const LOST: FlagsPlace = FlagsPlace {
+        lost: true,
+        ..FlagsPlace::HOST
     };
     /// Saved only.
     pub const SAVED: FlagsPlace = FlagsPlace {
         host: false,
         saved: true,
-        arrived: false,
-        recipe: None,
+        ..FlagsPlace::HOST
     };
     /// In both places.
     pub const BOTH: FlagsPlace = FlagsPlace {
@@ -152,7 +159,7 @@ impl Emitter<'_> {
     pub(super) fn spoil_flags(&mut self, needed: bool) {
         if !needed {
             // Nobody can see them any more: what is in EFLAGS will do.
-            self.flags = FlagsPlace::HOST;
+            self.flags = FlagsPlace::LOST;
             return;
         }
         if !self.flags.recipe.is_some_and(|recipe| self.pays(recipe)) {
@@ -210,7 +217,7 @@ impl Emitter<'_> {
             self.flags.recipe = None;
             if !self.flags.host && !self.flags.saved {
                 debug_assert!(!self.effects[self.current].keeps, "flags are lost");
-                self.flags.host = true;
+                self.flags = FlagsPlace::LOST;
             }
         }
     }
@@ -219,6 +226,9 @@ impl Emitter<'_> {
     /// before they are overwritten: then one store to the stash, which a recipe needs, is cheaper
     /// than saving them.
     pub(super) fn worth_stashing(&self) -> bool {
+        if !self.target.precise_flags {
+            return false;
+        }
         for effect in self.effects.iter().skip(self.current + 1) {
             if effect.saved {
                 return false;
@@ -348,7 +358,7 @@ impl Emitter<'_> {
         if self.flags.saved {
             return ExitFlags::Saved;
         }
-        let Some(recipe) = self.flags.recipe else {
+        let Some(recipe) = self.flags.recipe.filter(|_| self.target.precise_flags) else {
             return ExitFlags::Host;
         };
         let (word, constant) = recipe.word();
@@ -362,7 +372,11 @@ impl Emitter<'_> {
     /// The place to look for the flags when the block is left here, before an instruction.
     pub(super) fn flags_at(&mut self, insn: usize) -> FlagsAt {
         if self.flags.host {
-            return FlagsAt::Host;
+            return if self.flags.lost {
+                FlagsAt::Lost
+            } else {
+                FlagsAt::Host
+            };
         }
         match self.flags.recipe {
             _ if self.flags.saved => FlagsAt::Saved,
@@ -379,8 +393,10 @@ impl Emitter<'_> {
     /// Notes where the flags are for an instruction that may fault on the host, just before
     /// it is emitted.
     pub(super) fn note_flags(&mut self, insn: usize) {
-        if self.flags_at(insn) == FlagsAt::Saved {
-            self.flags_away |= 1 << insn;
+        match self.flags_at(insn) {
+            FlagsAt::Saved => self.flags_away |= 1 << insn,
+            FlagsAt::Lost => self.flags_lost |= 1 << insn,
+            FlagsAt::Host | FlagsAt::Recipe => {}
         }
     }
 }

@@ -14,6 +14,6 @@ mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
+pub use emitter::{Emitter, ExitSite, Target, Unencodable, Workshop};
 pub use flags::ExitFlags;
-pub use emitter::{Emitter, ExitSite, Target, Unencodable};
 pub use trampoline::{Trampolines, emit as emit_trampolines};

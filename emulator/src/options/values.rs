@@ -191,6 +191,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "precise-flags=on|off",
+        help: "flags are right in frames of exceptions even where the code has no use for them",
+        set: |engine, text| {
+            engine.precise_flags = switch("precise-flags", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
