@@ -151,9 +151,11 @@ fn emit_once(
     }
     emitter.flags = arriving;
     let effects = insns.iter().zip(classes).enumerate();
-    emitter.effects.extend(effects.map(|(index, (insn, class))| {
-        Effect::of(insn, class, need(index).after, in_host >> index & 1 != 0)
-    }));
+    emitter
+        .effects
+        .extend(effects.map(|(index, (insn, class))| {
+            Effect::of(insn, class, need(index).after, in_host >> index & 1 != 0)
+        }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         emitter.insn_starts.push(emitter.here());
@@ -342,9 +344,7 @@ impl Emitter<'_> {
                 label,
                 record: other,
                 ..
-            } if other.kind == record.kind && other.flags == record.flags => {
-                Some(*label)
-            }
+            } if other.kind == record.kind && other.flags == record.flags => Some(*label),
             _ => None,
         });
         known.unwrap_or_else(|| self.stub(None, record))

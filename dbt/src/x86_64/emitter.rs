@@ -370,9 +370,8 @@ impl<'a> Emitter<'a> {
     /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
     /// must be in EFLAGS.
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
-        let described = !self.flags.saved
-            && self.flags.recipe.is_some()
-            && self.target.precise_flags;
+        let described =
+            !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
         if !self.target.counted && !described {
             let flags = self.describe_flags();
             return self.direct_exit(target, Some(condition), flags);

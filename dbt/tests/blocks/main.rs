@@ -11,6 +11,7 @@ mod common;
 mod instruction;
 mod machine;
 mod operation;
+mod precise;
 mod program;
 mod reference;
 mod tables;

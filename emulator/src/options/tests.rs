@@ -113,9 +113,8 @@ fn optimisations_have_switches() {
     let engine = |line: &str| parse(line).unwrap().engine;
     let usual = engine("-accel tcg");
     assert!(usual.grouping && usual.precise_flags && usual.traces.is_some() && usual.cold > 0);
-    let off = engine(
-        "-accel kmemvisor,grouping=off,precise-flags=off,traces=off,cold=off,tb-size=32",
-    );
+    let off =
+        engine("-accel kmemvisor,grouping=off,precise-flags=off,traces=off,cold=off,tb-size=32");
     assert!(!off.grouping && !off.precise_flags && off.traces.is_none() && off.cold == 0);
     assert_eq!(off.code_bytes, 32 << 20);
     let some = engine("-accel tcg,traces=3,cold=7");
