@@ -25,8 +25,33 @@ pub struct TlbEntry {
     pub write_tag: u64,
     /// Added to a linear address, gives the host address of its native byte.
     pub addend: u64,
-    /// Guest-physical page address; bit 0 is set for a global page.
+    /// Guest-physical page address. Bit 0 is set for a global page, bit 1 for one with a
+    /// protection key, which is then in bits 4 to 7. All ones in an empty entry.
     pub physical: u64,
+}
+
+const GLOBAL: u64 = 1 << 0;
+const KEYED: u64 = 1 << 1;
+const KEY_SHIFT: u32 = 4;
+const PAGE: u64 = !(PAGE_SIZE - 1);
+
+impl TlbEntry {
+    fn facts(mapping: &Mapping) -> u64 {
+        let key = mapping
+            .key
+            .map_or(0, |key| KEYED | u64::from(key & 15) << KEY_SHIFT);
+        let global = if mapping.global { GLOBAL } else { 0 };
+        mapping.physical.page().0 | global | key
+    }
+
+    /// The bit of the page's protection key, none if it has none or the entry is empty.
+    fn key(&self) -> u16 {
+        if self.physical == u64::MAX || self.physical & KEYED == 0 {
+            0
+        } else {
+            1 << (self.physical >> KEY_SHIFT & 15)
+        }
+    }
 }
 
 /// The data translations of one privilege.
@@ -41,6 +66,8 @@ pub struct Tlb {
     overflowed: bool,
     /// The 1 GiB regions in which entries of larger pages are.
     large: LargeRegions,
+    /// The protection keys that entries may have, a bit each.
+    keys: u16,
 }
 
 /// Which 1 GiB regions hold pages larger than 4 KiB. They are cached as 4 KiB entries, and
@@ -129,6 +156,7 @@ impl Tlb {
         self.logged = 0;
         self.overflowed = false;
         self.large = LargeRegions::default();
+        self.keys = 0;
     }
 
     /// Notes that an entry is in use.
@@ -144,6 +172,7 @@ impl Tlb {
     fn flush(&mut self, global: bool) {
         if global {
             self.large = LargeRegions::default();
+            self.keys = 0;
         }
         if self.overflowed {
             // What stays is logged anew, if it fits.
@@ -153,7 +182,7 @@ impl Tlb {
                 if self.entries[index].physical == u64::MAX {
                     continue;
                 }
-                if global || self.entries[index].physical & 1 == 0 {
+                if global || self.entries[index].physical & GLOBAL == 0 {
                     self.clear(index);
                 } else {
                     self.note(index);
@@ -164,7 +193,7 @@ impl Tlb {
         let mut kept = 0;
         for position in 0..self.logged as usize {
             let index = self.log[position];
-            if !global && self.entries[index as usize].physical & 1 != 0 {
+            if !global && self.entries[index as usize].physical & GLOBAL != 0 {
                 self.log[kept] = index;
                 kept += 1;
             } else {
@@ -174,7 +203,8 @@ impl Tlb {
         self.logged = kept as u32;
     }
 
-    fn forget_physical(&mut self, page: GuestPhys) {
+    /// Drops the entries in use that `condition` picks.
+    fn drop_entries(&mut self, condition: impl Fn(&TlbEntry) -> bool) {
         let slots = if self.overflowed {
             TLB_ENTRIES
         } else {
@@ -186,9 +216,21 @@ impl Tlb {
             } else {
                 self.log[position] as usize
             };
-            if self.entries[index].physical & !1 == page.0 {
+            if condition(&self.entries[index]) {
                 self.clear(index);
             }
+        }
+    }
+
+    fn forget_physical(&mut self, page: GuestPhys) {
+        self.drop_entries(|entry| entry.physical & PAGE == page.0);
+    }
+
+    /// Drops the entries whose pages have one of these protection keys.
+    fn forget_keys(&mut self, keys: u16) {
+        if self.keys & keys != 0 {
+            self.drop_entries(|entry| entry.key() & keys != 0);
+            self.keys &= !keys;
         }
     }
 
@@ -265,8 +307,9 @@ impl Tlb {
             read_tag: page,
             write_tag: if writable { page } else { empty_tag(index) },
             addend: (direct.host as u64).wrapping_sub(page),
-            physical: mapping.physical.page().0 | u64::from(mapping.global),
+            physical: TlbEntry::facts(mapping),
         };
+        self.keys |= self.entries[index].key();
         !write || writable
     }
 }
@@ -399,6 +442,14 @@ impl TlbSet {
             }
         }
         self.fetch_news.add(address.page_number());
+    }
+
+    /// Forgets the data translations of pages with any of these protection keys, a bit each:
+    /// PKRU gives them other rights.
+    pub fn forget_keys(&mut self, keys: u16) {
+        for tlb in &mut self.data {
+            tlb.forget_keys(keys);
+        }
     }
 
     /// Forgets every translation to a guest-physical page.

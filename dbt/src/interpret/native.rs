@@ -87,6 +87,7 @@ impl Engine {
             counted: false,
             grouping: false,
             precise_flags: true,
+            prediction: None,
             bmi2: false,
         };
         let mut workshop = Workshop::default();

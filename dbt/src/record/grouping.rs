@@ -41,9 +41,6 @@ pub struct Member {
     pub group: usize,
     /// Its address in the group's coordinate.
     pub displacement: i64,
-    /// It may come first and make the group's check. The second access of an instruction may not:
-    /// a helper that the first one's check calls executes both, and goes on behind.
-    pub opens: bool,
 }
 
 /// The groups of a block.
@@ -101,8 +98,6 @@ struct Joined {
     /// Instruction and place.
     access: (usize, usize),
     displacement: i64,
-    /// It may make the group's check.
-    opens: bool,
 }
 
 struct Finder {
@@ -159,7 +154,6 @@ pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
         groups.members[insn][place] = number.map(|group| Member {
             group,
             displacement: joined.displacement,
-            opens: joined.opens,
         });
     }
     groups
@@ -207,7 +201,7 @@ impl Finder {
             };
             if let Some((key, displacement)) = self.operand_key(insn, size) {
                 let access = (index, Place::Operand as usize);
-                self.join(key, (access, true), displacement, size, operand_written);
+                self.join(key, access, displacement, size, operand_written);
             }
         }
         if let Some((register, below)) = slot {
@@ -224,7 +218,6 @@ impl Finder {
                 word
             };
             let access = (index, Place::Stack as usize);
-            let access = (access, !has_operand);
             self.join(key, access, value.offset + below, size, below < 0);
         }
     }
@@ -282,7 +275,7 @@ impl Finder {
     fn join(
         &mut self,
         key: Key,
-        (access, opens): ((usize, usize), bool),
+        access: (usize, usize),
         displacement: i64,
         size: i64,
         write: bool,
@@ -310,7 +303,6 @@ impl Finder {
                     open: number,
                     access,
                     displacement,
-                    opens,
                 });
                 return;
             }
@@ -319,7 +311,6 @@ impl Finder {
             open: self.found.len(),
             access,
             displacement,
-            opens,
         });
         self.found.push(Open {
             key,

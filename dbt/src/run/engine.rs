@@ -19,6 +19,9 @@ pub struct EngineOptions {
     /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
     /// overwrites them before it reads them: in exceptions' and interrupts' frames.
     pub precise_flags: bool,
+    /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
+    /// wrong before it is looked at. `None`: none does.
+    pub prediction: Option<u8>,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -34,6 +37,7 @@ impl Default for EngineOptions {
             code_bytes: 96 << 20,
             grouping: true,
             precise_flags: true,
+            prediction: Some(64),
             traces: Some(8),
             cold: 2,
         }

@@ -11,6 +11,8 @@ mod engine;
 mod host;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod interpreting;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod prediction;
 mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
@@ -25,13 +27,15 @@ mod vcpu;
 pub(crate) use block_state::at;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block_state::{
-    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock,
+    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock, SITES,
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use host::{GsBase, load_x87, peek_x87, store_x87};
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub use interpreting::Vcpu;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use prediction::Strayed;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use signal::{FaultSite, Registration, register_region};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -9,6 +9,7 @@ use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
 use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
 use super::host::{GsBase, load_x87, store_x87};
+use super::prediction::Strayed;
 use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
@@ -21,7 +22,7 @@ use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
-use crate::x86_64::{self, Target, Trampolines, Workshop, translatable};
+use crate::x86_64::{self, Predicting, Target, Trampolines, Workshop, translatable};
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
@@ -34,6 +35,7 @@ pub struct Vcpu {
     trampolines: Trampolines,
     classifier: Classifier,
     workshop: Workshop,
+    pub(super) strayed: Strayed,
     /// Room for the instructions of a block, used again and again.
     pub(super) decoded: Vec<iced_x86::Instruction>,
     pub(super) options: EngineOptions,
@@ -87,6 +89,7 @@ impl Vcpu {
             trampolines,
             classifier: Classifier::default(),
             workshop: Workshop::default(),
+            strayed: Strayed::default(),
             decoded: Vec::new(),
             jump_modes: Vec::new(),
             next_jump_cache: 0,
@@ -427,7 +430,7 @@ impl Vcpu {
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
-    fn drop_blocks(&mut self, gone: &[Block]) {
+    pub(super) fn drop_blocks(&mut self, gone: &[Block]) {
         self.forget_blocks(gone);
         for block in gone {
             for page in block.pages() {
@@ -462,7 +465,7 @@ impl Vcpu {
         let placed = decoded.map(|decoded| {
             let decoded = decoded?;
             let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, decoded.second)
+            self.place(key, &insns, range, decoded.second, false)
         });
         self.decoded = insns;
         placed
@@ -473,7 +476,9 @@ impl Vcpu {
     pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
         let key = self.cache.block(head)?.key;
         let trace = self.cache.trace(head)?;
-        let id = self.place(key, &trace.insns, (trace.lowest, trace.len), None)?;
+        let range = (trace.lowest, trace.len);
+        let predicting = self.predicts(key.mode);
+        let id = self.place(key, &trace.insns, range, None, predicting)?;
         self.cache.statistics.traces += 1;
         if let Some(block) = self.cache.block_mut(id) {
             block.settled = true;
@@ -485,12 +490,14 @@ impl Vcpu {
     }
 
     /// Translates instructions and keeps the result. `range`: where their bytes are.
-    fn place(
+    /// `predicting`: its checks try the TLB entry that they found last.
+    pub(super) fn place(
         &mut self,
         key: Key,
         insns: &[iced_x86::Instruction],
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
+        predicting: bool,
     ) -> Option<u32> {
         let start = Instant::now();
         let jump_cache = self.jump_cache(key.mode);
@@ -514,6 +521,11 @@ impl Vcpu {
             counted: self.options.counted,
             grouping: key.grouped,
             precise_flags: self.options.precise_flags,
+            prediction: predicting.then_some(Predicting {
+                strayed: &self.strayed,
+                page: key.physical.page(),
+                first: self.strayed.next_site(),
+            }),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let mut emitted = x86_64::emit(
@@ -527,7 +539,7 @@ impl Vcpu {
         if let Some((page, _)) = second {
             self.mem.mark_code(page);
         }
-        let block = BlockCache::make_block(
+        let mut block = BlockCache::make_block(
             key,
             range,
             second,
@@ -537,8 +549,10 @@ impl Vcpu {
             jump_cache,
             &mut emitted,
         );
+        block.predicting = predicting;
         let id = self.cache.insert(block, &emitted.code);
         self.workshop.code = emitted.code;
+        self.new_sites(emitted.sites);
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.

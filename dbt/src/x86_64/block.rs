@@ -28,6 +28,8 @@ pub struct Emitted {
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
     pub insn_starts: Vec<u32>,
+    /// How many checks predict.
+    pub sites: u32,
     /// The block works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
     /// Entry for direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
@@ -211,6 +213,7 @@ fn emit_once(
     } else {
         indirect_entry = emitter.indirect_entry(guard, mapping, entry_label);
     }
+    let sites = emitter.sites;
     let finished = emitter.finish();
     if helpers & !exposes != 0 {
         workshop.code = finished.code;
@@ -225,6 +228,7 @@ fn emit_once(
         saving_entry,
         exits: finished.exits,
         insn_starts: finished.insn_starts,
+        sites,
         vectors,
         lost,
         flags_away: finished.flags_away,

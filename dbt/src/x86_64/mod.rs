@@ -9,11 +9,12 @@ mod emitter;
 mod flags;
 mod memory;
 mod plain;
+mod prediction;
 pub mod registers;
 mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitSite, Target, Unencodable, Workshop};
+pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
 pub use flags::ExitFlags;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

@@ -43,17 +43,18 @@ struct Bench {
 /// where programs run with so many copies of memory. Loops are short here, so what depends on
 /// being visited often has to begin early.
 fn switches(copies: usize) -> EngineOptions {
-    let (grouping, traces, cold, precise_flags) = match copies {
-        1 => (false, Some(2), 0, true),
-        2 => (true, None, 0, true),
-        3 => (true, Some(2), 1, false),
-        _ => (false, None, 1, true),
+    let (grouping, traces, cold, prediction, precise_flags) = match copies {
+        1 => (false, Some(2), 0, Some(1), true),
+        2 => (true, None, 0, None, true),
+        3 => (true, Some(2), 1, Some(2), false),
+        _ => (false, None, 1, Some(1), true),
     };
     EngineOptions {
         grouping,
         traces,
         cold,
         precise_flags,
+        prediction,
         ..EngineOptions::default()
     }
 }

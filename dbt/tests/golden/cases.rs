@@ -13,6 +13,8 @@ pub struct Case {
     pub grouping: bool,
     pub counted: bool,
     pub bmi2: bool,
+    /// The checks predict their TLB entries.
+    pub predicting: bool,
     /// The entries are listed, too.
     pub entries: bool,
 }
@@ -30,6 +32,7 @@ impl Case {
             grouping: true,
             counted: false,
             bmi2: true,
+            predicting: false,
             entries: false,
         }
     }
@@ -59,6 +62,13 @@ impl Case {
     const fn without_bmi2(self) -> Case {
         Case {
             bmi2: false,
+            ..self
+        }
+    }
+
+    const fn predicting(self) -> Case {
+        Case {
+            predicting: true,
             ..self
         }
     }
@@ -123,10 +133,20 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ecx, ecx)
             })
             .without_bmi2(),
+            Case::new("load, base and displacement", |a| {
+                a.mov(rax, qword_ptr(rbx + 8))?;
+                a.xor(ecx, ecx)
+            })
+            .predicting(),
             Case::new("load, base and index", |a| {
                 a.mov(eax, dword_ptr(rbx + rcx * 4 + 8))?;
                 a.xor(ecx, ecx)
             }),
+            Case::new("load, base and index", |a| {
+                a.mov(eax, dword_ptr(rbx + rcx * 4 + 8))?;
+                a.xor(ecx, ecx)
+            })
+            .predicting(),
             Case::new("load, absolute", |a| {
                 a.mov(rax, qword_ptr(0x40_3000))?;
                 a.xor(ecx, ecx)

@@ -9,5 +9,6 @@ mod delivery;
 mod faults;
 mod identity;
 mod machine;
+mod protection_keys;
 mod transfers;
 mod translation;
