@@ -4,6 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::guest::CpuState;
+use crate::guest::flags::CF;
 use crate::interpret::integer::{flags, shift};
 use crate::interpret::operand::size_mask;
 
@@ -24,9 +25,15 @@ pub enum Operation {
     ShiftRight,
     /// left was shifted right by a constant, its sign coming in.
     ShiftArithmetic,
+    /// left was increased by 1; CF is the lowest bit of right.
+    Incremented,
+    /// left was decreased by 1; CF is the lowest bit of right.
+    Decremented,
+    /// left was negated.
+    Negated,
 }
 
-const OPERATIONS: [Operation; 7] = [
+const OPERATIONS: [Operation; 10] = [
     Operation::Compare,
     Operation::Test,
     Operation::Added,
@@ -34,6 +41,9 @@ const OPERATIONS: [Operation; 7] = [
     Operation::ShiftLeft,
     Operation::ShiftRight,
     Operation::ShiftArithmetic,
+    Operation::Incremented,
+    Operation::Decremented,
+    Operation::Negated,
 ];
 
 /// An operand of a recipe.
@@ -75,10 +85,18 @@ const LEFT_STASH: u32 = 16;
 impl Recipe {
     /// The flags that an instruction leaves, if they follow from what it leaves in registers.
     pub fn of(insn: &Instruction) -> Option<Recipe> {
+        let (left, size) = low_bytes(insn, 0)?;
+        if insn.mnemonic() == Mnemonic::Neg {
+            return Some(Recipe {
+                operation: Operation::Negated,
+                size,
+                left,
+                right: left,
+            });
+        }
         if insn.op_count() != 2 {
             return None;
         }
-        let (left, size) = low_bytes(insn, 0)?;
         let right = second(insn, size);
         let itself = left;
         let (operation, right) = match insn.mnemonic() {
@@ -116,6 +134,22 @@ impl Recipe {
             size,
             left: Value::Stash,
             right: Value::Constant(count.into()),
+        })
+    }
+
+    /// The flags that an instruction on a register leaves, if CF, which it keeps, is stashed.
+    pub fn with_carry(insn: &Instruction) -> Option<Recipe> {
+        let (left, size) = low_bytes(insn, 0)?;
+        let operation = match insn.mnemonic() {
+            Mnemonic::Inc => Operation::Incremented,
+            Mnemonic::Dec => Operation::Decremented,
+            _ => return None,
+        };
+        Some(Recipe {
+            operation,
+            size,
+            left,
+            right: Value::Stash,
         })
     }
 
@@ -198,6 +232,13 @@ impl Recipe {
             Operation::ShiftLeft => shift::left(left & size_mask(size), count, size).1,
             Operation::ShiftRight => shift::right(left & size_mask(size), count, size).1,
             Operation::ShiftArithmetic => shift::arithmetic(left, count, size).1,
+            Operation::Incremented => {
+                flags::add(left.wrapping_sub(1), 1, 0, size).1 & !CF | right & CF
+            }
+            Operation::Decremented => {
+                flags::sub(left.wrapping_add(1), 1, 0, size).1 & !CF | right & CF
+            }
+            Operation::Negated => flags::sub(0, left.wrapping_neg(), 0, size).1,
         }
     }
 
@@ -218,7 +259,7 @@ impl Recipe {
         };
         let operation = self.operation as u32;
         let size = u32::from(self.size).trailing_zeros();
-        let word = MARK | operation << 2 | size << 5 | kind << 8 | left << 10 | right << 16;
+        let word = MARK | operation << 2 | size << 6 | kind << 8 | left << 10 | right << 16;
         (word, far)
     }
 
@@ -230,8 +271,8 @@ impl Recipe {
         let right = (word >> 16) as u16;
         let left = word >> 10 & 31;
         Some(Recipe {
-            operation: *OPERATIONS.get((word >> 2 & 7) as usize)?,
-            size: 1 << (word >> 5 & 3),
+            operation: *OPERATIONS.get((word >> 2 & 15) as usize)?,
+            size: 1 << (word >> 6 & 3),
             left: if left < LEFT_STASH {
                 Value::Register(left as u8)
             } else {

@@ -248,6 +248,13 @@ impl Emitter<'_> {
         self.stashes |= 1 << self.current;
     }
 
+    /// Puts CF, which is in EFLAGS, into the stash.
+    pub(super) fn stash_carry(&mut self, recipe: Recipe) {
+        dynasm!(self.ops ; .arch x64 ; gs setc BYTE [at::STASH]);
+        self.stashed = Some(recipe);
+        self.stashes |= 1 << self.current;
+    }
+
     /// The flags of a recipe into EFLAGS. Uses T2 only.
     fn recompute(&mut self, recipe: Recipe) {
         let size = usize::from(recipe.size);
@@ -293,6 +300,35 @@ impl Emitter<'_> {
                     }
                 }
                 &COMPARE
+            }
+            Operation::Incremented | Operation::Decremented => {
+                self.load_value(left);
+                dynasm!(self.ops ; .arch x64 ; gs bt DWORD [at::STASH], 0);
+                let up = recipe.operation == Operation::Incremented;
+                let back = if up { -1 } else { 1 };
+                dynasm!(self.ops ; .arch x64 ; lea r8, [r8 + back]);
+                match (up, size) {
+                    (true, 1) => dynasm!(self.ops ; .arch x64 ; inc r8b),
+                    (true, 2) => dynasm!(self.ops ; .arch x64 ; inc r8w),
+                    (true, 4) => dynasm!(self.ops ; .arch x64 ; inc r8d),
+                    (true, _) => dynasm!(self.ops ; .arch x64 ; inc r8),
+                    (false, 1) => dynasm!(self.ops ; .arch x64 ; dec r8b),
+                    (false, 2) => dynasm!(self.ops ; .arch x64 ; dec r8w),
+                    (false, 4) => dynasm!(self.ops ; .arch x64 ; dec r8d),
+                    (false, _) => dynasm!(self.ops ; .arch x64 ; dec r8),
+                }
+                return;
+            }
+            Operation::Negated => {
+                self.load_value(left);
+                dynasm!(self.ops ; .arch x64 ; neg r8);
+                match size {
+                    1 => dynasm!(self.ops ; .arch x64 ; neg r8b),
+                    2 => dynasm!(self.ops ; .arch x64 ; neg r8w),
+                    4 => dynasm!(self.ops ; .arch x64 ; neg r8d),
+                    _ => dynasm!(self.ops ; .arch x64 ; neg r8),
+                }
+                return;
             }
             Operation::ShiftLeft => {
                 self.load_value(left);

@@ -119,6 +119,13 @@ impl Emitter<'_> {
         if let Some(recipe) = Recipe::with_old_value(insn).filter(|_| self.worth_stashing()) {
             self.stash(out.op0_register(), recipe);
         }
+        if let Some(recipe) = Recipe::with_carry(insn)
+            && self.flags.host
+            && !self.flags.lost
+            && self.worth_stashing()
+        {
+            self.stash_carry(recipe);
+        }
         self.bytes(&bytes);
         self.store_staged(&staging);
         self.changed_flags(insn);
