@@ -16,6 +16,9 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
+    /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
+    /// overwrites them before it reads them: in exceptions' and interrupts' frames.
+    pub precise_flags: bool,
     /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
     /// wrong before it is looked at. `None`: none does.
     pub prediction: Option<u8>,
@@ -33,6 +36,7 @@ impl Default for EngineOptions {
             portable: !HAS_NATIVE,
             code_bytes: 96 << 20,
             grouping: true,
+            precise_flags: true,
             prediction: Some(64),
             traces: Some(8),
             cold: 2,

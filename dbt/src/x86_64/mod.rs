@@ -6,6 +6,7 @@
 mod block;
 mod control;
 mod emitter;
+mod flags;
 mod memory;
 mod plain;
 mod prediction;
@@ -15,4 +16,5 @@ mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
+pub use flags::ExitFlags;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

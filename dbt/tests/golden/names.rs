@@ -38,6 +38,8 @@ fn behind_gs(offset: usize) -> Option<String> {
         (offset_of!(CpuBlock, exchange.budget), "budget"),
         (offset_of!(CpuBlock, exchange.scratch), "scratch"),
         (offset_of!(CpuBlock, exchange.vectors_live), "vectors_live"),
+        (offset_of!(CpuBlock, exchange.stash), "stash"),
+        (offset_of!(CpuBlock, exchange.constant), "constant"),
         (offset_of!(CpuBlock, cpu.exit_request), "exit_request"),
     ] {
         if offset == at {
