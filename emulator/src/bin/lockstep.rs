@@ -2,7 +2,7 @@
 //! STEP instructions and the memory now and then:
 //! `lockstep KERNEL INITRD APPEND [INSTRUCTIONS [STEP]]`.
 //!
-//! A flag that is undefined or dead may differ: in EFLAGS, in an image of EFLAGS in a
+//! A flag that is undefined may differ: in EFLAGS, in an image of EFLAGS in a
 //! register or in memory. Such a difference is counted; in a register it is also removed, so
 //! that one that matters in the end shows elsewhere and is reported there.
 
@@ -18,9 +18,8 @@ use mmu::GuestPhys;
 const RAM: u64 = 256 << 20;
 /// Instructions between two comparisons of the memories.
 const MEMORY_EVERY: u64 = 25_000_000;
-/// CF, PF, AF, ZF, SF and OF. Some instructions leave some of them undefined; and those that are
-/// overwritten before they are read are not kept by translated code (DECISIONS.md), which shows
-/// where an interrupt comes in between. Whatever reads a flag makes a wrong one show elsewhere.
+/// CF, PF, AF, ZF, SF and OF. Some instructions leave some of them undefined, and nobody follows
+/// which here. Whatever reads a flag makes a wrong one show elsewhere.
 const UNDEFINED: u64 = 0x8d5;
 /// The accessed bit of a page-table entry: when it is set again after a guest has cleared it
 /// without telling the TLB depends on the TLB.
@@ -204,7 +203,7 @@ fn run(args: &[String]) -> Result<(), String> {
         let found = loop {
             if at >= limit {
                 println!(
-                    "{at} instructions: equal; undefined or dead flags differed {} times",
+                    "{at} instructions: equal; undefined flags differed {} times",
                     pair.undefined
                 );
                 println!("translated: {:?}", pair.translated.vcpu.statistics());
