@@ -108,6 +108,8 @@ pub struct Block {
     pub mapping: u32,
     /// The mode's jump cache.
     pub jump_cache: usize,
+    /// Another mode whose jump cache its last instruction uses.
+    pub far_mode: Option<Mode>,
     area: u32,
 }
 
@@ -463,6 +465,7 @@ impl BlockCache {
             settled: false,
             mapping,
             jump_cache,
+            far_mode: None,
             area: 0,
         }
     }

@@ -16,6 +16,9 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
+    /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
+    /// emitted code.
+    pub system_inline: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -30,6 +33,7 @@ impl Default for EngineOptions {
             portable: !HAS_NATIVE,
             code_bytes: 96 << 20,
             grouping: true,
+            system_inline: true,
             traces: Some(8),
             cold: 2,
         }

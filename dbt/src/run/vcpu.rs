@@ -8,7 +8,7 @@ use mmu::{GuestPhys, PhysMem};
 use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
 use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
-use super::host::{GsBase, load_x87, store_x87};
+use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
 use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
@@ -20,7 +20,7 @@ use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
-use crate::record::classify::Classifier;
+use crate::record::classify::{self, Classifier};
 use crate::x86_64::{self, Target, Trampolines, translatable};
 
 /// A virtual processor, with the memory and the machine it works on.
@@ -46,6 +46,7 @@ pub struct Vcpu {
     pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
+    counter_is_invariant: bool,
     _registration: Registration,
 }
 
@@ -91,6 +92,7 @@ impl Vcpu {
             last_exception: LastException::none(),
             forgotten: 0,
             shutdown: false,
+            counter_is_invariant: counter_is_invariant(),
             _registration: registration,
         })
     }
@@ -166,6 +168,7 @@ impl Vcpu {
             // Nothing runs on the host processor: its x87 registers are not needed.
             return self.dispatch();
         }
+        self.share_time();
         let vcpu = std::ptr::from_mut(self);
         self.block.get_mut().exchange.vcpu = vcpu as u64;
         load_x87(&self.block.get().cpu.vector.fxsave);
@@ -174,6 +177,20 @@ impl Vcpu {
         set_x87_live(false);
         store_x87(&mut self.block.get_mut().cpu.vector.fxsave);
         stop
+    }
+
+    /// Lets emitted code take the time from the host, where that is what the machine's clock
+    /// follows.
+    fn share_time(&mut self) {
+        let shared = self.options.system_inline
+            && !self.options.counted
+            && self.platform.real_time()
+            && self.counter_is_invariant;
+        let cpu = self.cpu_mut();
+        cpu.real_time = u8::from(shared);
+        if !shared {
+            cpu.time_line.end();
+        }
     }
 
     fn dispatch(&mut self) -> Stop {
@@ -484,7 +501,8 @@ impl Vcpu {
         second: Option<GuestPhys>,
     ) -> Option<u32> {
         let start = Instant::now();
-        let jump_cache = self.jump_cache(key.mode);
+        let far_mode = self.far_mode(key.mode, &insns);
+        let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);
         let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
@@ -500,6 +518,8 @@ impl Vcpu {
             copies: self.mem.copies(),
             stride: self.mem.mirror_stride(),
             jump_cache,
+            far_jump_cache,
+            system_inline: self.options.system_inline,
             mapping,
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
@@ -511,14 +531,35 @@ impl Vcpu {
         if let Some((page, _)) = second {
             self.mem.mark_code(page);
         }
-        let block = BlockCache::make_block(
+        let mut block = BlockCache::make_block(
             key, range, second, insns, base, mapping, jump_cache, &emitted,
         );
+        block.far_mode = far_mode;
         let id = self.cache.insert(block, &emitted.code);
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.
         self.cache.block(id).is_some().then_some(id)
+    }
+
+    /// The mode in which a block's last instruction arrives, where emitted code goes there by that
+    /// mode's jump cache.
+    fn far_mode(&self, mode: Mode, insns: &[iced_x86::Instruction]) -> Option<Mode> {
+        if !self.options.system_inline {
+            return None;
+        }
+        classify::far_mode(insns.last()?, mode)
+    }
+
+    /// The jump caches of two modes, neither of which takes the other's.
+    fn jump_caches(&mut self, mode: Mode, far: Option<Mode>) -> (usize, Option<usize>) {
+        let Some(far) = far else {
+            return (self.jump_cache(mode), None);
+        };
+        // The second may take that of the first, the third then takes one further on.
+        self.jump_cache(far);
+        let own = self.jump_cache(mode);
+        (own, Some(self.jump_cache(far)))
     }
 
     /// The jump cache of a mode; the oldest mode loses its own when there are too many.
@@ -538,7 +579,7 @@ impl Vcpu {
             let of_old = self
                 .cache
                 .block(id)
-                .is_some_and(|block| block.key.mode == old);
+                .is_some_and(|block| block.key.mode == old || block.far_mode == Some(old));
             if of_old && let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
             }

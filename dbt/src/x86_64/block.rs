@@ -63,7 +63,12 @@ pub fn emit(
         .collect();
     let whole: Vec<bool> = classes
         .iter()
-        .map(|class| matches!(class.kind, Kind::Helper | Kind::Branch))
+        .map(|class| {
+            matches!(
+                class.kind,
+                Kind::Helper | Kind::Branch | Kind::SystemCall | Kind::SystemReturn
+            )
+        })
         .collect();
     let needed = liveness::needed_before(insns, &whole, liveness::ALL);
     let live = needed[0] != 0;
@@ -137,6 +142,8 @@ pub fn emit(
             | Kind::Return
             | Kind::JumpIndirect
             | Kind::CallIndirect
+            | Kind::SystemCall
+            | Kind::SystemReturn
     ) {
         emitter.restore_flags();
         emitter.direct_exit(last.next_ip(), None);
@@ -362,6 +369,17 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Helper => Err(Unencodable),
+            _ if !self.target.system_inline => Err(Unencodable),
+            Kind::TimeStamp => self.time_stamp(index, insn, needed),
+            Kind::SystemCall => self.system_call(index, insn),
+            Kind::SystemReturn => self.system_return(index),
+            Kind::UserPages(open) => self.user_pages(index, open),
+            Kind::ReadControl => {
+                self.read_control(insn);
+                Ok(())
+            }
+            Kind::ReadBase => self.read_base(index, insn, needed),
+            Kind::WriteBase => self.write_base(index, insn, needed),
         }
     }
 

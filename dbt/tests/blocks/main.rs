@@ -50,6 +50,8 @@ fn switches(copies: usize) -> EngineOptions {
     };
     EngineOptions {
         grouping,
+        // Each way with half of the other switches.
+        system_inline: copies % 3 != 0,
         traces,
         cold,
         ..EngineOptions::default()

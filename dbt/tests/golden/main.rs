@@ -59,6 +59,8 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         copies: case.copies,
         stride: 0x2000_0000,
         jump_cache: 0,
+        far_jump_cache: Some(1),
+        system_inline: true,
         mapping: 5,
         second_mapping: None,
         counted: case.counted,

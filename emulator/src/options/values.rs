@@ -191,6 +191,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "system-inline=on|off",
+        help: "system calls, the time and more without leaving translated code",
+        set: |engine, text| {
+            engine.system_inline = switch("system-inline", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
