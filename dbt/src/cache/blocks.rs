@@ -426,11 +426,11 @@ impl BlockCache {
         key: Key,
         (lowest, len): (GuestPhys, u32),
         second: Option<(GuestPhys, u32)>,
-        insns: Vec<Instruction>,
+        insns: &[Instruction],
         base: CodeOffset,
         mapping: u32,
         jump_cache: usize,
-        emitted: &crate::x86_64::Emitted,
+        emitted: &mut crate::x86_64::Emitted,
     ) -> Block {
         let at = |offset: u32| CodeOffset(base.0 + offset);
         Block {
@@ -438,15 +438,15 @@ impl BlockCache {
             lowest,
             len,
             second,
-            insns: insns.into_boxed_slice(),
+            insns: Box::from(insns),
             base,
             size: emitted.code.len() as u32,
             entry: at(emitted.entry),
             poll_entry: at(emitted.poll_entry),
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
-            insn_starts: emitted.insn_starts.clone().into_boxed_slice(),
-            live_flags: emitted.live_flags.clone().into_boxed_slice(),
+            insn_starts: std::mem::take(&mut emitted.insn_starts).into_boxed_slice(),
+            live_flags: std::mem::take(&mut emitted.live_flags).into_boxed_slice(),
             vectors: emitted.vectors,
             flags_away: emitted.flags_away,
             exits: emitted

@@ -20,8 +20,6 @@ pub struct DecodedBlock {
     pub len: u32,
     /// The page of the last bytes, if the one instruction of the block crosses into it.
     pub second: Option<GuestPhys>,
-    /// The instructions.
-    pub insns: Vec<Instruction>,
 }
 
 /// One instruction as the guest's processor understands it: invalid if it lacks the extension.
@@ -64,25 +62,30 @@ fn ends_block(insn: &Instruction) -> bool {
 
 /// Decodes the block at RIP. An instruction that crosses into the next page is a block of its
 /// own. `None`: the first instruction is invalid or not in RAM; it is to be interpreted.
-pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
+/// `insns` is overwritten with the block's instructions.
+pub fn block(
+    cx: &mut Context<'_>,
+    insns: &mut Vec<Instruction>,
+) -> Result<Option<DecodedBlock>, Exception> {
+    insns.clear();
     let rip = cx.cpu.rip;
     let linear = code_address(cx, rip);
     let physical = cx.translate_fetch(linear)?;
-    let mut bytes = [0u8; PAGE_SIZE as usize];
+    let mut bytes = [0u8; BLOCK_LIMIT * LONGEST];
     let offset = physical.page_offset();
     let room = PAGE_SIZE as usize - offset;
-    // Blocks are short: most fit the first few hundred bytes.
-    let mut loaded = room.min(256);
+    let useful = room.min(bytes.len());
+    // Blocks are short: most fit the first hundred bytes.
+    let mut loaded = room.min(128);
     if cx.mem.load(physical, &mut bytes[..loaded]).is_err() {
         return Ok(None);
     }
-    let mut insns = Vec::with_capacity(16);
     let mut at = 0;
     let mut cut = false;
     let options = features::decoder_options(&cx.cpu.model);
     while insns.len() < BLOCK_LIMIT {
-        if at + LONGEST > loaded && loaded < room {
-            let more = (loaded + 512).min(room);
+        if at + LONGEST > loaded && loaded < useful {
+            let more = (loaded + 256).min(useful);
             if cx
                 .mem
                 .load(physical.add(loaded as u64), &mut bytes[loaded..more])
@@ -110,13 +113,16 @@ pub fn block(cx: &mut Context<'_>) -> Result<Option<DecodedBlock>, Exception> {
     cx.settle();
     // What is invalid as it stands does not touch the next page.
     if insns.is_empty() && cut && room < LONGEST {
-        return Ok(crossing(cx, physical, &bytes[..room], rip));
+        let Some(crossing) = crossing(cx, physical, &bytes[..room], rip) else {
+            return Ok(None);
+        };
+        insns.push(crossing.0);
+        return Ok(Some(crossing.1));
     }
     Ok((!insns.is_empty()).then_some(DecodedBlock {
         physical,
         len: at as u32,
         second: None,
-        insns,
     }))
 }
 
@@ -126,7 +132,7 @@ fn crossing(
     physical: GuestPhys,
     first: &[u8],
     rip: u64,
-) -> Option<DecodedBlock> {
+) -> Option<(Instruction, DecodedBlock)> {
     let room = first.len();
     let mut bytes = [0u8; LONGEST];
     bytes[..room].copy_from_slice(first);
@@ -137,12 +143,12 @@ fn crossing(
     cx.settle();
     let options = features::decoder_options(&cx.cpu.model);
     let insn = decode(cx.cpu, options, &bytes, rip).ok()?;
-    (insn.len() > room).then(|| DecodedBlock {
+    let block = DecodedBlock {
         physical,
         len: insn.len() as u32,
         second: Some(second),
-        insns: vec![insn],
-    })
+    };
+    (insn.len() > room).then_some((insn, block))
 }
 
 /// The linear address of an offset in CS.

@@ -12,7 +12,7 @@ use crate::cache::{CodeOffset, CodeRegion};
 use crate::guest::{CpuState, Exception, Mode, flags};
 use crate::record::classify::{Class, Classifier, Kind, Operand};
 use crate::run::{self, CpuBlock, FaultSite, GsBase, OwnedBlock, Upcall};
-use crate::x86_64::{Emitter, Target, Trampolines, emit_trampolines};
+use crate::x86_64::{Emitter, Target, Trampolines, Workshop, emit_trampolines};
 
 const REGION_BYTES: usize = 4 << 20;
 const SNIPPET_LIMIT: u32 = 512;
@@ -74,7 +74,7 @@ impl Engine {
             self.cursor = self.trampolines.end.0;
         }
         let base = CodeOffset(self.cursor);
-        let emitter = Emitter::new(Target {
+        let target = Target {
             id: 0,
             mode,
             base,
@@ -89,8 +89,11 @@ impl Engine {
             counted: false,
             grouping: false,
             bmi2: false,
-        });
-        let code = emitter.alone(insn, class).ok()?;
+        };
+        let mut workshop = Workshop::default();
+        let code = Emitter::new(target, &mut workshop)
+            .alone(insn, class)
+            .ok()?;
         self.region.write(base, &code);
         self.cursor = (self.cursor + code.len() as u32).next_multiple_of(16);
         Some(base)

@@ -85,7 +85,19 @@ enum Key {
 struct Open {
     key: Key,
     group: Group,
-    members: Vec<((usize, usize), i64)>,
+    /// How many accesses are in it.
+    members: usize,
+    /// Its first access.
+    first: usize,
+}
+
+/// An access that is in a group.
+struct Joined {
+    /// Index of the group in [`Finder::found`].
+    open: usize,
+    /// Instruction and place.
+    access: (usize, usize),
+    displacement: i64,
 }
 
 struct Finder {
@@ -93,6 +105,7 @@ struct Finder {
     next_version: u32,
     /// All groups; the latest of a key is the one to join.
     found: Vec<Open>,
+    joined: Vec<Joined>,
     /// Those before this one are not joined any more.
     first_open: usize,
     code64: bool,
@@ -107,6 +120,7 @@ pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
         }; 16],
         next_version: 0,
         found: Vec::new(),
+        joined: Vec::new(),
         first_open: 0,
         code64: mode.has(Mode::CODE64),
     };
@@ -115,24 +129,32 @@ pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
         finder.accesses(index, insn, class);
         finder.results(insn, class);
     }
-    let mut found = finder.found;
-    found.retain(|open| open.members.len() > 1);
     // The largest first, where there are more than fit; the rest by position: a block must
     // always be translated to the same code.
-    found.sort_by_key(|open| (std::cmp::Reverse(open.members.len()), open.members[0].0));
-    found.truncate(GROUPS);
+    let mut chosen: Vec<usize> = (0..finder.found.len())
+        .filter(|&open| finder.found[open].members > 1)
+        .collect();
     let mut groups = Groups::default();
-    if !found.is_empty() {
-        groups.members = vec![[None; 2]; insns.len()];
+    if chosen.is_empty() {
+        return groups;
     }
-    for (number, open) in found.into_iter().enumerate() {
-        groups.groups.push(open.group);
-        for ((insn, place), displacement) in open.members {
-            groups.members[insn][place] = Some(Member {
-                group: number,
-                displacement,
-            });
-        }
+    chosen.sort_by_key(|&open| {
+        let open = &finder.found[open];
+        (std::cmp::Reverse(open.members), open.first)
+    });
+    chosen.truncate(GROUPS);
+    groups.groups = chosen
+        .iter()
+        .map(|&open| finder.found[open].group)
+        .collect();
+    groups.members = vec![[None; 2]; insns.len()];
+    for joined in &finder.joined {
+        let number = chosen.iter().position(|&open| open == joined.open);
+        let (insn, place) = joined.access;
+        groups.members[insn][place] = number.map(|group| Member {
+            group,
+            displacement: joined.displacement,
+        });
     }
     groups
 }
@@ -261,8 +283,11 @@ impl Finder {
         let Some(high) = displacement.checked_add(size) else {
             return;
         };
-        let open = self.found[self.first_open..].iter_mut();
-        if let Some(open) = open.rev().find(|open| open.key == key) {
+        let known = (self.first_open..self.found.len())
+            .rev()
+            .find(|&open| self.found[open].key == key);
+        if let Some(number) = known {
+            let open = &mut self.found[number];
             let low = open.group.low.min(displacement);
             let top = open.group.high.max(high);
             let near = matches!(key, Key::Page(_))
@@ -273,10 +298,20 @@ impl Finder {
                     high: top,
                     write: open.group.write || write,
                 };
-                open.members.push((access, displacement));
+                open.members += 1;
+                self.joined.push(Joined {
+                    open: number,
+                    access,
+                    displacement,
+                });
                 return;
             }
         }
+        self.joined.push(Joined {
+            open: self.found.len(),
+            access,
+            displacement,
+        });
         self.found.push(Open {
             key,
             group: Group {
@@ -284,7 +319,8 @@ impl Finder {
                 high,
                 write,
             },
-            members: vec![(access, displacement)],
+            members: 1,
+            first: access.0,
         });
     }
 

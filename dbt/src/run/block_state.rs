@@ -1,7 +1,7 @@
 //! The memory that emitted code reaches through the host's GS: the guest's registers, its
 //! TLBs, and what the run loop and emitted code tell each other.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::mem::offset_of;
 use std::ptr::NonNull;
 
@@ -13,11 +13,15 @@ use crate::record::grouping::GROUPS;
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 1 << JUMP_BITS;
 /// Bits of an index into a jump cache.
-pub const JUMP_BITS: u32 = 15;
+const JUMP_BITS: u32 = 17;
+/// How far a target's RIP is shifted to take its upper bits into the index.
+pub const JUMP_SHIFT: u32 = 15;
+// Emitted code shifts 32 bits round, which is the same as long as no lower bit comes back.
+const _: () = assert!(JUMP_BITS + JUMP_SHIFT <= u32::BITS);
 /// Modes that have a jump cache of their own at one time.
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
-pub const GUARD_ENTRIES: usize = 1024;
+pub const GUARD_ENTRIES: usize = 4096;
 
 /// Where an indirect jump to `rip` continues in host code.
 #[derive(Clone, Copy)]
@@ -33,7 +37,7 @@ impl JumpEntry {
     /// Where a target stands in a jump cache. Functions tend to begin at like places of their
     /// pages: the page's number takes part.
     pub fn slot(rip: u64) -> usize {
-        (rip ^ rip >> JUMP_BITS) as usize % JUMP_ENTRIES
+        (rip ^ rip >> JUMP_SHIFT) as usize % JUMP_ENTRIES
     }
 
     /// An empty entry: its address would stand in another slot, so it never matches. (A guest
@@ -205,7 +209,15 @@ pub(crate) mod at {
 }
 
 /// Owns a [`CpuBlock`], which is too large for a stack.
-pub struct OwnedBlock(NonNull<CpuBlock>);
+pub struct OwnedBlock {
+    block: NonNull<CpuBlock>,
+    /// The memory it is in.
+    _map: memmap2::MmapRaw,
+}
+
+/// What a large page of the host measures: TLBs and jump caches are looked up all over, and
+/// would fill the host's own TLB.
+const LARGE_PAGE: usize = 2 << 20;
 
 impl Default for OwnedBlock {
     fn default() -> Self {
@@ -215,17 +227,29 @@ impl Default for OwnedBlock {
 
 impl OwnedBlock {
     /// A processor at reset with empty TLBs.
+    ///
+    /// # Panics
+    ///
+    /// If the host has no memory left, as any allocation does.
     pub fn new() -> OwnedBlock {
-        let layout = Layout::new::<CpuBlock>();
-        // SAFETY: the layout is not empty. All-zero bytes are valid for every field but `cpu`,
-        // which is written below before anything refers to it.
-        let pointer = unsafe { alloc_zeroed(layout) }.cast::<CpuBlock>();
-        let Some(pointer) = NonNull::new(pointer) else {
-            handle_alloc_error(layout);
-        };
-        // SAFETY: the field is within the allocation just made, and not yet initialised.
-        unsafe { std::ptr::addr_of_mut!((*pointer.as_ptr()).cpu).write(CpuState::at_reset()) };
-        let mut block = OwnedBlock(pointer);
+        let len = size_of::<CpuBlock>().next_multiple_of(LARGE_PAGE) + LARGE_PAGE;
+        let map = memmap2::MmapOptions::new()
+            .len(len)
+            .map_anon()
+            .unwrap_or_else(|_| handle_alloc_error(Layout::new::<CpuBlock>()));
+        // Refusing large pages costs speed only.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let map = memmap2::MmapRaw::from(map);
+        let offset = map.as_mut_ptr().align_offset(LARGE_PAGE);
+        // SAFETY: the mapping is a large page longer than the block rounded up, so the aligned
+        // block is within it.
+        let pointer = unsafe { map.as_mut_ptr().add(offset) }.cast::<CpuBlock>();
+        let block = NonNull::new(pointer).expect("a mapping is not at address 0");
+        // SAFETY: the mapping is zero, which is valid for every field but `cpu`, which is
+        // written here before anything refers to it.
+        unsafe { std::ptr::addr_of_mut!((*pointer).cpu).write(CpuState::at_reset()) };
+        let mut block = OwnedBlock { block, _map: map };
         let content = block.get_mut();
         content.tlb.reset();
         content.forget_jumps();
@@ -234,29 +258,26 @@ impl OwnedBlock {
 
     /// The block.
     pub fn get(&self) -> &CpuBlock {
-        // SAFETY: allocated in `new`, freed in `drop`.
-        unsafe { self.0.as_ref() }
+        // SAFETY: made in `new`, and mapped as long as `self` is.
+        unsafe { self.block.as_ref() }
     }
 
     /// The block, to change.
     pub fn get_mut(&mut self) -> &mut CpuBlock {
         // SAFETY: as in `get`, and the borrow is exclusive.
-        unsafe { self.0.as_mut() }
+        unsafe { self.block.as_mut() }
     }
 
     /// Its address: what GS holds while emitted code runs.
     pub fn as_ptr(&self) -> *mut CpuBlock {
-        self.0.as_ptr()
+        self.block.as_ptr()
     }
 }
 
 impl Drop for OwnedBlock {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; nothing else in it needs dropping.
-        unsafe {
-            std::ptr::drop_in_place(&mut self.0.as_mut().cpu);
-            dealloc(self.0.as_ptr().cast(), Layout::new::<CpuBlock>());
-        }
+        // SAFETY: initialised in `new`; nothing else in the block needs dropping.
+        unsafe { std::ptr::drop_in_place(&mut self.block.as_mut().cpu) };
     }
 }
 
@@ -265,13 +286,6 @@ impl CpuBlock {
     pub fn forget_jumps(&mut self) {
         for cache in &mut self.jumps {
             JumpEntry::empty(cache);
-        }
-    }
-
-    /// Empties the page guards: every mapping is to be confirmed again.
-    pub fn forget_guards(&mut self) {
-        for table in &mut self.guards {
-            table.fill(0);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Code that runs a few times only is interpreted: a translation would not pay.
 
+use iced_x86::Instruction;
 use mmu::GuestPhys;
 
 use super::vcpu::Vcpu;
@@ -39,28 +40,33 @@ impl Visits {
 impl Vcpu {
     /// Interprets code that is not worth a translation yet, up to its next jump.
     pub(super) fn run_cold(&mut self) {
-        let decoded = match decode::block(&mut self.context()) {
-            Ok(Some(decoded)) => decoded,
-            Ok(None) => return self.step(),
-            Err(exception) => return self.raise(exception),
-        };
+        let mut insns = std::mem::take(&mut self.decoded);
+        match decode::block(&mut self.context(), &mut insns) {
+            Ok(Some(decoded)) => self.run_page(&insns, decoded.physical.page()),
+            Ok(None) => self.step(),
+            Err(exception) => self.raise(exception),
+        }
+        self.decoded = insns;
+    }
+
+    /// Interprets code of a page.
+    fn run_page(&mut self, insns: &[Instruction], page: GuestPhys) {
         // Stores to this page have to be noticed, as if it had translations.
-        let page = decoded.physical.page();
         self.mem.mark_code(page);
         self.settle();
-        self.run_decoded(decoded.insns);
+        self.run_decoded(insns);
         if !self.cache.has_code(page) {
             self.mem.unmark_code(page);
         }
     }
 
-    fn run_decoded(&mut self, insns: Vec<iced_x86::Instruction>) {
+    fn run_decoded(&mut self, insns: &[Instruction]) {
         let mode = self.cpu().mode;
         let forgotten = self.block.get().tlb.forgotten;
         for insn in insns {
             self.publish_count();
             let mut cx = self.context();
-            if let Err(exception) = interpret::execute(&mut cx, &insn) {
+            if let Err(exception) = interpret::execute(&mut cx, insn) {
                 return self.raise(exception);
             }
             let cpu = &cx.cpu;

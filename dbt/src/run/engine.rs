@@ -19,6 +19,8 @@ pub struct EngineOptions {
     /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
     /// emitted code.
     pub system_inline: bool,
+    /// Keep the TLB entries of address spaces with other process-context identifiers.
+    pub pcid_tlb: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -34,6 +36,7 @@ impl Default for EngineOptions {
             code_bytes: 96 << 20,
             grouping: true,
             system_inline: true,
+            pcid_tlb: true,
             traces: Some(8),
             cold: 2,
         }

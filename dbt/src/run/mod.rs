@@ -8,12 +8,16 @@ mod block_state;
 mod cold;
 mod engine;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod guards;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod interpreting;
 mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod translating;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod upcall;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -25,7 +29,7 @@ mod vcpu;
 pub(crate) use block_state::at;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block_state::{
-    CpuBlock, Exchange, JUMP_BITS, JUMP_CACHES, JUMP_ENTRIES, JumpEntry, OwnedBlock,
+    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock,
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

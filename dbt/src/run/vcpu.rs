@@ -1,13 +1,13 @@
 //! One virtual processor: the dispatch loop over translated blocks and the interpreter.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use mmu::{GuestPhys, PhysMem};
 
-use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
+use super::block_state::{CpuBlock, JumpEntry, OwnedBlock};
 use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
+use super::guards::Guards;
 use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
 use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
@@ -20,8 +20,8 @@ use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
-use crate::record::classify::{self, Classifier};
-use crate::x86_64::{self, Target, Trampolines, translatable};
+use crate::record::classify::Classifier;
+use crate::x86_64::{self, Trampolines, Workshop, translatable};
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
@@ -31,15 +31,19 @@ pub struct Vcpu {
     /// The machine around it.
     pub platform: Box<dyn Platform>,
     pub(super) cache: BlockCache,
-    trampolines: Trampolines,
-    classifier: Classifier,
+    pub(super) trampolines: Trampolines,
+    pub(super) classifier: Classifier,
+    pub(super) workshop: Workshop,
+    /// Room for the instructions of a block, used again and again.
+    pub(super) decoded: Vec<iced_x86::Instruction>,
     pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
-    jump_modes: Vec<Mode>,
-    next_jump_cache: usize,
+    pub(super) jump_modes: Vec<Mode>,
+    pub(super) next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
     visits: Visits,
+    guards: Guards,
     /// The instruction count at the latest exception.
     last_exception: LastException,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
@@ -67,7 +71,8 @@ impl Vcpu {
         let (code, trampolines) =
             x86_64::emit_trampolines(upcall as usize as u64, signal as usize as u64);
         region.write(CodeOffset(0), &code);
-        let block = OwnedBlock::new();
+        let mut block = OwnedBlock::new();
+        block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {
             start,
@@ -84,10 +89,13 @@ impl Vcpu {
             cache: BlockCache::new(region, trampolines.end),
             trampolines,
             classifier: Classifier::default(),
+            workshop: Workshop::default(),
+            decoded: Vec::new(),
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
             visits: Visits::new(options.cold),
+            guards: Guards::default(),
             options,
             last_exception: LastException::none(),
             forgotten: 0,
@@ -150,7 +158,7 @@ impl Vcpu {
     pub fn forget_everything(&mut self) {
         let block = self.block.get_mut();
         block.tlb.flush(true);
-        block.forget_guards();
+        self.guards.forget(&mut block.guards);
         for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
@@ -361,17 +369,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         if !block.tlb.fetch_news.is_empty() {
             let news = std::mem::take(&mut block.tlb.fetch_news);
-            for (all, guards) in [news.supervisor, news.user]
-                .into_iter()
-                .zip(&mut block.guards)
-            {
-                if all {
-                    guards.fill(0);
-                }
-                for &page in &news.pages[..news.count as usize] {
-                    guards[page as usize % super::block_state::GUARD_ENTRIES] = 0;
-                }
-            }
+            self.guards.follow(&mut block.guards, &news);
         }
     }
 
@@ -439,7 +437,7 @@ impl Vcpu {
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
-    fn drop_blocks(&mut self, gone: &[Block]) {
+    pub(super) fn drop_blocks(&mut self, gone: &[Block]) {
         self.forget_blocks(gone);
         for block in gone {
             for page in block.pages() {
@@ -456,136 +454,16 @@ impl Vcpu {
         // be noticed before the guard is set.
         self.settle();
         if let Some(block) = self.cache.block(id) {
-            let user = usize::from(block.key.mode.has(Mode::USER));
-            let slot = (block.key.rip >> 12) as usize % super::block_state::GUARD_ENTRIES;
-            let (mapping, second) = (block.mapping, block.second);
-            let guards = &mut self.block.get_mut().guards[user];
-            guards[slot] = mapping;
-            if let Some((_, mapping)) = second {
-                guards[(slot + 1) % super::block_state::GUARD_ENTRIES] = mapping;
+            let user = block.key.mode.has(Mode::USER);
+            let page = block.key.rip >> 12;
+            let tables = &mut self.block.get_mut().guards;
+            self.guards.confirm(tables, user, page, block.mapping);
+            if let Some((_, mapping)) = block.second {
+                let next = page.wrapping_add(1);
+                self.guards.confirm(tables, user, next, mapping);
             }
         }
         self.cache.touch(id);
-    }
-
-    fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
-        let Some(decoded) = decode::block(&mut self.context())? else {
-            return Ok(None);
-        };
-        let range = (key.physical, decoded.len);
-        Ok(self.place(key, decoded.insns, range, decoded.second))
-    }
-
-    /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
-    /// than that block.
-    pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
-        let key = self.cache.block(head)?.key;
-        let trace = self.cache.trace(head)?;
-        let id = self.place(key, trace.insns, (trace.lowest, trace.len), None)?;
-        self.cache.statistics.traces += 1;
-        if let Some(block) = self.cache.block_mut(id) {
-            block.settled = true;
-        }
-        if let Some(old) = self.cache.remove(head) {
-            self.drop_blocks(&[old]);
-        }
-        Some(id)
-    }
-
-    /// Translates instructions and keeps the result. `range`: where their bytes are.
-    fn place(
-        &mut self,
-        key: Key,
-        insns: Vec<iced_x86::Instruction>,
-        range: (GuestPhys, u32),
-        second: Option<GuestPhys>,
-    ) -> Option<u32> {
-        let start = Instant::now();
-        let far_mode = self.far_mode(key.mode, &insns);
-        let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
-        let (base, gone) = self.cache.reserve();
-        self.drop_blocks(&gone);
-        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
-        let second = second.map(|page| {
-            let linear_page = (key.rip >> 12).wrapping_add(1);
-            (page, self.cache.mapping(linear_page, page, key.mode))
-        });
-        let target = Target {
-            id: self.cache.next_id(),
-            mode: key.mode,
-            base,
-            trampolines: &self.trampolines,
-            copies: self.mem.copies(),
-            stride: self.mem.mirror_stride(),
-            jump_cache,
-            far_jump_cache,
-            system_inline: self.options.system_inline,
-            mapping,
-            second_mapping: second.map(|(_, mapping)| mapping),
-            counted: self.options.counted,
-            grouping: key.grouped,
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
-        };
-        let emitted = x86_64::emit(&mut self.classifier, &insns, key.rip, target);
-        self.mem.mark_code(key.physical);
-        if let Some((page, _)) = second {
-            self.mem.mark_code(page);
-        }
-        let mut block = BlockCache::make_block(
-            key, range, second, insns, base, mapping, jump_cache, &emitted,
-        );
-        block.far_mode = far_mode;
-        let id = self.cache.insert(block, &emitted.code);
-        self.settle();
-        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
-        // Settling may drop the block again if its page has just been written.
-        self.cache.block(id).is_some().then_some(id)
-    }
-
-    /// The mode in which a block's last instruction arrives, where emitted code goes there by that
-    /// mode's jump cache.
-    fn far_mode(&self, mode: Mode, insns: &[iced_x86::Instruction]) -> Option<Mode> {
-        if !self.options.system_inline {
-            return None;
-        }
-        classify::far_mode(insns.last()?, mode)
-    }
-
-    /// The jump caches of two modes, neither of which takes the other's.
-    fn jump_caches(&mut self, mode: Mode, far: Option<Mode>) -> (usize, Option<usize>) {
-        let Some(far) = far else {
-            return (self.jump_cache(mode), None);
-        };
-        // The second may take that of the first, the third then takes one further on.
-        self.jump_cache(far);
-        let own = self.jump_cache(mode);
-        (own, Some(self.jump_cache(far)))
-    }
-
-    /// The jump cache of a mode; the oldest mode loses its own when there are too many.
-    fn jump_cache(&mut self, mode: Mode) -> usize {
-        if let Some(index) = self.jump_modes.iter().position(|&known| known == mode) {
-            return index;
-        }
-        if self.jump_modes.len() < JUMP_CACHES {
-            self.jump_modes.push(mode);
-            return self.jump_modes.len() - 1;
-        }
-        let index = self.next_jump_cache;
-        self.next_jump_cache = (index + 1) % JUMP_CACHES;
-        // Blocks of the old mode still refer to this cache: they have to go with it.
-        let old = std::mem::replace(&mut self.jump_modes[index], mode);
-        for id in self.cache.ids() {
-            let of_old = self
-                .cache
-                .block(id)
-                .is_some_and(|block| block.key.mode == old || block.far_mode == Some(old));
-            if of_old && let Some(block) = self.cache.remove(id) {
-                self.drop_blocks(&[block]);
-            }
-        }
-        JumpEntry::empty(&mut self.block.get_mut().jumps[index]);
-        index
     }
 
     /// Where an indirect jump to RIP goes, if that is known. The entry there confirms that the

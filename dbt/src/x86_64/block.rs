@@ -3,7 +3,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable};
+use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable, Workshop};
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::record::classify::{Class, Classifier, Kind};
@@ -44,6 +44,7 @@ pub fn translatable(mode: Mode) -> bool {
 
 /// Translates the instructions of a block.
 pub fn emit(
+    workshop: &mut Workshop,
     classifier: &mut Classifier,
     insns: &[Instruction],
     rip: u64,
@@ -57,10 +58,9 @@ pub fn emit(
         .second_mapping
         .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
     let counted = target.counted;
-    let classes: Vec<Class> = insns
-        .iter()
-        .map(|insn| classifier.classify(insn, mode))
-        .collect();
+    let mut classes = std::mem::take(&mut workshop.classes);
+    classes.clear();
+    classes.extend(insns.iter().map(|insn| classifier.classify(insn, mode)));
     let whole: Vec<bool> = classes
         .iter()
         .map(|class| {
@@ -73,10 +73,11 @@ pub fn emit(
     let needed = liveness::needed_before(insns, &whole, liveness::ALL);
     let live = needed[0] != 0;
     let grouping = target.grouping;
-    let mut emitter = Emitter::new(target);
+    let mut emitter = Emitter::new(target, workshop);
     if grouping {
         emitter.groups = grouping::find(insns, &classes, mode);
     }
+    emitter.insn_starts.reserve_exact(insns.len() + 1);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
@@ -156,6 +157,7 @@ pub fn emit(
         guarded_entry
     };
     let (code, exits, insn_starts, flags_away) = emitter.finish();
+    workshop.classes = classes;
     let live_flags = needed
         .iter()
         .map(|&flags| liveness::at_positions(flags))

@@ -8,7 +8,7 @@ use super::memory::Address;
 use super::registers::{T0, T1, number, pinned};
 use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;
-use crate::run::{JUMP_BITS, JUMP_ENTRIES, UpcallKind, at};
+use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, UpcallKind, at};
 
 /// The host register that holds the guest's stack pointer.
 const STACK: u8 = 11;
@@ -178,7 +178,7 @@ impl Emitter<'_> {
     pub(super) fn look_up_jump_in(&mut self, cache: usize, miss: DynamicLabel) {
         let cache = at::jumps(cache);
         let mask = JUMP_ENTRIES as i32 - 1;
-        let bits = JUMP_BITS as i8;
+        let bits = JUMP_SHIFT as i8;
         if self.target.bmi2 {
             dynasm!(self.ops ; .arch x64 ; rorx edi, esi, bits);
         } else {

@@ -9,6 +9,7 @@ use super::registers::{T0, T1, T2, number, pinned};
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
+use crate::record::classify::Class;
 use crate::record::grouping::Groups;
 use crate::run::{Upcall, UpcallKind, at};
 
@@ -120,13 +121,39 @@ pub(super) enum Stub {
     },
 }
 
+/// What emitting needs over and over: kept, because translating large programs spent a tenth of
+/// its time with the allocator.
+pub struct Workshop {
+    ops: VecAssembler<X64Relocation>,
+    encoder: Encoder,
+    stubs: Vec<Stub>,
+    rips: Vec<u64>,
+    pub(super) classes: Vec<Class>,
+    /// Room for a block's code, to be given back when the code has been placed.
+    pub code: Vec<u8>,
+}
+
+impl Default for Workshop {
+    fn default() -> Self {
+        Workshop {
+            ops: VecAssembler::new(0),
+            encoder: Encoder::new(64),
+            stubs: Vec::new(),
+            rips: Vec::new(),
+            classes: Vec::new(),
+            code: Vec::new(),
+        }
+    }
+}
+
 /// Emits one block.
 pub struct Emitter<'a> {
-    pub(super) ops: VecAssembler<X64Relocation>,
-    encoder: Encoder,
+    pub(super) ops: &'a mut VecAssembler<X64Relocation>,
+    encoder: &'a mut Encoder,
+    code: &'a mut Vec<u8>,
     pub(super) target: Target<'a>,
     pub(super) flags: FlagsPlace,
-    pub(super) stubs: Vec<Stub>,
+    pub(super) stubs: &'a mut Vec<Stub>,
     pub(super) exits: Vec<ExitSite>,
     /// Resume points of memory slow paths: (index of the stub, offset in the block).
     pub(super) insn_starts: Vec<u32>,
@@ -137,7 +164,7 @@ pub struct Emitter<'a> {
     /// Bit i: the slot of group i holds its addend.
     pub(super) established: u8,
     /// RIP of each instruction.
-    pub(super) rips: Vec<u64>,
+    pub(super) rips: &'a mut Vec<u64>,
 }
 
 /// The instruction cannot be encoded with host registers: a helper has to do it.
@@ -146,22 +173,25 @@ pub struct Unencodable;
 
 impl<'a> Emitter<'a> {
     /// An empty block.
-    pub fn new(target: Target<'a>) -> Emitter<'a> {
+    pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
+        workshop.stubs.clear();
+        workshop.rips.clear();
         Emitter {
-            ops: VecAssembler::new_with_capacity(target.base.0 as usize, 2048, 0, 0, 16, 0, 16),
-            encoder: Encoder::new(64),
+            ops: &mut workshop.ops,
+            encoder: &mut workshop.encoder,
+            code: &mut workshop.code,
             target,
             flags: FlagsPlace {
                 host: true,
                 saved: false,
             },
-            stubs: Vec::new(),
+            stubs: &mut workshop.stubs,
             exits: Vec::new(),
             insn_starts: Vec::new(),
             flags_away: 0,
             groups: Groups::default(),
             established: 0,
-            rips: Vec::new(),
+            rips: &mut workshop.rips,
         }
     }
 
@@ -402,8 +432,8 @@ impl<'a> Emitter<'a> {
 
     /// Emits everything that goes behind the block's end, and returns the code.
     pub(super) fn finish(mut self) -> (Vec<u8>, Vec<ExitSite>, Vec<u32>, u64) {
-        let stubs = std::mem::take(&mut self.stubs);
-        for stub in stubs {
+        let mut stubs = std::mem::take(self.stubs);
+        for stub in stubs.drain(..) {
             match stub {
                 Stub::Upcall { label, lea, record } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
@@ -469,11 +499,15 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
+        *self.stubs = stubs;
         let base = self.target.base.0;
-        let mut code = self
-            .ops
-            .finalize()
-            .expect("every label of a block is defined by its stub");
+        let mut code = std::mem::take(self.code);
+        code.clear();
+        code.extend(
+            self.ops
+                .drain()
+                .expect("every label of a block is defined by its stub"),
+        );
         for exit in &self.exits {
             let at = (exit.site.0 - base) as usize;
             let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);

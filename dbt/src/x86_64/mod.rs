@@ -14,5 +14,5 @@ mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitSite, Target, Unencodable};
+pub use emitter::{Emitter, ExitSite, Target, Unencodable, Workshop};
 pub use trampoline::{Trampolines, emit as emit_trampolines};

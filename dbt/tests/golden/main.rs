@@ -18,7 +18,7 @@ use dbt::cache::CodeOffset;
 use dbt::guest::Mode;
 use dbt::record::classify::Classifier;
 use dbt::run::Upcall;
-use dbt::x86_64::{Emitted, Target, Trampolines, emit, emit_trampolines};
+use dbt::x86_64::{Emitted, Target, Trampolines, Workshop, emit, emit_trampolines};
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter};
 
@@ -67,7 +67,13 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         grouping: case.grouping,
         bmi2: case.bmi2,
     };
-    emit(&mut Classifier::default(), insns, RIP, target)
+    emit(
+        &mut Workshop::default(),
+        &mut Classifier::default(),
+        insns,
+        RIP,
+        target,
+    )
 }
 
 /// The host instructions between two offsets. What follows an upcall is its record.

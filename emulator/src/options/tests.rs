@@ -112,10 +112,23 @@ fn what_is_wrong_is_named() {
 fn optimisations_have_switches() {
     let engine = |line: &str| parse(line).unwrap().engine;
     let usual = engine("-accel tcg");
-    assert!(usual.grouping && usual.system_inline && usual.traces.is_some() && usual.cold > 0);
-    let off =
-        engine("-accel kmemvisor,grouping=off,system-inline=off,traces=off,cold=off,tb-size=32");
-    assert!(!off.grouping && !off.system_inline && off.traces.is_none() && off.cold == 0);
+    assert!(
+        usual.grouping
+            && usual.system_inline
+            && usual.pcid_tlb
+            && usual.traces.is_some()
+            && usual.cold > 0
+    );
+    let off = engine(
+        "-accel kmemvisor,grouping=off,system-inline=off,pcid-tlb=off,traces=off,cold=off,tb-size=32",
+    );
+    assert!(
+        !off.grouping
+            && !off.system_inline
+            && !off.pcid_tlb
+            && off.traces.is_none()
+            && off.cold == 0
+    );
     assert_eq!(off.code_bytes, 32 << 20);
     let some = engine("-accel tcg,traces=3,cold=7");
     assert_eq!((some.traces, some.cold), (Some(3), 7));

@@ -199,6 +199,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "pcid-tlb=on|off",
+        help: "TLB entries of several address spaces are kept where the guest has PCIDs",
+        set: |engine, text| {
+            engine.pcid_tlb = switch("pcid-tlb", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
