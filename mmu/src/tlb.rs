@@ -44,26 +44,59 @@ pub struct Tlb {
 
 /// Which 1 GiB regions hold pages larger than 4 KiB. They are cached as 4 KiB entries, and
 /// invalidating one address of such a page has to forget all of them.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct LargeRegions {
-    /// Bit `region % 64` of the region's number.
-    bits: u64,
+    /// Numbers of regions, as far as there are some.
+    numbers: [u64; LARGE_REGIONS],
+    count: usize,
 }
 
+/// Regions that are told apart; if there are more, every region counts as one.
+const LARGE_REGIONS: usize = 15;
+
 impl LargeRegions {
-    fn bit(address: Linear) -> u64 {
-        1 << ((address.0 >> 30) % 64)
+    const NONE: LargeRegions = LargeRegions {
+        numbers: [0; LARGE_REGIONS],
+        count: 0,
+    };
+
+    fn number(address: Linear) -> u64 {
+        address.0 >> 30
     }
 
     fn add(&mut self, address: Linear, mapping: &Mapping) {
-        if mapping.page_shift > PAGE_SHIFT {
-            self.bits |= Self::bit(address);
+        if mapping.page_shift > PAGE_SHIFT && !self.may_hold(address) {
+            self.add_number(Self::number(address));
         }
     }
 
+    fn add_number(&mut self, number: u64) {
+        if let Some(slot) = self.numbers.get_mut(self.count) {
+            *slot = number;
+        }
+        self.count = (self.count + 1).min(LARGE_REGIONS + 1);
+    }
+
     fn may_hold(&self, address: Linear) -> bool {
-        self.bits & Self::bit(address) != 0
+        match self.numbers.get(..self.count) {
+            Some(numbers) => numbers.contains(&Self::number(address)),
+            None => true,
+        }
+    }
+
+    /// Adds the regions of another list.
+    fn add_all(&mut self, other: &LargeRegions) {
+        match other.numbers.get(..other.count) {
+            Some(numbers) => {
+                for &number in numbers {
+                    if !self.may_hold(Linear(number << 30)) {
+                        self.add_number(number);
+                    }
+                }
+            }
+            None => *self = *other,
+        }
     }
 }
 
@@ -146,13 +179,13 @@ impl Tlb {
             *entry = TlbEntry::empty_at(index);
         }
         self.used = [Used::NONE; 2];
-        self.large = LargeRegions::default();
+        self.large = LargeRegions::NONE;
     }
 
     fn flush(&mut self, global: bool) {
         self.leave(|_, _| {});
         if global {
-            self.large = LargeRegions::default();
+            self.large = LargeRegions::NONE;
             let entries = &mut self.entries;
             self.used[GLOBAL].take(|index| entries[index] = TlbEntry::empty_at(index));
         }
@@ -299,7 +332,7 @@ impl FetchTlb {
                 entry.page = u64::MAX;
             }
             self.local = Used::NONE;
-            self.large = LargeRegions::default();
+            self.large = LargeRegions::NONE;
         } else {
             self.leave(|_, _| {});
         }
@@ -451,7 +484,7 @@ impl TlbSet {
             let space = self.spaces.take(known);
             let larges = self.data.iter_mut().map(|tlb| &mut tlb.large);
             for (large, kept) in larges.chain([&mut self.fetch[1].large]).zip(&space.large) {
-                large.bits |= kept.bits;
+                large.add_all(kept);
             }
             for (view, index, entry) in space.data() {
                 self.data[view].take_back(index, entry);

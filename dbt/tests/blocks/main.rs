@@ -52,6 +52,7 @@ fn switches(copies: usize) -> EngineOptions {
         grouping,
         // Each way with half of the other switches.
         system_inline: copies % 3 != 0,
+        pcid_tlb: copies < 3,
         traces,
         cold,
         ..EngineOptions::default()
@@ -93,7 +94,7 @@ impl Bench {
 
 fn listing(recipe: &Recipe, program: &Program) -> String {
     let mut text = format!(
-        "{recipe:x?}\nring {} cr0+{:#x} cr4-{:#x} maps_holes {} flags {:#x} on demand {} smap {} interrupts {:?}\n",
+        "{recipe:x?}\nring {} cr0+{:#x} cr4-{:#x} maps_holes {} flags {:#x} on demand {} smap {} pcid {} interrupts {:?}\n",
         program.ring,
         program.cr0,
         program.cr4_off,
@@ -101,6 +102,7 @@ fn listing(recipe: &Recipe, program: &Program) -> String {
         program.flags,
         program.code_on_demand,
         program.smap,
+        program.pcid,
         program.interrupts
     );
     for (index, value) in program.gpr.iter().enumerate() {
