@@ -74,6 +74,8 @@ impl Bench {
         let options = |counted, interpret_only| EngineOptions {
             counted,
             interpret_only,
+            // The interpreter forgets what it may, so that others that keep too much differ.
+            pcid_tlb: !interpret_only,
             traces: Some(2),
             cold: 0,
             ..EngineOptions::default()
