@@ -534,3 +534,27 @@ impl TlbSet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_regions_are_told_apart_until_there_are_too_many() {
+        let gib = |number: u64| Linear(number << 30);
+        let mut regions = LargeRegions::NONE;
+        for number in 0..LARGE_REGIONS as u64 {
+            regions.add_number(64 * number);
+        }
+        assert!(regions.may_hold(gib(64)) && regions.may_hold(Linear((65 << 30) - 1)));
+        assert!(!regions.may_hold(gib(1)) && !regions.may_hold(gib(64 * 100)));
+        let mut more = LargeRegions::NONE;
+        more.add_number(7);
+        more.add_all(&regions);
+        assert!(more.may_hold(gib(7)) && more.may_hold(gib(64)));
+        // One more than there is room for: all may be.
+        assert!(more.may_hold(gib(1)));
+        regions.add_all(&more);
+        assert!(regions.may_hold(gib(1)));
+    }
+}

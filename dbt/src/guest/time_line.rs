@@ -40,7 +40,7 @@ impl TimeLine {
     }
 
     fn value(&self, passed: u64) -> u64 {
-        let ticks = u128::from(passed) * u128::from(self.rate) >> 32;
+        let ticks = (u128::from(passed) * u128::from(self.rate)) >> 32;
         self.machine.wrapping_add(ticks as u64)
     }
 

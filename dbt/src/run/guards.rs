@@ -119,6 +119,13 @@ mod tests {
         assert_eq!((tables[1][7], tables[1][8]), (0, 82));
         guards.follow(&mut tables, &switch(2, 1));
         assert_eq!((tables[1][7], tables[1][8]), (71, 0));
+        // What a list held before is gone where another space is kept in it.
+        guards.follow(&mut tables, &switch(3, 0));
+        guards.confirm(&mut tables, true, 9, 90);
+        guards.follow(&mut tables, &switch(3, 0));
+        guards.follow(&mut tables, &switch(1, 3));
+        assert_eq!((tables[1][7], tables[1][8], tables[1][9]), (0, 0, 90));
+        guards.confirm(&mut tables, true, 7, 71);
         // A flush takes all of this space.
         let all = FetchNews {
             user: true,

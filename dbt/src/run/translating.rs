@@ -50,7 +50,7 @@ impl Vcpu {
         second: Option<GuestPhys>,
     ) -> Option<u32> {
         let start = Instant::now();
-        let far_mode = self.far_mode(key.mode, &insns);
+        let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
         let (base, gone) = self.cache.reserve();
         self.drop_blocks(&gone);

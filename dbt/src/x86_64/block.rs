@@ -101,7 +101,10 @@ pub fn emit(
     if counted {
         emitter.count(insns.len() as i32, live);
     }
-    let vectors = insns.iter().any(uses_vectors);
+    // What a helper executes finds them in memory.
+    let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
+    let vectors =
+        (insns.iter().zip(classes.iter())).any(|(insn, class)| plain(class) && uses_vectors(insn));
     if vectors {
         emitter.bring_vectors(live);
     }

@@ -51,7 +51,7 @@ fn switches(copies: usize) -> EngineOptions {
     EngineOptions {
         grouping,
         // Each way with half of the other switches.
-        system_inline: copies % 3 != 0,
+        system_inline: !copies.is_multiple_of(3),
         pcid_tlb: copies < 3,
         traces,
         cold,

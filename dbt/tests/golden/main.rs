@@ -46,7 +46,11 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
             | Mode::WIDE_STACK
             | Mode::PROTECTED
             | Mode::FLAT
-            | Mode::USER
+            | if case.kernel {
+                Mode::RING0 | Mode::SMAP
+            } else {
+                Mode::USER
+            }
             | Mode::X87
             | Mode::SSE
             | Mode::AVX,
