@@ -104,6 +104,10 @@ pub struct Block {
     pub heat: u8,
     /// It is the best that can be made of a loop.
     pub settled: bool,
+    /// Its checks predict their TLB entries.
+    pub predicting: bool,
+    /// How many of them were wrong too often.
+    pub strays: u8,
     /// What the page guard has to hold.
     pub mapping: u32,
     /// The mode's jump cache.
@@ -463,6 +467,8 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            predicting: false,
+            strays: 0,
             mapping,
             jump_cache,
             far_mode: None,

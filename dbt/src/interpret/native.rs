@@ -88,6 +88,7 @@ impl Engine {
             second_mapping: None,
             counted: false,
             grouping: false,
+            prediction: None,
             bmi2: false,
         };
         let mut workshop = Workshop::default();

@@ -23,6 +23,9 @@ pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
 pub const GUARD_ENTRIES: usize = 4096;
 
+/// Places in emitted code that predict a TLB entry, before their numbers are used again.
+pub const SITES: usize = 1 << 16;
+
 /// Where an indirect jump to `rip` continues in host code.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -32,6 +35,9 @@ pub struct JumpEntry {
     /// Host address of the block's indirect entry.
     pub host: u64,
 }
+
+/// A bit of a slot's number that the upper bits of so small an address do not change.
+const ELSEWHERE: usize = 1 << (JUMP_BITS - JUMP_SHIFT);
 
 impl JumpEntry {
     /// Where a target stands in a jump cache. Functions tend to begin at like places of their
@@ -44,7 +50,7 @@ impl JumpEntry {
     /// may jump to any address at all, one that is not canonical included.)
     pub fn empty_at(slot: usize) -> JumpEntry {
         JumpEntry {
-            rip: (slot ^ 1) as u64,
+            rip: (slot ^ ELSEWHERE) as u64,
             host: 0,
         }
     }
@@ -115,6 +121,10 @@ pub struct CpuBlock {
     pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
     /// The TLBs.
     pub tlb: TlbSet,
+    /// The offset of the TLB entry that each predicting check tries.
+    pub predicted: [u32; SITES],
+    /// How many times more each may be wrong before the run loop has a look at it.
+    pub patience: [u8; SITES],
 }
 
 /// Offsets from GS.
@@ -192,6 +202,8 @@ pub(crate) mod at {
         (offset_of!(CpuBlock, tlb) + tlb + offset_of!(mmu::Tlb, entries)) as i32
     }
 
+    pub const PREDICTED: i32 = offset_of!(CpuBlock, predicted) as i32;
+    pub const PATIENCE: i32 = offset_of!(CpuBlock, patience) as i32;
     pub const READ_TAG: i32 = offset_of!(TlbEntry, read_tag) as i32;
     pub const WRITE_TAG: i32 = offset_of!(TlbEntry, write_tag) as i32;
     pub const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
@@ -286,6 +298,19 @@ impl CpuBlock {
     pub fn forget_jumps(&mut self) {
         for cache in &mut self.jumps {
             JumpEntry::empty(cache);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_entry_matches_no_address_of_its_slot() {
+        for slot in 0..JUMP_ENTRIES {
+            let rip = JumpEntry::empty_at(slot).rip;
+            assert_ne!(JumpEntry::slot(rip), slot, "{slot:#x}");
         }
     }
 }

@@ -21,6 +21,9 @@ pub struct EngineOptions {
     pub system_inline: bool,
     /// Keep the TLB entries of address spaces with other process-context identifiers.
     pub pcid_tlb: bool,
+    /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
+    /// wrong before it is looked at. `None`: none does.
+    pub prediction: Option<u8>,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -37,6 +40,7 @@ impl Default for EngineOptions {
             grouping: true,
             system_inline: true,
             pcid_tlb: true,
+            prediction: Some(64),
             traces: Some(8),
             cold: 2,
         }

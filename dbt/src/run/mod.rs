@@ -13,6 +13,8 @@ mod guards;
 mod host;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod interpreting;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod prediction;
 mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
@@ -29,7 +31,7 @@ mod vcpu;
 pub(crate) use block_state::at;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block_state::{
-    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock,
+    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock, SITES,
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -38,6 +40,8 @@ pub(crate) use host::{GsBase, host_counter, load_x87, peek_x87, store_x87};
 pub use interpreting::Vcpu;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub(crate) use interpreting::host_counter;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use prediction::Strayed;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use signal::{FaultSite, Registration, register_region};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -10,7 +10,7 @@ use crate::cache::{BlockCache, Key};
 use crate::decode;
 use crate::guest::{Exception, Mode};
 use crate::record::classify;
-use crate::x86_64::{self, Target};
+use crate::x86_64::{self, Predicting, Target};
 
 impl Vcpu {
     pub(super) fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
@@ -19,7 +19,7 @@ impl Vcpu {
         let placed = decoded.map(|decoded| {
             let decoded = decoded?;
             let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, decoded.second)
+            self.place(key, &insns, range, decoded.second, false)
         });
         self.decoded = insns;
         placed
@@ -30,7 +30,9 @@ impl Vcpu {
     pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
         let key = self.cache.block(head)?.key;
         let trace = self.cache.trace(head)?;
-        let id = self.place(key, &trace.insns, (trace.lowest, trace.len), None)?;
+        let range = (trace.lowest, trace.len);
+        let predicting = self.predicts(key.mode);
+        let id = self.place(key, &trace.insns, range, None, predicting)?;
         self.cache.statistics.traces += 1;
         if let Some(block) = self.cache.block_mut(id) {
             block.settled = true;
@@ -42,12 +44,14 @@ impl Vcpu {
     }
 
     /// Translates instructions and keeps the result. `range`: where their bytes are.
-    fn place(
+    /// `predicting`: its checks try the TLB entry that they found last.
+    pub(super) fn place(
         &mut self,
         key: Key,
         insns: &[iced_x86::Instruction],
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
+        predicting: bool,
     ) -> Option<u32> {
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
@@ -73,6 +77,11 @@ impl Vcpu {
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
             grouping: key.grouped,
+            prediction: predicting.then_some(Predicting {
+                strayed: &self.strayed,
+                page: key.physical.page(),
+                first: self.strayed.next_site(),
+            }),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let mut emitted = x86_64::emit(
@@ -96,9 +105,11 @@ impl Vcpu {
             jump_cache,
             &mut emitted,
         );
+        block.predicting = predicting;
         block.far_mode = far_mode;
         let id = self.cache.insert(block, &emitted.code);
         self.workshop.code = emitted.code;
+        self.new_sites(emitted.sites);
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.

@@ -14,6 +14,8 @@ pub enum UpcallKind {
     Leave = 3,
     /// One instruction run on its own is done.
     Alone = 4,
+    /// A check has predicted wrong TLB entries many times.
+    Strayed = 5,
 }
 
 /// What emitted code says with a call: 16 bytes behind the call instruction.
@@ -28,9 +30,9 @@ pub struct Upcall {
     pub kind: UpcallKind,
     /// The guest's flags are in `saved_flags`, not in EFLAGS.
     pub flags_saved: u8,
-    /// Bytes of the access.
+    /// Bytes of the access, or the number of the site that strayed.
     pub size: u16,
-    /// The access stores.
+    /// The access stores; of a site that strayed, which access of its instruction it is.
     pub write: u8,
     /// The resumed code wants the TLB entry's addend, not the host address.
     pub wants_addend: u8,

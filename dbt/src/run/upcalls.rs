@@ -25,6 +25,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
+        UpcallKind::Strayed => vcpu.strayed(&record, linear),
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
         UpcallKind::Leave | UpcallKind::Alone => {
             if let Some(block) = vcpu.cache.block(record.block) {
@@ -108,22 +109,34 @@ impl Vcpu {
             let addend = entry.addend;
             let settled = !cx.mem.has_news() && cx.tlb.forgotten == self.forgotten;
             if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && settled {
-                let exchange = &mut self.block.get_mut().exchange;
-                exchange.result_host = if record.wants_addend != 0 {
+                self.block.get_mut().exchange.result_host = if record.wants_addend != 0 {
                     addend
                 } else {
                     addend.wrapping_add(linear.0)
                 };
-                // The flags go back to where they were: the garbage of a dead EFLAGS too.
-                if record.flags_saved == 0 {
-                    let packed = exchange.host_flags;
-                    exchange.saved_flags = packed;
-                }
-                exchange.vectors_wanted = u8::from(vectors);
-                return self.cache.region().address(CodeOffset(record.extra));
+                let saved = record.flags_saved != 0;
+                return self.resume_check(CodeOffset(record.extra), saved, vectors);
             }
         }
         self.interpret_in_block(id, index)
+    }
+
+    /// Goes on within a check. The flags go back to where they were: the garbage of a dead
+    /// EFLAGS too.
+    pub(super) fn resume_check(&mut self, to: CodeOffset, saved: bool, vectors: bool) -> u64 {
+        let exchange = &mut self.block.get_mut().exchange;
+        if !saved {
+            exchange.saved_flags = exchange.host_flags;
+        }
+        exchange.vectors_wanted = u8::from(vectors);
+        self.cache.region().address(to)
+    }
+
+    /// Leaves a block before one of its instructions, which has done nothing yet.
+    pub(super) fn leave_before(&mut self, index: usize, total: usize, rip: u64, live: u64) {
+        self.forget_dead_flags(live);
+        self.cpu_mut().rip = rip;
+        self.give_back(total, index);
     }
 
     /// Interprets one instruction of a block and goes on behind it, or wherever it jumped.
@@ -275,6 +288,7 @@ impl Vcpu {
         if block.heat < hot {
             return None;
         }
+        let key = block.key;
         // The trace follows what is linked.
         let entry = block.poll_entry;
         self.cache.link(from, exit, id, entry);
@@ -282,7 +296,8 @@ impl Vcpu {
             Some(trace) => Some(trace),
             None => {
                 self.cache.block_mut(id)?.settled = true;
-                Some(id)
+                self.predict(id);
+                self.cache.find(&key)
             }
         }
     }

@@ -9,6 +9,7 @@ use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
 use super::guards::Guards;
 use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
+use super::prediction::Strayed;
 use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
@@ -34,6 +35,7 @@ pub struct Vcpu {
     pub(super) trampolines: Trampolines,
     pub(super) classifier: Classifier,
     pub(super) workshop: Workshop,
+    pub(super) strayed: Strayed,
     /// Room for the instructions of a block, used again and again.
     pub(super) decoded: Vec<iced_x86::Instruction>,
     pub(super) options: EngineOptions,
@@ -90,6 +92,7 @@ impl Vcpu {
             trampolines,
             classifier: Classifier::default(),
             workshop: Workshop::default(),
+            strayed: Strayed::default(),
             decoded: Vec::new(),
             jump_modes: Vec::new(),
             next_jump_cache: 0,

@@ -26,6 +26,8 @@ pub struct Emitted {
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
     pub insn_starts: Vec<u32>,
+    /// How many checks predict.
+    pub sites: u32,
     /// The block works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
     /// Arithmetic flags, at their EFLAGS positions, that each instruction finds as they are;
@@ -159,6 +161,7 @@ pub fn emit(
         // Flags that nothing reads need not be brought back.
         guarded_entry
     };
+    let sites = emitter.sites;
     let (code, exits, insn_starts, flags_away) = emitter.finish();
     workshop.classes = classes;
     let live_flags = needed
@@ -173,6 +176,7 @@ pub fn emit(
         indirect_entry,
         exits,
         insn_starts,
+        sites,
         vectors,
         live_flags,
         flags_away,

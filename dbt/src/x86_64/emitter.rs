@@ -5,13 +5,16 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Encoder, Instruction, Register};
 
+use mmu::GuestPhys;
+
+use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number, pinned};
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
 use crate::record::classify::Class;
 use crate::record::grouping::Groups;
-use crate::run::{Upcall, UpcallKind, at};
+use crate::run::{Strayed, Upcall, UpcallKind, at};
 
 /// What a block is emitted for, and where.
 pub struct Target<'a> {
@@ -42,8 +45,21 @@ pub struct Target<'a> {
     pub counted: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
+    /// Which checks may predict their TLB entry; `None`: none.
+    pub prediction: Option<Predicting<'a>>,
     /// Whether the host has BMI2: instructions that shift without flags.
     pub bmi2: bool,
+}
+
+/// What the checks of a block need to predict their TLB entries.
+#[derive(Clone, Copy)]
+pub struct Predicting<'a> {
+    /// Those that do not.
+    pub strayed: &'a Strayed,
+    /// The physical page of the block's code.
+    pub page: GuestPhys,
+    /// The number of the block's first site.
+    pub first: u16,
 }
 
 /// Where the guest's arithmetic flags are at a point of the code.
@@ -91,6 +107,8 @@ pub(super) enum Stub {
         lea: Option<Encoded>,
         record: Upcall,
     },
+    /// A check predicted the wrong entry.
+    Wrong { label: DynamicLabel, wrong: Wrong },
     /// The unlinked end of an exit.
     Link { label: DynamicLabel, exit: usize },
     /// Brings the vector registers in, then goes back.
@@ -163,8 +181,13 @@ pub struct Emitter<'a> {
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
     pub(super) established: u8,
+    /// The last instruction with an access whose slow path may execute it whole, and go on
+    /// behind it.
+    pub(super) may_skip: Option<usize>,
     /// RIP of each instruction.
     pub(super) rips: &'a mut Vec<u64>,
+    /// Sites that predict.
+    pub(super) sites: u32,
 }
 
 /// The instruction cannot be encoded with host registers: a helper has to do it.
@@ -191,7 +214,9 @@ impl<'a> Emitter<'a> {
             flags_away: 0,
             groups: Groups::default(),
             established: 0,
+            may_skip: None,
             rips: &mut workshop.rips,
+            sites: 0,
         }
     }
 
@@ -313,12 +338,15 @@ impl<'a> Emitter<'a> {
 
     /// Emits an upcall in line.
     pub(super) fn upcall(&mut self, record: Upcall) {
-        // call rel32, then the record.
-        let call_end = self.target.base.0 + self.here() + 5;
-        let displacement = self.target.trampolines.upcall.0.wrapping_sub(call_end);
-        self.ops.push(0xe8);
-        self.ops.push_u32(displacement);
+        self.call_shared(self.target.trampolines.upcall);
         self.bytes(&record.to_bytes());
+    }
+
+    /// `call rel32` of shared code.
+    fn call_shared(&mut self, to: CodeOffset) {
+        let end = self.target.base.0 + self.here() + 5;
+        self.ops.push(0xe8);
+        self.ops.push_u32(to.0.wrapping_sub(end));
     }
 
     /// Adds a stub that calls up, to be jumped to.
@@ -442,6 +470,10 @@ impl<'a> Emitter<'a> {
                     }
                     self.upcall(record);
                 }
+                Stub::Wrong { label, wrong } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.wrong(wrong);
+                }
                 Stub::Link { label, exit } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.exits[exit].stub = CodeOffset(self.target.base.0 + self.here());
@@ -455,10 +487,7 @@ impl<'a> Emitter<'a> {
                 }
                 Stub::LoadVectors { label, back } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
-                    let end = self.target.base.0 + self.here() + 5;
-                    let to = self.target.trampolines.load_vectors.0;
-                    self.ops.push(0xe8);
-                    self.ops.push_u32(to.wrapping_sub(end));
+                    self.call_shared(self.target.trampolines.load_vectors);
                     dynasm!(self.ops ; .arch x64 ; jmp =>back);
                 }
                 Stub::Ungroup {

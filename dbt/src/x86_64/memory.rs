@@ -6,11 +6,15 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::emitter::{Emitter, Encoded, Unencodable};
+use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
 use crate::guest::Mode;
 use crate::interpret::view;
 use crate::record::grouping::{Group, Member, Place};
 use crate::run::{UpcallKind, at};
+
+/// RSI's number.
+const T0_NUMBER: u8 = 6;
 
 /// A checked operand in host memory.
 #[derive(Clone, Copy, Debug)]
@@ -271,16 +275,18 @@ impl Emitter<'_> {
             if self.established >> member.group & 1 != 0 {
                 return self.reuse(member.group, address);
             }
-            return self.check_group(insn, address, member, group, needed);
+            return self.check_group(insn, (place, address), member, group, needed);
         }
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
         let limit = PAGE_SIZE as i32 - size as i32;
         self.spoil_flags(needed);
+        self.may_skip = Some(insn);
         let mut record = self.record(UpcallKind::Memory, insn);
         record.size = size as u16;
         record.write = u8::from(write);
+        let slow = self.stubs.len();
         let constant = address.constant().filter(|constant| {
             address.segment.is_none()
                 && constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
@@ -295,12 +301,14 @@ impl Emitter<'_> {
             record.wants_addend = 1;
             let stub = self.stub(Some(lea), record);
             let displacement = address.displacement as i32;
+            let site = self.site(insn, place);
+            let stub = self.mispredicted(insn, site, (base, displacement), (tag, limit), stub);
             if displacement == 0 {
                 dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base));
             } else {
                 dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
             }
-            self.tlb_index(T2);
+            self.tlb_index(T2, site);
             dynasm!(self.ops
                 ; .arch x64
                 ; gs xor r8, [rdi + tag]
@@ -311,7 +319,9 @@ impl Emitter<'_> {
         } else {
             self.linear(address)?;
             let stub = self.stub(None, record);
-            self.tlb_index(T0);
+            let site = self.site(insn, place);
+            let stub = self.mispredicted(insn, site, (T0_NUMBER, 0), (tag, limit), stub);
+            self.tlb_index(T0, site);
             dynasm!(self.ops
                 ; .arch x64
                 ; mov r8, rsi
@@ -322,14 +332,18 @@ impl Emitter<'_> {
             );
         }
         let resume = self.target.base.0 + self.here();
-        if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.last_mut() {
+        if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.get_mut(slow) {
             record.extra = resume;
         }
         Ok(())
     }
 
-    /// Puts the offset of the TLB entry for a scratch register's address into T1.
-    fn tlb_index(&mut self, address: Register) {
+    /// Puts the offset of the TLB entry for a scratch register's address into T1, or of the one
+    /// that a site predicts.
+    pub(super) fn tlb_index(&mut self, address: Register, site: Option<Site>) {
+        if let Some(site) = site {
+            return self.predicted_index(site);
+        }
         let address = Self::scratch(address);
         let mask = ((TLB_ENTRIES - 1) * 32) as i32;
         if self.target.bmi2 {
@@ -360,7 +374,7 @@ impl Emitter<'_> {
     fn check_group(
         &mut self,
         insn: usize,
-        address: &Address,
+        (place, address): (Place, &Address),
         member: Member,
         group: Group,
         needed: bool,
@@ -391,14 +405,14 @@ impl Emitter<'_> {
                 ; add rsi, rdi
             );
         } else {
-            match simple {
-                Some(base) => {
-                    let displacement = address.displacement as i32 + below;
-                    dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
-                }
-                None => dynasm!(self.ops ; .arch x64 ; lea r8, [rsi + below]),
-            }
-            self.tlb_index(T2);
+            let (base, displacement) = match simple {
+                Some(base) => (base, address.displacement as i32 + below),
+                None => (T0_NUMBER, below),
+            };
+            let site = self.site(insn, place);
+            let stub = self.mispredicted(insn, site, (base, displacement), (tag, limit), stub);
+            dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
+            self.tlb_index(T2, site);
             dynasm!(self.ops
                 ; .arch x64
                 ; gs xor r8, [rdi + tag]
@@ -420,7 +434,11 @@ impl Emitter<'_> {
                 );
             }
         }
-        self.established |= 1 << member.group;
+        // Whoever comes here by way of the slow path of this instruction's other access has not
+        // seen this check.
+        if self.may_skip != Some(insn) {
+            self.established |= 1 << member.group;
+        }
         Ok(())
     }
 

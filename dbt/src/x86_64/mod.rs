@@ -9,10 +9,11 @@ mod emitter;
 mod fast_call;
 mod memory;
 mod plain;
+mod prediction;
 pub mod registers;
 mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitSite, Target, Unencodable, Workshop};
+pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
 pub use trampoline::{Trampolines, emit as emit_trampolines};

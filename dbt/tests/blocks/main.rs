@@ -42,11 +42,11 @@ struct Bench {
 /// where programs run with so many copies of memory. Loops are short here, so what depends on
 /// being visited often has to begin early.
 fn switches(copies: usize) -> EngineOptions {
-    let (grouping, traces, cold) = match copies {
-        1 => (false, Some(2), 0),
-        2 => (true, None, 0),
-        3 => (true, Some(2), 1),
-        _ => (false, None, 1),
+    let (grouping, traces, cold, prediction) = match copies {
+        1 => (false, Some(2), 0, Some(1)),
+        2 => (true, None, 0, None),
+        3 => (true, Some(2), 1, Some(2)),
+        _ => (false, None, 1, Some(1)),
     };
     EngineOptions {
         grouping,
@@ -55,6 +55,7 @@ fn switches(copies: usize) -> EngineOptions {
         pcid_tlb: copies < 3,
         traces,
         cold,
+        prediction,
         ..EngineOptions::default()
     }
 }

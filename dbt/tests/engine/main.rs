@@ -11,16 +11,19 @@ use iced_x86::{Code, Instruction};
 use mmu::{GuestPhys, MemoryConfig, PhysMem};
 
 fn machine() -> Vcpu {
+    machine_with(EngineOptions {
+        counted: true,
+        ..EngineOptions::default()
+    })
+}
+
+fn machine_with(options: EngineOptions) -> Vcpu {
     let mem = PhysMem::new(&MemoryConfig {
         ram_bytes: 1 << 20,
         copies: 2,
         legacy_hole: false,
     })
     .expect("memory for a test");
-    let options = EngineOptions {
-        counted: true,
-        ..EngineOptions::default()
-    };
     let mut vcpu = Vcpu::new(mem, Box::new(NoDevices), options).expect("a virtual processor");
     let cpu = vcpu.cpu_mut();
     cpu.segments[1].base = 0;
@@ -94,4 +97,36 @@ fn older_processors_execute_what_a_prefix_was_added_to() {
     assert_eq!(code("max", &[0xf3, 0x48, 0x90]), Code::Pause);
     assert_eq!(code("max", &[0xf3, 0x41, 0x90]), Code::Xchg_r32_EAX);
     assert_eq!(code("max", &[0xf3, 0x49, 0x90]), Code::Xchg_r64_RAX);
+}
+
+/// A PUSH whose operand crosses pages is interpreted as a whole. The POP behind it shares its
+/// check of the stack, which then was never made.
+#[test]
+fn an_interpreted_push_leaves_no_check_undone() {
+    let mut vcpu = machine_with(EngineOptions {
+        cold: 0,
+        ..EngineOptions::default()
+    });
+    // PUSH dword [0x2ffe]; POP EAX; HLT.
+    write(
+        &mut vcpu,
+        0x8000,
+        &[0xff, 0x35, 0xfe, 0x2f, 0, 0, 0x58, 0xf4],
+    );
+    write(&mut vcpu, 0x2ffe, &0x1234_5678u32.to_le_bytes());
+    let cpu = vcpu.cpu_mut();
+    cpu.control.cr0 |= 1;
+    for (index, rights) in (0..6).map(|index| (index, if index == 1 { 0xc09b } else { 0xc093 })) {
+        cpu.segments[index] = Segment {
+            base: 0,
+            limit: u32::MAX,
+            selector: 8,
+            attributes: rights,
+        };
+    }
+    cpu.gpr[4] = 0x7000;
+    cpu.refresh_mode();
+    assert_eq!(vcpu.run(), Stop::Halted);
+    assert_eq!(vcpu.cpu().gpr[0], 0x1234_5678);
+    assert!(vcpu.statistics().translated > 0, "nothing was translated");
 }

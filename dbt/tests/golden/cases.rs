@@ -15,6 +15,8 @@ pub struct Case {
     pub bmi2: bool,
     /// The code runs at CPL 0, with SMAP.
     pub kernel: bool,
+    /// The checks predict their TLB entries.
+    pub predicting: bool,
     /// The entries are listed, too.
     pub entries: bool,
 }
@@ -33,6 +35,7 @@ impl Case {
             counted: false,
             bmi2: true,
             kernel: false,
+            predicting: false,
             entries: false,
         }
     }
@@ -69,6 +72,13 @@ impl Case {
     const fn without_bmi2(self) -> Case {
         Case {
             bmi2: false,
+            ..self
+        }
+    }
+
+    const fn predicting(self) -> Case {
+        Case {
+            predicting: true,
             ..self
         }
     }
@@ -133,10 +143,20 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ecx, ecx)
             })
             .without_bmi2(),
+            Case::new("load, base and displacement", |a| {
+                a.mov(rax, qword_ptr(rbx + 8))?;
+                a.xor(ecx, ecx)
+            })
+            .predicting(),
             Case::new("load, base and index", |a| {
                 a.mov(eax, dword_ptr(rbx + rcx * 4 + 8))?;
                 a.xor(ecx, ecx)
             }),
+            Case::new("load, base and index", |a| {
+                a.mov(eax, dword_ptr(rbx + rcx * 4 + 8))?;
+                a.xor(ecx, ecx)
+            })
+            .predicting(),
             Case::new("load, absolute", |a| {
                 a.mov(rax, qword_ptr(0x40_3000))?;
                 a.xor(ecx, ecx)

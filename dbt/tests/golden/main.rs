@@ -17,8 +17,9 @@ use std::path::Path;
 use dbt::cache::CodeOffset;
 use dbt::guest::Mode;
 use dbt::record::classify::Classifier;
+use dbt::run::Strayed;
 use dbt::run::Upcall;
-use dbt::x86_64::{Emitted, Target, Trampolines, Workshop, emit, emit_trampolines};
+use dbt::x86_64::{Emitted, Predicting, Target, Trampolines, Workshop, emit, emit_trampolines};
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter};
 
@@ -55,6 +56,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
             | Mode::SSE
             | Mode::AVX,
     );
+    let strayed = Strayed::default();
     let target = Target {
         id: 1,
         mode,
@@ -69,6 +71,11 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         second_mapping: None,
         counted: case.counted,
         grouping: case.grouping,
+        prediction: case.predicting.then_some(Predicting {
+            strayed: &strayed,
+            page: mmu::GuestPhys(0x1000),
+            first: 7,
+        }),
         bmi2: case.bmi2,
     };
     emit(
@@ -112,6 +119,7 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
         (case.counted, "counted".to_string()),
         (!case.grouping, "grouping off".to_string()),
         (!case.bmi2, "no BMI2".to_string()),
+        (case.predicting, "predicting".to_string()),
     ] {
         if on {
             let _ = write!(text, ", {what}");

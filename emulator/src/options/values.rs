@@ -207,6 +207,18 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "prediction=64|N|off",
+        help: "how often a loop's check may try the wrong TLB entry before it stops to predict",
+        set: |engine, text| {
+            engine.prediction = match text {
+                "off" => None,
+                "on" => EngineOptions::default().prediction,
+                _ => Some(small(text)?.max(1)),
+            };
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
