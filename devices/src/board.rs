@@ -66,12 +66,10 @@ impl Board {
         };
         let mut ports = PortMap::new();
         let mut addresses = AddressMap::new("address");
-        let has_console = config.debug_console.is_some();
         for row in wiring::ROWS {
             let present = match row.chip {
                 Chip::Serial(number) => config.serials[usize::from(number & 3)].is_some(),
                 Chip::I8042Data | Chip::I8042Command => config.i8042,
-                Chip::DebugConsole => has_console,
                 Chip::Hpet => config.hpet,
                 Chip::TestPorts | Chip::TestLines | Chip::TestMemory => config.test_device,
                 _ => true,
@@ -90,6 +88,15 @@ impl Board {
                 wiring::Space::Port => ports.insert(range)?,
                 wiring::Space::Memory => addresses.insert(range)?,
             }
+        }
+        if config.debug_console.is_some() {
+            ports.insert(Range {
+                first: u64::from(config.debug_port),
+                last: u64::from(config.debug_port),
+                owner: "debug console",
+                wide: false,
+                target: Chip::DebugConsole,
+            })?;
         }
         if let Some(exit @ DebugExit { iobase, iosize }) = config.debug_exit {
             let last = u64::from(iobase) + u64::from(iosize);
@@ -285,6 +292,12 @@ impl Board {
     pub fn flush_output(&mut self) {
         self.serials.iter_mut().flatten().for_each(Serial::flush);
         self.debug.flush();
+    }
+
+    /// Whether what is written to this port is printed on the debug console.
+    pub fn is_debug_console(&self, port: u16) -> bool {
+        let range = self.ports.find(port);
+        range.is_some_and(|range| range.target == Chip::DebugConsole)
     }
 
     /// A key's scan codes of set 2 arrive; false if there is no room.

@@ -6,7 +6,7 @@ use std::io::Write;
 use thiserror::Error;
 
 use crate::bus::Overlap;
-use crate::debug_ports::DebugExit;
+use crate::debug_ports::{DEBUG_PORT, DebugExit};
 
 /// What the machine is to have.
 pub struct BoardConfig {
@@ -20,8 +20,10 @@ pub struct BoardConfig {
     pub serials: [Option<Box<dyn Write + Send>>; 4],
     /// The `isa-debug-exit` port.
     pub debug_exit: Option<DebugExit>,
-    /// The 0xE9 debug console.
+    /// The debug console.
     pub debug_console: Option<Box<dyn Write + Send>>,
+    /// The debug console's port.
+    pub debug_port: u16,
     /// The `pc-testdev` unit-test device.
     pub test_device: bool,
     /// The high-precision event timer.
@@ -45,6 +47,7 @@ impl Default for BoardConfig {
             serials: [None, None, None, None],
             debug_exit: None,
             debug_console: None,
+            debug_port: DEBUG_PORT,
             test_device: false,
             hpet: true,
             i8042: true,

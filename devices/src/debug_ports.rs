@@ -1,5 +1,5 @@
 //! Ports that exist for people who debug: the exit port of QEMU's
-//! `isa-debug-exit`, the 0xE9 console, and the POST code at 0x80.
+//! `isa-debug-exit`, the debug console, and the POST code at 0x80.
 
 use std::fmt;
 use std::io::Write;
@@ -29,6 +29,9 @@ impl DebugExit {
     }
 }
 
+/// Where the debug console is, unless somebody says otherwise.
+pub const DEBUG_PORT: u16 = 0xE9;
+
 /// What the debug ports remember.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -52,7 +55,7 @@ impl fmt::Debug for DebugPorts {
 }
 
 impl DebugPorts {
-    /// Debug ports; the console, if any, gets what is written to port 0xE9.
+    /// Debug ports; the console, if any, gets what is written to its port.
     pub fn new(console: Option<Box<dyn Write + Send>>) -> DebugPorts {
         DebugPorts {
             state: State::default(),

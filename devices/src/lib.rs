@@ -36,5 +36,5 @@ pub mod wiring;
 pub use acpi_tables::AcpiTables;
 pub use board::Board;
 pub use board_config::{BoardConfig, BoardError, BoardEvent, ram_layout};
-pub use debug_ports::DebugExit;
+pub use debug_ports::{DEBUG_PORT, DebugExit};
 pub use lapic::GeneralProtection;

@@ -98,8 +98,8 @@ const fn serial(name: &'static str, number: u8) -> Row {
     )
 }
 
-/// Everything but the debug exit, whose place is configured, and the local
-/// APIC, whose place the guest can change.
+/// Everything but debug exit and console, whose places are configured, and the
+/// local APIC, whose place the guest can change.
 pub(crate) const ROWS: &[Row] = &[
     bytes("master 8259A", Chip::Pic(0), 0x20, 2),
     bytes("8254 timer", Chip::Pit, 0x40, 4),
@@ -113,7 +113,6 @@ pub(crate) const ROWS: &[Row] = &[
     bytes("SMI command", Chip::SmiCommand, acpi_pm::SMI_COMMAND, 2),
     // Only the first of four echo bytes: 0xE9 may be the console.
     wide("unit-test ports", Chip::TestPorts, testdev::PORT, 9),
-    bytes("debug console", Chip::DebugConsole, 0xE9, 1),
     serial("COM4", 3),
     serial("COM2", 1),
     serial("COM3", 2),

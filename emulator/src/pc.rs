@@ -130,7 +130,9 @@ impl Platform for SharedPc {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         pc.board.port_write(now, port, size, value);
-        if pc.flush_at == u64::MAX && (SERIAL_PORTS.contains(&port) || port == 0xe9) {
+        if pc.flush_at == u64::MAX
+            && (SERIAL_PORTS.contains(&port) || pc.board.is_debug_console(port))
+        {
             pc.flush_at = now.saturating_add(FLUSH_DELAY);
         }
         pc.written(now);

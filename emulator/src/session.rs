@@ -117,6 +117,11 @@ fn open(target: &SerialTarget) -> Result<Option<SharedOutput>, SessionError> {
         SerialTarget::Stdio { .. } => Some(SharedOutput::new(io::stdout())),
         SerialTarget::Null => Some(SharedOutput::new(io::sink())),
         SerialTarget::None => None,
+        SerialTarget::Named(id) => {
+            return Err(SessionError::Configuration(format!(
+                "there is no -chardev with id={id}"
+            )));
+        }
         SerialTarget::File(path) => {
             let file = File::create(path).map_err(|error| {
                 let path = path.display();
@@ -252,6 +257,7 @@ fn build(
             rtc_start: rtc,
             serials: outputs.serials.each_ref().map(boxed),
             debug_console: boxed(&outputs.debug_console),
+            debug_port: options.debug_port,
             debug_exit: options.debug_exit,
             test_device: options.test_device,
             hpet: options.hpet,

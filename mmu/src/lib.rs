@@ -6,6 +6,7 @@
 
 mod address;
 mod audit;
+mod large;
 mod physical;
 mod poison;
 mod spaces;

@@ -5,8 +5,8 @@
 //! others out into a list and those of the new space back in: programs use few entries between two
 //! switches, so that is less than filling them anew.
 
-use crate::address::GuestPhys;
-use crate::tlb::{FetchEntry, LargeRegions, TlbEntry};
+use crate::large::LargeRegions;
+use crate::tlb::{FetchEntry, TlbEntry};
 
 /// Spaces that are kept besides the current one.
 pub const SPACES: usize = 8;
@@ -90,12 +90,12 @@ impl Spaces {
         }
     }
 
-    /// Forgets every translation to a guest-physical page.
-    pub(crate) fn forget_physical(&mut self, page: GuestPhys) {
+    /// Drops the data translations that `condition` picks.
+    pub(crate) fn drop_entries(&mut self, condition: impl Fn(&TlbEntry) -> bool) {
         for space in &mut self.list {
             let mut at = 0;
             while space.pcid != NOBODY && at < space.count {
-                if space.entries[at].physical & !1 == page.0 {
+                if condition(&space.entries[at]) {
                     space.count -= 1;
                     space.entries[at] = space.entries[space.count];
                     space.places[at] = space.places[space.count];

@@ -6,6 +6,7 @@
 //! of an empty entry names a page that would stand at another index, so it never matches.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+use crate::large::LargeRegions;
 use crate::physical::PhysMem;
 use crate::spaces::Spaces;
 use crate::used::Used;
@@ -26,8 +27,48 @@ pub struct TlbEntry {
     pub write_tag: u64,
     /// Added to a linear address, gives the host address of its native byte.
     pub addend: u64,
-    /// Guest-physical page address; bit 0 is set for a global page.
+    /// Guest-physical page address. Bit 0 is set for a global page, bit 1 for one with a
+    /// protection key, which is then in bits 4 to 7. All ones in an empty entry.
     pub physical: u64,
+}
+
+const GLOBAL: u64 = 1 << 0;
+const KEYED: u64 = 1 << 1;
+const KEY_SHIFT: u32 = 4;
+const PAGE: u64 = !(PAGE_SIZE - 1);
+
+impl TlbEntry {
+    /// An entry that matches nothing.
+    fn empty_at(index: usize) -> TlbEntry {
+        TlbEntry {
+            read_tag: empty_tag(index),
+            write_tag: empty_tag(index),
+            addend: 0,
+            physical: u64::MAX,
+        }
+    }
+
+    fn facts(mapping: &Mapping) -> u64 {
+        let key = mapping
+            .key
+            .map_or(0, |key| KEYED | u64::from(key & 15) << KEY_SHIFT);
+        let global = if mapping.global { GLOBAL } else { 0 };
+        mapping.physical.page().0 | global | key
+    }
+
+    /// Whether it is of a guest-physical page.
+    pub(crate) fn is_of(&self, page: GuestPhys) -> bool {
+        self.physical & PAGE == page.0
+    }
+
+    /// The bit of the page's protection key, none if it has none or the entry is empty.
+    pub(crate) fn key(&self) -> u16 {
+        if self.physical == u64::MAX || self.physical & KEYED == 0 {
+            0
+        } else {
+            1 << (self.physical >> KEY_SHIFT & 15)
+        }
+    }
 }
 
 /// The data translations of one privilege.
@@ -40,64 +81,8 @@ pub struct Tlb {
     used: [Used<{ TLB_ENTRIES / 64 }>; 2],
     /// The 1 GiB regions in which entries of larger pages are.
     large: LargeRegions,
-}
-
-/// Which 1 GiB regions hold pages larger than 4 KiB. They are cached as 4 KiB entries, and
-/// invalidating one address of such a page has to forget all of them.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct LargeRegions {
-    /// Numbers of regions, as far as there are some.
-    numbers: [u64; LARGE_REGIONS],
-    count: usize,
-}
-
-/// Regions that are told apart; if there are more, every region counts as one.
-const LARGE_REGIONS: usize = 15;
-
-impl LargeRegions {
-    const NONE: LargeRegions = LargeRegions {
-        numbers: [0; LARGE_REGIONS],
-        count: 0,
-    };
-
-    fn number(address: Linear) -> u64 {
-        address.0 >> 30
-    }
-
-    fn add(&mut self, address: Linear, mapping: &Mapping) {
-        if mapping.page_shift > PAGE_SHIFT && !self.may_hold(address) {
-            self.add_number(Self::number(address));
-        }
-    }
-
-    fn add_number(&mut self, number: u64) {
-        if let Some(slot) = self.numbers.get_mut(self.count) {
-            *slot = number;
-        }
-        self.count = (self.count + 1).min(LARGE_REGIONS + 1);
-    }
-
-    fn may_hold(&self, address: Linear) -> bool {
-        match self.numbers.get(..self.count) {
-            Some(numbers) => numbers.contains(&Self::number(address)),
-            None => true,
-        }
-    }
-
-    /// Adds the regions of another list.
-    fn add_all(&mut self, other: &LargeRegions) {
-        match other.numbers.get(..other.count) {
-            Some(numbers) => {
-                for &number in numbers {
-                    if !self.may_hold(Linear(number << 30)) {
-                        self.add_number(number);
-                    }
-                }
-            }
-            None => *self = *other,
-        }
-    }
+    /// The protection keys that entries may have, a bit each.
+    keys: u16,
 }
 
 /// One fetch translation: where code at a linear page is.
@@ -151,20 +136,8 @@ const fn empty_tag(index: usize) -> u64 {
 }
 
 /// Index into [`Tlb::used`].
-const LOCAL: usize = 0;
-const GLOBAL: usize = 1;
-
-impl TlbEntry {
-    /// An entry that matches nothing.
-    fn empty_at(index: usize) -> TlbEntry {
-        TlbEntry {
-            read_tag: empty_tag(index),
-            write_tag: empty_tag(index),
-            addend: 0,
-            physical: u64::MAX,
-        }
-    }
-}
+const LOCALS: usize = 0;
+const GLOBALS: usize = 1;
 
 impl Tlb {
     fn clear(&mut self, index: usize) {
@@ -180,21 +153,23 @@ impl Tlb {
         }
         self.used = [Used::NONE; 2];
         self.large = LargeRegions::NONE;
+        self.keys = 0;
     }
 
     fn flush(&mut self, global: bool) {
         self.leave(|_, _| {});
         if global {
             self.large = LargeRegions::NONE;
+            self.keys = 0;
             let entries = &mut self.entries;
-            self.used[GLOBAL].take(|index| entries[index] = TlbEntry::empty_at(index));
+            self.used[GLOBALS].take(|index| entries[index] = TlbEntry::empty_at(index));
         }
     }
 
     /// Drops what is not global, after a last look at it.
     fn leave(&mut self, mut last: impl FnMut(usize, TlbEntry)) {
         let entries = &mut self.entries;
-        self.used[LOCAL].take(|index| {
+        self.used[LOCALS].take(|index| {
             last(index, entries[index]);
             entries[index] = TlbEntry::empty_at(index);
         });
@@ -204,22 +179,36 @@ impl Tlb {
     fn take_back(&mut self, index: usize, entry: TlbEntry) {
         if self.entries[index].physical == u64::MAX {
             self.entries[index] = entry;
-            self.used[LOCAL].add(index);
+            self.used[LOCALS].add(index);
+            self.keys |= entry.key();
         }
     }
 
-    fn forget_physical(&mut self, page: GuestPhys) {
+    /// Drops the entries in use that `condition` picks.
+    fn drop_entries(&mut self, condition: impl Fn(&TlbEntry) -> bool) {
         let entries = &self.entries;
         let mut found = Vec::new();
         for used in &self.used {
             used.each(|index| {
-                if entries[index].physical & !1 == page.0 {
+                if condition(&entries[index]) {
                     found.push(index);
                 }
             });
         }
         for index in found {
             self.clear(index);
+        }
+    }
+
+    fn forget_physical(&mut self, page: GuestPhys) {
+        self.drop_entries(|entry| entry.is_of(page));
+    }
+
+    /// Drops the entries whose pages have one of these protection keys.
+    fn forget_keys(&mut self, keys: u16) {
+        if self.keys & keys != 0 {
+            self.drop_entries(|entry| entry.key() & keys != 0);
+            self.keys &= !keys;
         }
     }
 
@@ -287,7 +276,7 @@ impl Tlb {
             return false;
         };
         let index = address.page_number() as usize % TLB_ENTRIES;
-        let kind = if mapping.global { GLOBAL } else { LOCAL };
+        let kind = if mapping.global { GLOBALS } else { LOCALS };
         self.used[kind].add(index);
         self.used[kind ^ 1].remove(index);
         self.large.add(address, mapping);
@@ -296,8 +285,9 @@ impl Tlb {
             read_tag: page,
             write_tag: if writable { page } else { empty_tag(index) },
             addend: (direct.host as u64).wrapping_sub(page),
-            physical: mapping.physical.page().0 | u64::from(mapping.global),
+            physical: TlbEntry::facts(mapping),
         };
+        self.keys |= self.entries[index].key();
         !write || writable
     }
 }
@@ -525,36 +515,21 @@ impl TlbSet {
         self.fetch_news.add(address.page_number());
     }
 
+    /// Forgets the data translations of pages with any of these protection keys, a bit each:
+    /// PKRU gives them other rights.
+    pub fn forget_keys(&mut self, keys: u16) {
+        self.spaces.drop_entries(|entry| entry.key() & keys != 0);
+        for tlb in &mut self.data {
+            tlb.forget_keys(keys);
+        }
+    }
+
     /// Forgets every translation to a guest-physical page.
     pub fn forget_physical(&mut self, page: GuestPhys) {
         self.forgotten = self.forgotten.wrapping_add(1);
-        self.spaces.forget_physical(page);
+        self.spaces.drop_entries(|entry| entry.is_of(page));
         for tlb in &mut self.data {
             tlb.forget_physical(page);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_regions_are_told_apart_until_there_are_too_many() {
-        let gib = |number: u64| Linear(number << 30);
-        let mut regions = LargeRegions::NONE;
-        for number in 0..LARGE_REGIONS as u64 {
-            regions.add_number(64 * number);
-        }
-        assert!(regions.may_hold(gib(64)) && regions.may_hold(Linear((65 << 30) - 1)));
-        assert!(!regions.may_hold(gib(1)) && !regions.may_hold(gib(64 * 100)));
-        let mut more = LargeRegions::NONE;
-        more.add_number(7);
-        more.add_all(&regions);
-        assert!(more.may_hold(gib(7)) && more.may_hold(gib(64)));
-        // One more than there is room for: all may be.
-        assert!(more.may_hold(gib(1)));
-        regions.add_all(&more);
-        assert!(regions.may_hold(gib(1)));
     }
 }

@@ -93,6 +93,9 @@ pub struct Mapping {
     pub executable: bool,
     /// Survives CR3 writes.
     pub global: bool,
+    /// The protection key by which PKRU governs the page; none for supervisor pages, and
+    /// where protection keys are off.
+    pub key: Option<u8>,
 }
 
 /// One level of a walk: the entry's address and value.
@@ -137,6 +140,7 @@ impl PagingRegisters {
                 user: true,
                 executable: true,
                 global: false,
+                key: None,
             });
         }
         if self.cr4 & CR4_PAE == 0 {
@@ -315,17 +319,21 @@ impl PagingRegisters {
         };
         allowed &= !purpose.write || may_write;
         allowed &= !purpose.fetch || may_execute;
-        if !allowed {
-            return Err(self.fault(address, purpose, true, 0));
-        }
+        let keyed = self.cr4 & CR4_PKE != 0 && self.efer & EFER_LMA != 0 && leaf.user;
         let mut key_allows_writes = true;
-        if self.cr4 & CR4_PKE != 0 && self.efer & EFER_LMA != 0 && leaf.user && !purpose.fetch {
+        let mut refused_by_key = 0;
+        if keyed && !purpose.fetch {
+            // Supervisor accesses to user pages too, writes among them only with CR0.WP.
             let rights = self.pkru >> (2 * leaf.key) & 3;
             let applies_to_writes = purpose.user || write_protect;
             key_allows_writes = rights & 2 == 0 || !applies_to_writes;
             if rights & 1 != 0 || (purpose.write && !key_allows_writes) {
-                return Err(self.fault(address, purpose, true, PROTECTION_KEY));
+                // Reported whether or not another right is missing besides.
+                refused_by_key = PROTECTION_KEY;
             }
+        }
+        if !allowed || refused_by_key != 0 {
+            return Err(self.fault(address, purpose, true, refused_by_key));
         }
         for (index, entry) in entries.iter().enumerate() {
             let is_leaf = index + 1 == entries.len();
@@ -348,6 +356,7 @@ impl PagingRegisters {
             user: leaf.user,
             executable: may_execute,
             global: last & GLOBAL != 0 && self.cr4 & CR4_PGE != 0,
+            key: keyed.then_some(leaf.key as u8),
         })
     }
 }

@@ -7,8 +7,8 @@ use tests::run;
 /// Where the image is loaded: line 20 of its address is low.
 const BASE: u32 = 0x20_0000;
 
-/// Runs 32-bit code that ends by a write to port 0xF4; gives what it wrote.
-fn result_of(code: &[u8]) -> i32 {
+/// Writes an image of 32-bit code.
+fn image(code: &[u8]) -> (tempfile::TempDir, String) {
     let header = [
         0x1bad_b002,
         0x1_0000,
@@ -28,6 +28,12 @@ fn result_of(code: &[u8]) -> i32 {
     let path = folder.path().join("image");
     fs::write(&path, image).unwrap();
     let path = path.display().to_string();
+    (folder, path)
+}
+
+/// Runs 32-bit code that ends by a write to port 0xF4; gives what it wrote.
+fn result_of(code: &[u8]) -> i32 {
+    let (_folder, path) = image(code);
     let exit = "isa-debug-exit,iobase=0xf4,iosize=4";
     let (code, _, stderr) = run(&["-kernel", &path, "-nodefaults", "-device", exit, "-m", "8"]);
     assert_eq!(code & 1, 1, "{code}: {stderr}");
@@ -79,4 +85,26 @@ fn x87_errors_interrupt_by_line_13_as_in_an_at() {
     // out f0h, al; mov al, 2; out f4h, al
     code.extend([0xe6, 0xf0, 0xb0, 0x02, 0xe6, 0xf4]);
     assert_eq!(result_of(&code), 2);
+}
+
+#[test]
+fn a_debug_console_of_another_port_fills_a_file() {
+    let code = [
+        &[0x66, 0xba, 0x02, 0x04, 0xb0, b'h', 0xee][..], // mov dx, 402h; mov al, 'h'; out dx, al
+        &[0xb0, b'i', 0xee],                             // mov al, 'i'; out dx, al
+        &[0xec, 0x3c, 0xe9, 0x75, 0xfe], // in al, dx; it says so: cmp al, e9h; jne $
+        // The switch for power: mov dx, 604h; mov ax, 2000h; out dx, ax
+        &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef],
+    ]
+    .concat();
+    let (folder, path) = image(&code);
+    let output = folder.path().join("output");
+    let file = format!("file,path={},id=output", output.display());
+    let console = "isa-debugcon,iobase=0x402,chardev=output";
+    let (code, _, stderr) = run(&[
+        "-monitor", "none", "-display", "none", "-chardev", &file, "-device", console, "-kernel",
+        &path, "-m", "8",
+    ]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(fs::read_to_string(output).unwrap(), "hi");
 }

@@ -49,9 +49,6 @@ const PARTIAL: &[(&str, usize, &str)] = &[
     ("xapic", 17, "a KVM hypercall in the middle"),
 ];
 
-/// Tests that want a feature which `max` leaves out here.
-const MODELS: &[(&str, &str)] = &[("pku", "max,+pku")];
-
 /// One section of `unittests.cfg`.
 #[derive(Default, Debug)]
 struct Case {
@@ -132,12 +129,6 @@ fn run(case: &Case, kernel: &Path) -> Outcome {
         .arg(kernel)
         .args(["-append", &case.arguments])
         .args(&case.parameters)
-        .args(
-            MODELS
-                .iter()
-                .filter(|(name, _)| *name == case.name)
-                .flat_map(|it| ["-cpu", it.1]),
-        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -196,7 +196,9 @@ features! {
     Clwb "clwb": 7, 0 Ebx 24 Max [] [];
     ShaNi "sha-ni": 7, 0 Ebx 29 Max ["sha"] [Sse2];
     Umip "umip": 7, 0 Ecx 2 Max [] [];
-    Pku "pku": 7, 0 Ecx 3 Never [] [Xsave];
+    Pku "pku": 7, 0 Ecx 3 Max [] [Xsave];
+    Vaes "vaes": 7, 0 Ecx 9 Max ["vaes"] [Avx];
+    Vpclmulqdq "vpclmulqdq": 7, 0 Ecx 10 Max ["vpclmulqdq"] [Avx];
     Rdpid "rdpid": 7, 0 Ecx 22 Max [] [];
     Fsrm "fsrm": 7, 0 Edx 4 Max [] [Erms];
     MdClear "md-clear": 7, 0 Edx 10 Max [] [];
@@ -455,7 +457,7 @@ impl CpuModel {
     }
 
     /// The features of one leaf, in EAX, EBX, ECX, EDX.
-    fn bits(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+    pub(super) fn bits(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         let mut out = [0; 4];
         for (feature, description) in ALL.iter().zip(TABLE) {
             if description.leaf == leaf && description.subleaf == subleaf && self.has(*feature) {
@@ -463,26 +465,6 @@ impl CpuModel {
             }
         }
         out
-    }
-}
-
-/// The state components that XCR0 can enable: x87, SSE and AVX.
-pub fn xcr0_bits(model: &CpuModel) -> u64 {
-    if model.has(Feature::Avx) { 7 } else { 3 }
-}
-
-/// Offset and size of the AVX component in the standard XSAVE format.
-const AVX_OFFSET: u32 = 576;
-const AVX_SIZE: u32 = 256;
-/// Legacy area and header.
-const XSAVE_MINIMUM: u32 = 576;
-
-/// Bytes of an XSAVE area with these components.
-fn xsave_size(components: u64) -> u32 {
-    if components & 4 != 0 {
-        AVX_OFFSET + AVX_SIZE
-    } else {
-        XSAVE_MINIMUM
     }
 }
 
@@ -539,7 +521,7 @@ pub fn query(cpu: &CpuState, apic_enabled: bool, leaf: u32, subleaf: u32) -> [u3
             [eax, ebx, ecx, edx]
         }
         0xb => topology(model, subleaf),
-        0xd if model.has(Feature::Xsave) => extended_state(cpu, subleaf),
+        0xd if model.has(Feature::Xsave) => super::extended_state::leaf(cpu, subleaf),
         0x15 => {
             let divisor = greatest_common_divisor(model.tsc_hz, CRYSTAL_HZ);
             [
@@ -606,29 +588,5 @@ fn topology(model: &CpuModel, subleaf: u32) -> [u32; 4] {
             [shift, processors, 2 << 8 | level, model.apic_id]
         }
         _ => [0, 0, level, model.apic_id],
-    }
-}
-
-/// Leaf 0xD: the XSAVE area.
-fn extended_state(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
-    let supported = xcr0_bits(&cpu.model);
-    match subleaf {
-        0 => [
-            supported as u32,
-            xsave_size(cpu.control.xcr0),
-            xsave_size(supported),
-            0,
-        ],
-        1 => {
-            let [eax, ..] = cpu.model.bits(0xd, 1);
-            let size = if cpu.model.has(Feature::Xsavec) {
-                xsave_size(cpu.control.xcr0)
-            } else {
-                0
-            };
-            [eax, size, 0, 0]
-        }
-        2 if supported & 4 != 0 => [AVX_SIZE, AVX_OFFSET, 0, 0],
-        _ => [0; 4],
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cpuid;
 mod exception;
+pub mod extended_state;
 pub mod flags;
 mod mode;
 mod segment;

@@ -171,6 +171,15 @@ impl Context<'_> {
         self.tlb.flush_page(address);
     }
 
+    /// Sets PKRU, and forgets the cached translations of pages to which it gives other rights.
+    pub fn set_protection_rights(&mut self, pkru: u32) {
+        let changed = self.cpu.control.pkru ^ pkru;
+        self.cpu.control.pkru = pkru;
+        let keys = (0..16).filter(|key| changed >> (2 * key) & 3 != 0);
+        self.tlb
+            .forget_keys(keys.fold(0, |keys, key| keys | 1 << key));
+    }
+
     /// Drops the translations of pages whose frames or rights have changed.
     pub fn settle(&mut self) {
         if self.mem.has_news() {
@@ -195,7 +204,7 @@ impl Context<'_> {
         };
         if tag.is_some_and(|tag| address.0 ^ tag < PAGE_SIZE) {
             return Ok(GuestPhys(
-                (entry.physical & !1) | address.page_offset() as u64,
+                (entry.physical & !(PAGE_SIZE - 1)) | address.page_offset() as u64,
             ));
         }
         let purpose = Purpose {

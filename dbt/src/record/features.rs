@@ -64,6 +64,8 @@ pub fn requirement(feature: CpuidFeature) -> Requirement {
         F::SHA => Bit(Feature::ShaNi),
         F::AVX => Bit(Feature::Avx),
         F::AVX2 => Bit(Feature::Avx2),
+        F::VAES => Bit(Feature::Vaes),
+        F::VPCLMULQDQ => Bit(Feature::Vpclmulqdq),
         F::FMA => Bit(Feature::Fma),
         F::F16C => Bit(Feature::F16c),
         F::BMI1 => Bit(Feature::Bmi1),

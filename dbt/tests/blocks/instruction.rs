@@ -51,6 +51,8 @@ fn known(feature: CpuidFeature) -> bool {
         F::SHA => is_x86_feature_detected!("sha"),
         F::AVX => is_x86_feature_detected!("avx"),
         F::AVX2 => is_x86_feature_detected!("avx2"),
+        F::VAES => is_x86_feature_detected!("vaes"),
+        F::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
         F::FMA => is_x86_feature_detected!("fma"),
         F::F16C => is_x86_feature_detected!("f16c"),
         F::XSAVE => is_x86_feature_detected!("xsave"),

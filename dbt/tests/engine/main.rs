@@ -80,9 +80,10 @@ fn instructions_that_the_model_lacks_are_undefined() {
         let fault = decoded("x86-64-v1", bytes).expect_err(name);
         assert_eq!(fault.vector, Exception::UD, "{name}");
     }
-    // On 256 bits it has a CPUID bit of its own, which no model sets.
+    // On 256 bits it has a CPUID bit of its own.
     let vaes = [0xc4, 0xe2, 0x75, 0xdc, 0xc2];
-    assert!(decoded("max", &vaes).is_err());
+    assert!(decoded("max,-vaes", &vaes).is_err());
+    assert!(decoded("x86-64-v3", &vaes).is_err());
     assert!(decoded("x86-64-v1", &[0xf3, 0x0f, 0x2c, 0xc1]).is_ok());
 }
 

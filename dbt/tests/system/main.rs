@@ -10,5 +10,6 @@ mod faults;
 mod identity;
 mod kernel_entries;
 mod machine;
+mod protection_keys;
 mod transfers;
 mod translation;

@@ -220,6 +220,34 @@ fn frames_change_under_kept_spaces() {
     assert_eq!(m.mem.take_code_writes(), [(GuestPhys(FRAMES[0]), 4)]);
 }
 
+/// Rights of protection keys change under spaces that are not current.
+#[test]
+fn keys_close_kept_spaces() {
+    const KEY: u64 = 5;
+    let mut m = machine();
+    m.cpu.control.cr4 |= CR4_PKE;
+    m.write(TABLE, 8, FRAMES[0] | 7 | KEY << 59);
+    let rights = |m: &mut Machine, pkru: u64| {
+        (m.cpu.gpr[1], m.cpu.gpr[2]) = (0, 0);
+        set(m, &[0x0f, 0x01, 0xef], pkru);
+    };
+    let closed = 1 << (2 * KEY);
+    // Closed before the switch, after it, and between two.
+    for steps in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+        rights(&mut m, 0);
+        assert_eq!(load(&mut m), 0xaaaa);
+        for (step, to) in steps.into_iter().zip([6, 5, 5]) {
+            if step != 0 {
+                rights(&mut m, closed);
+            }
+            set(&mut m, SET_CR3, KEEP | PAGES | to);
+        }
+        m.cpu.gpr[3] = LINEAR;
+        let fault = m.step(&[0x8b, 0x03]).expect_err("a page that is closed");
+        assert_eq!(fault.error_code, Some(0x21), "{steps:?}");
+    }
+}
+
 /// Invalidating one address of a large page forgets all of it, after a return as before, whatever
 /// has been forgotten meanwhile.
 #[test]

@@ -442,3 +442,51 @@ fn mxcsr_has_sixteen_bits() {
         assert_eq!(guest.cpu.vector.mxcsr, after);
     }
 }
+
+/// VAES and VPCLMULQDQ work on each half of a YMM register as their narrow forms do on an XMM
+/// register.
+#[test]
+fn wide_aes_and_products_are_two_narrow_ones() {
+    if !is_x86_feature_detected!("vaes") || !is_x86_feature_detected!("vpclmulqdq") {
+        eprintln!("SKIPPED: the host has neither VAES nor VPCLMULQDQ");
+        return;
+    }
+    let mut random = Random::new(77);
+    // VEX.256 in the third byte; the narrow form has its bit 2 clear.
+    for (what, wide) in [
+        (
+            "vaesenc ymm0, ymm1, ymm2",
+            &[0xc4, 0xe2, 0x75, 0xdc, 0xc2][..],
+        ),
+        (
+            "vaesenclast ymm0, ymm1, ymm2",
+            &[0xc4, 0xe2, 0x75, 0xdd, 0xc2],
+        ),
+        ("vaesdec ymm0, ymm1, ymm2", &[0xc4, 0xe2, 0x75, 0xde, 0xc2]),
+        (
+            "vaesdeclast ymm0, ymm1, ymm2",
+            &[0xc4, 0xe2, 0x75, 0xdf, 0xc2],
+        ),
+        (
+            "vpclmulqdq ymm0, ymm1, ymm2, 11h",
+            &[0xc4, 0xe3, 0x75, 0x44, 0xc2, 0x11],
+        ),
+    ] {
+        let mut narrow = wide.to_vec();
+        narrow[2] &= !4;
+        let mut guest = Guest::new(64);
+        guest.set_state(&state(&mut random));
+        let before = guest.cpu.vector.ymm;
+        guest.execute(wide).expect(what);
+        let whole = guest.cpu.vector.ymm[0];
+        for first in [0, 2] {
+            for (now, then) in guest.cpu.vector.ymm.iter_mut().zip(&before) {
+                *now = [then[first], then[first + 1], 1, 1];
+            }
+            guest.execute(&narrow).expect(what);
+            let half = guest.cpu.vector.ymm[0];
+            assert_eq!(half[..2], whole[first..first + 2], "{what}");
+            assert_eq!(half[2..], [0, 0], "{what}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The command line: qemu-system-x86_64's options, with its meanings, from one table.
 
+mod characters;
 mod table;
 mod values;
 
@@ -28,6 +29,8 @@ pub enum SerialTarget {
     Null,
     /// There is no port.
     None,
+    /// What the -chardev of this name says; none is left once a command line has been read.
+    Named(String),
 }
 
 /// What the real-time clock shows first.
@@ -56,8 +59,12 @@ pub struct Options {
     pub no_reboot: bool,
     /// -serial, in the order given.
     pub serials: Vec<SerialTarget>,
-    /// Where port 0xE9 goes.
+    /// Where the debug console goes.
     pub debug_console: Option<SerialTarget>,
+    /// The port of the debug console.
+    pub debug_port: u16,
+    /// -chardev: names, and what they mean.
+    pub characters: Vec<(String, SerialTarget)>,
     /// The processor.
     pub cpu: CpuModel,
     /// -icount: nanoseconds an instruction, as a power of two.
@@ -110,6 +117,8 @@ impl Default for Options {
             no_reboot: false,
             serials: Vec::new(),
             debug_console: None,
+            debug_port: devices::DEBUG_PORT,
+            characters: Vec::new(),
             cpu: CpuModel::default(),
             icount_shift: None,
             rtc: None,
@@ -188,6 +197,7 @@ impl Options {
             let checked = plan.check(options.copies);
             checked.map_err(|error| format!("-inject: {error}"))?;
         }
+        characters::resolve(&mut options)?;
         Ok(Parsed::Run(Box::new(options)))
     }
 

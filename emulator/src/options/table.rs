@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use dbt::guest::CpuModel;
 use fault_injector::Plan;
 
+use super::characters;
 use super::values::{self, Handler};
 use super::{Handled, Options, help};
 use crate::tracing_setup;
@@ -169,7 +170,7 @@ pub const OPTIONS: &[OptionRow] = &[
     }),
     qemu(
         &["serial"],
-        "stdio|mon:stdio|file:PATH|null|none",
+        "stdio|mon:stdio|file:PATH|chardev:ID|null|none",
         "a serial port; up to four",
         |options, value| {
             options.serials.push(values::serial(value)?);
@@ -178,12 +179,18 @@ pub const OPTIONS: &[OptionRow] = &[
     ),
     qemu(
         &["debugcon"],
-        "stdio|file:PATH|null|none",
+        "stdio|file:PATH|chardev:ID|null|none",
         "the debug console at port 0xe9",
         |options, value| {
             options.debug_console = Some(values::serial(value)?);
             Ok(Handled::Noted)
         },
+    ),
+    qemu(
+        &["chardev"],
+        "stdio|null,id=ID",
+        "an output by name, also file,id=ID,path=PATH",
+        characters::chardev,
     ),
     qemu(
         &["monitor"],
@@ -203,7 +210,7 @@ pub const OPTIONS: &[OptionRow] = &[
     qemu(
         &["device"],
         "NAME[,key=value...]",
-        "isa-debug-exit[,iobase=PORT][,iosize=N], pc-testdev",
+        "isa-debug-exit, isa-debugcon, isa-serial, pc-testdev;\n`-device help` lists their settings",
         values::device,
     ),
     qemu(
@@ -353,7 +360,6 @@ pub const ABSENT: &[&str] = &[
     "blockdev",
     "boot",
     "cdrom",
-    "chardev",
     "chroot",
     "compat",
     "daemonize",

@@ -44,6 +44,25 @@ fn what_test_suites_pass_to_qemu() {
 }
 
 #[test]
+fn outputs_have_names() {
+    // As QEMU's own system tests call it; a name may be used before it is explained.
+    let options = parse(
+        "-monitor none -display none -device isa-debugcon,chardev=output \
+         -chardev file,path=x.out,id=output -device isa-serial,chardev=s,index=0 \
+         -serial chardev:s -chardev stdio,mux=on,id=s,signal=off -kernel k",
+    )
+    .unwrap();
+    let file = SerialTarget::File("x.out".into());
+    assert_eq!(options.debug_console, Some(file));
+    assert_eq!(options.debug_port, 0xe9);
+    let terminal = SerialTarget::Stdio { escapes: true };
+    assert_eq!(options.serials, [terminal.clone(), terminal]);
+    let options = parse("-device isa-debugcon,iobase=0x402 -kernel k").unwrap();
+    assert_eq!(options.debug_port, 0x402);
+    assert_eq!(options.debug_console, Some(SerialTarget::Null));
+}
+
+#[test]
 fn sizes_count_mebibytes() {
     for (text, bytes) in [
         ("512", 512 << 20),
@@ -84,6 +103,15 @@ fn what_is_wrong_is_named() {
         ("-machine pc,sata=off", "sata"),
         ("-serial tcp::1", "possible"),
         ("-serial file:", "missing"),
+        ("-serial chardev:x", "id=x"),
+        ("-device isa-debugcon,chardev=y", "id=y"),
+        ("-device isa-debugcon,iobase=x", "`x`"),
+        ("-device isa-serial,index=1", "0"),
+        ("-chardev stdio", "id="),
+        ("-chardev file,id=x", "path="),
+        ("-chardev socket,id=x,port=1", "port=1"),
+        ("-chardev pty,id=x", "pty"),
+        ("-chardev null,id=x -chardev null,id=x", "already"),
         ("-monitor stdio", "no monitor"),
         ("-display gtk", "none"),
         ("-device e1000", "e1000"),

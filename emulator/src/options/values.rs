@@ -7,7 +7,7 @@ use devices::DebugExit;
 use devices::calendar::DateTime;
 use mmu::MAX_COPIES;
 
-use super::{Handled, Options, RtcBase, SerialTarget};
+use super::{Handled, Options, RtcBase, SerialTarget, characters};
 
 /// Notes an option's value.
 pub type Handler = fn(&mut Options, &str) -> Result<Handled, String>;
@@ -97,10 +97,13 @@ pub fn serial(value: &str) -> Result<SerialTarget, String> {
         "mon:stdio" => Ok(SerialTarget::Stdio { escapes: true }),
         "null" => Ok(SerialTarget::Null),
         "none" => Ok(SerialTarget::None),
-        _ => match value.strip_prefix("file:") {
-            Some("") => Err("the file's name is missing".to_string()),
-            Some(path) => Ok(SerialTarget::File(PathBuf::from(path))),
-            None => Err("stdio, mon:stdio, file:PATH, null or none are possible".to_string()),
+        _ => match value.split_once(':') {
+            Some(("file", "")) => Err("the file's name is missing".to_string()),
+            Some(("file", path)) => Ok(SerialTarget::File(PathBuf::from(path))),
+            Some(("chardev", id)) => Ok(SerialTarget::Named(id.to_string())),
+            _ => Err(
+                "stdio, mon:stdio, file:PATH, chardev:ID, null or none are possible".to_string(),
+            ),
         },
     }
 }
@@ -318,6 +321,11 @@ pub fn smp(_: &mut Options, value: &str) -> Result<Handled, String> {
     Ok(Handled::Noted)
 }
 
+fn port(text: &str) -> Result<u16, String> {
+    let port = number(text)?;
+    u16::try_from(port).map_err(|_| format!("{text} is not a port"))
+}
+
 /// -device.
 pub fn device(options: &mut Options, value: &str) -> Result<Handled, String> {
     let mut parts = value.split(',');
@@ -325,16 +333,14 @@ pub fn device(options: &mut Options, value: &str) -> Result<Handled, String> {
     match name {
         "help" | "?" => Ok(Handled::Print(
             "isa-debug-exit[,iobase=PORT][,iosize=N]   a write ends the machine\n\
+             isa-debugcon[,iobase=PORT][,chardev=ID]   a port that prints\n\
+             isa-serial[,chardev=ID]                   the next serial port\n\
              pc-testdev                                registers for test programs\n"
                 .to_string(),
         )),
         "isa-debug-exit" => {
             let mut exit = DebugExit::default();
             for part in parts {
-                let port = |text: &str| {
-                    let port = number(text)?;
-                    u16::try_from(port).map_err(|_| format!("{text} is not a port"))
-                };
                 match part.split_once('=') {
                     Some(("iobase", text)) => exit.iobase = port(text)?,
                     Some(("iosize", text)) => exit.iosize = port(text)?,
@@ -349,6 +355,8 @@ pub fn device(options: &mut Options, value: &str) -> Result<Handled, String> {
             options.debug_exit = Some(exit);
             Ok(Handled::Noted)
         }
+        "isa-debugcon" => characters::debug_console(options, parts, port),
+        "isa-serial" => characters::serial_port(options, parts),
         "pc-testdev" => {
             if let Some(part) = parts.next().filter(|part| !part.starts_with("id=")) {
                 return Err(format!("`{part}` is not a setting of {name}"));
@@ -357,7 +365,7 @@ pub fn device(options: &mut Options, value: &str) -> Result<Handled, String> {
             Ok(Handled::Noted)
         }
         _ => Err(format!(
-            "there is no device `{name}`: isa-debug-exit and pc-testdev are"
+            "there is no device `{name}`; -device help lists those there are"
         )),
     }
 }

@@ -309,7 +309,7 @@ fn set_extended_control(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), 
     require_ring0(cx.cpu)?;
     let value = edx_eax(cx.cpu);
     let index = cx.cpu.gpr[Register::RCX] as u32;
-    let known = crate::guest::cpuid::xcr0_bits(&cx.cpu.model);
+    let known = crate::guest::extended_state::xcr0_bits(&cx.cpu.model);
     if index != 0 || value & 1 == 0 || value & !known != 0 || value & 6 == 4 {
         return Err(refused());
     }

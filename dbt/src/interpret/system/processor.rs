@@ -193,8 +193,7 @@ fn write_protection_keys(cx: &mut Context<'_>, insn: &Instruction) -> Result<(),
     if cx.cpu.gpr[Register::RDX] as u32 != 0 {
         return Err(Exception::general_protection(0));
     }
-    cx.cpu.control.pkru = cx.cpu.gpr[Register::RAX] as u32;
-    // The rights are part of the cached translations.
-    cx.flush_tlb(true);
+    let rights = cx.cpu.gpr[Register::RAX] as u32;
+    cx.set_protection_rights(rights);
     next(cx, insn)
 }

@@ -381,7 +381,7 @@ pub fn check_target(cpu: &CpuState, code: &Segment, offset: u64) -> Result<(), E
 }
 
 /// After a return to a less privileged level: data segments that it may not use become null
-/// (SDM volume 3, 5.8.6).
+/// (SDM volume 3, 5.8.6), and a null selector loses its RPL (volume 2, RET and IRET).
 pub fn drop_inaccessible(cpu: &mut CpuState, cpl: u8) {
     for index in [
         SegmentIndex::Es,
@@ -392,7 +392,8 @@ pub fn drop_inaccessible(cpu: &mut CpuState, cpl: u8) {
         let segment = cpu.segment_mut(index);
         let conforming = segment.attributes & (Segment::CODE | Segment::CONFORMING)
             == Segment::CODE | Segment::CONFORMING;
-        if segment.present() && !conforming && segment.dpl() < cpl {
+        let beyond = segment.present() && !conforming && segment.dpl() < cpl;
+        if is_null(segment.selector) || beyond {
             // Null, but 64-bit code goes on using the base of FS and GS.
             segment.selector = 0;
             segment.attributes = 0;

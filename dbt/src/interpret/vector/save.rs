@@ -6,6 +6,10 @@ use mmu::Linear;
 use super::Done;
 use super::x87::X87;
 use crate::guest::cpuid::Feature;
+use crate::guest::extended_state::{
+    AVX_STATE, PKRU_STATE, STATE_COMPONENTS, StateComponent, XSAVE_MINIMUM, compacted_size,
+    xsave_size,
+};
 use crate::guest::flags::{CR0_EM, CR0_TS, CR4_OSXSAVE};
 use crate::guest::{CpuState, Exception, Register};
 use crate::interpret::operand::{next, row};
@@ -31,8 +35,7 @@ pub(super) const ROWS: &[Row] = &[
 
 const X87_COMPONENT: u64 = 1 << 0;
 const SSE_COMPONENT: u64 = 1 << 1;
-const AVX_COMPONENT: u64 = 1 << 2;
-const MXCSR_COMPONENTS: u64 = SSE_COMPONENT | AVX_COMPONENT;
+const MXCSR_COMPONENTS: u64 = SSE_COMPONENT | AVX_STATE.bit;
 
 const MXCSR: usize = 24;
 const MXCSR_INITIAL: u32 = 0x1f80;
@@ -42,9 +45,8 @@ const XMM: usize = 160;
 const LEGACY: usize = 512;
 const HEADER: usize = 512;
 const COMPACTED: u64 = 1 << 63;
-/// The AVX component is the only extended one: it follows the header in both formats.
-const AVX: usize = 576;
-const AREA: usize = AVX + 256;
+/// Bytes of the largest area.
+const AREA: usize = PKRU_STATE.offset + PKRU_STATE.size;
 
 /// XMM and YMM registers that the mode can reach.
 fn reachable(cpu: &CpuState) -> usize {
@@ -181,9 +183,38 @@ fn in_use(cpu: &CpuState, x87: &X87) -> u64 {
         components |= SSE_COMPONENT;
     }
     if any(2..4) {
-        components |= AVX_COMPONENT;
+        components |= AVX_STATE.bit;
+    }
+    if cpu.control.pkru != 0 {
+        components |= PKRU_STATE.bit;
     }
     components
+}
+
+/// Where the components behind the header are.
+#[derive(Clone, Copy)]
+enum Format {
+    Standard,
+    /// With these components, packed.
+    Compacted(u64),
+}
+
+impl Format {
+    fn offset(self, component: &StateComponent) -> usize {
+        match self {
+            Format::Standard => component.offset,
+            Format::Compacted(layout) => component.compacted_offset(layout),
+        }
+    }
+}
+
+/// How many bytes of a component the mode can reach.
+fn reachable_size(cpu: &CpuState, component: &StateComponent) -> usize {
+    if component.bit == AVX_STATE.bit {
+        16 * reachable(cpu)
+    } else {
+        component.size
+    }
 }
 
 /// A store of part of the area.
@@ -196,8 +227,8 @@ struct Piece {
 fn store_area(
     cx: &mut Context<'_>,
     at: Linear,
-    x87: &X87,
-    saved: u64,
+    format: Format,
+    (x87, saved): (&X87, u64),
     mxcsr: bool,
     header: &[u64],
 ) -> Done {
@@ -205,24 +236,34 @@ fn store_area(
     x87.to_image(&mut image);
     store_mxcsr(cx.cpu, &mut image);
     store_halves(cx.cpu, 0, &mut image[XMM..LEGACY]);
-    store_halves(cx.cpu, 2, &mut image[AVX..]);
     for (slot, word) in image[HEADER..].chunks_exact_mut(8).zip(header) {
         slot.copy_from_slice(&word.to_le_bytes());
     }
-    let registers = 16 * reachable(cx.cpu);
-    let candidates = [
+    let mut pieces: Vec<Piece> = [
         (saved & X87_COMPONENT != 0, 0, MXCSR),
         (mxcsr, MXCSR, 8),
         (saved & X87_COMPONENT != 0, 32, XMM - 32),
-        (saved & SSE_COMPONENT != 0, XMM, registers),
-        (saved & AVX_COMPONENT != 0, AVX, registers),
+        (saved & SSE_COMPONENT != 0, XMM, 16 * reachable(cx.cpu)),
         (true, HEADER, 8 * header.len()),
-    ];
-    let pieces: Vec<Piece> = candidates
-        .into_iter()
-        .filter(|candidate| candidate.0)
-        .map(|(_, offset, len)| Piece { offset, len })
-        .collect();
+    ]
+    .into_iter()
+    .filter(|candidate| candidate.0)
+    .map(|(_, offset, len)| Piece { offset, len })
+    .collect();
+    for component in &STATE_COMPONENTS {
+        if saved & component.bit == 0 {
+            continue;
+        }
+        let offset = format.offset(component);
+        let len = reachable_size(cx.cpu, component);
+        if component.bit == PKRU_STATE.bit {
+            let rights = u64::from(cx.cpu.control.pkru);
+            image[offset..offset + len].copy_from_slice(&rights.to_le_bytes());
+        } else {
+            store_halves(cx.cpu, 2, &mut image[offset..offset + len]);
+        }
+        pieces.push(Piece { offset, len });
+    }
     for piece in &pieces {
         cx.authorise_write(Linear(at.0.wrapping_add(piece.offset as u64)), piece.len)?;
     }
@@ -233,19 +274,10 @@ fn store_area(
     Ok(())
 }
 
-/// Bytes of an area with these components.
-fn area_size(components: u64) -> usize {
-    if components & AVX_COMPONENT != 0 {
-        AREA
-    } else {
-        AVX
-    }
-}
-
 /// XSAVE and XSAVEOPT, which differ in what they leave out.
 fn save_standard(cx: &mut Context<'_>, insn: &Instruction, needs: Feature) -> Done {
     let wanted = requested(cx, insn, needs)?;
-    let at = area(cx, insn, area_size(wanted), 64, Access::Write)?;
+    let at = area(cx, insn, xsave_size(wanted), 64, Access::Write)?;
     let x87 = X87::of(cx.cpu);
     let used = in_use(cx.cpu, &x87);
     let mut before = [0; 8];
@@ -257,7 +289,7 @@ fn save_standard(cx: &mut Context<'_>, insn: &Instruction, needs: Feature) -> Do
         wanted
     };
     let mxcsr = wanted & MXCSR_COMPONENTS != 0;
-    store_area(cx, at, &x87, saved, mxcsr, &[bitmap])?;
+    store_area(cx, at, Format::Standard, (&x87, saved), mxcsr, &[bitmap])?;
     next(cx, insn)
 }
 
@@ -271,7 +303,7 @@ fn xsaveopt(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 
 fn xsavec(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let wanted = requested(cx, insn, Feature::Xsavec)?;
-    let at = area(cx, insn, area_size(wanted), 64, Access::Write)?;
+    let at = area(cx, insn, compacted_size(wanted), 64, Access::Write)?;
     let x87 = X87::of(cx.cpu);
     let mut used = in_use(cx.cpu, &x87);
     // Here MXCSR is part of the SSE component (SDM volume 1, 13.10).
@@ -280,16 +312,18 @@ fn xsavec(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     }
     let saved = wanted & used;
     let mxcsr = saved & SSE_COMPONENT != 0;
-    store_area(cx, at, &x87, saved, mxcsr, &[saved, wanted | COMPACTED])?;
+    let header = [saved, wanted | COMPACTED];
+    let format = Format::Compacted(wanted);
+    store_area(cx, at, format, (&x87, saved), mxcsr, &header)?;
     next(cx, insn)
 }
 
 fn xrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let wanted = requested(cx, insn, Feature::Xsave)?;
     let refused = Exception::general_protection(0);
-    let at = area(cx, insn, area_size(0), 64, Access::Read)?;
+    let at = area(cx, insn, XSAVE_MINIMUM, 64, Access::Read)?;
     let mut image = [0; AREA];
-    cx.load_bytes(at, &mut image[..AVX])?;
+    cx.load_bytes(at, &mut image[..XSAVE_MINIMUM])?;
     let word = |index: usize| {
         let at = HEADER + 8 * index;
         u64::from_le_bytes(image[at..at + 8].try_into().unwrap_or_default())
@@ -308,11 +342,19 @@ fn xrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     }
     let loaded = wanted & bitmap;
     let cleared = wanted & !bitmap;
-    if loaded & AVX_COMPONENT != 0 {
-        let from = area(cx, insn, AREA, 64, Access::Read)?;
-        let from = Linear(from.0.wrapping_add(AVX as u64));
-        let len = 16 * reachable(cx.cpu);
-        cx.load_bytes(from, &mut image[AVX..AVX + len])?;
+    let format = if compacted {
+        Format::Compacted(layout & !COMPACTED)
+    } else {
+        Format::Standard
+    };
+    for component in &STATE_COMPONENTS {
+        if loaded & component.bit != 0 {
+            let offset = format.offset(component);
+            let from = area(cx, insn, offset + component.size, 64, Access::Read)?;
+            let from = Linear(from.0.wrapping_add(offset as u64));
+            let len = reachable_size(cx.cpu, component);
+            cx.load_bytes(from, &mut image[offset..offset + len])?;
+        }
     }
     // The standard format has an MXCSR whatever its bitmap says.
     let mxcsr = if compacted {
@@ -334,12 +376,23 @@ fn xrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     if let Some(mxcsr) = mxcsr {
         cx.cpu.vector.mxcsr = mxcsr;
     }
-    for (component, first, offset) in [(SSE_COMPONENT, 0, XMM), (AVX_COMPONENT, 2, AVX)] {
+    let avx = format.offset(&AVX_STATE);
+    for (component, first, offset) in [(SSE_COMPONENT, 0, XMM), (AVX_STATE.bit, 2, avx)] {
         if loaded & component != 0 {
             load_halves(cx.cpu, first, Some(&image[offset..]));
         } else if cleared & component != 0 {
             load_halves(cx.cpu, first, None);
         }
+    }
+    if wanted & PKRU_STATE.bit != 0 {
+        let at = format.offset(&PKRU_STATE);
+        let saved = image[at..at + 4].try_into().unwrap_or_default();
+        let rights = if loaded & PKRU_STATE.bit != 0 {
+            u32::from_le_bytes(saved)
+        } else {
+            0
+        };
+        cx.set_protection_rights(rights);
     }
     next(cx, insn)
 }

@@ -1,12 +1,21 @@
 //! RETF and IRET: to the same level, outwards, to virtual-8086 mode, to another task.
 
 use dbt::guest::flags::*;
+use dbt::guest::{Segment, SegmentIndex};
 
 use super::*;
 
 const RETF: &[u8] = &[0xcb];
 const IRET: &[u8] = &[0xcf];
 const IRETQ: &[u8] = &[0x48, 0xcf];
+
+/// In an order that gives DS and ES selectors with an RPL.
+const DATA_SEGMENTS: [SegmentIndex; 4] = [
+    SegmentIndex::Gs,
+    SegmentIndex::Fs,
+    SegmentIndex::Es,
+    SegmentIndex::Ds,
+];
 
 fn own(m: &mut Machine, raw: u64) {
     entry(m, OWN, raw);
@@ -66,23 +75,35 @@ macro_rules! returns {
         s.faults("no room for CS", ring0, code(), SS(0), |m| {
             to(m, 0, 0, &[]);
             let top = m.cpu.gpr[4] as u32;
-            m.cpu.segment_mut(dbt::guest::SegmentIndex::Ss).limit = top + 3;
+            m.cpu.segment_mut(SegmentIndex::Ss).limit = top + 3;
         });
         s.faults("no room for SS", ring0, code(), SS(0), |m| {
             to(m, 0x1b, 0, &[]);
-            m.cpu.segment_mut(dbt::guest::SegmentIndex::Ss).limit = KERNEL_STACK as u32 - 1;
+            m.cpu.segment_mut(SegmentIndex::Ss).limit = KERNEL_STACK as u32 - 1;
         });
         s.faults("CS before room for SS", ring0, code(), NP(0xe0), |m| {
             own(m, absent(descriptor(0, 0xf_ffff, 0xc0fa)));
             to(m, 0xe3, 0, &[]);
-            m.cpu.segment_mut(dbt::guest::SegmentIndex::Ss).limit = KERNEL_STACK as u32 - 1;
+            m.cpu.segment_mut(SegmentIndex::Ss).limit = KERNEL_STACK as u32 - 1;
         });
         let same = (CODE0, 0x1234, DATA0, KERNEL_STACK);
         s.goes("same level", ring0, code(), same, |m| to(m, 8, 0x1234, &[]), plain);
         let user = (CODE3, 0x1234, DATA3, USER_STACK);
         s.goes("outwards", ring0, code(), user, |m| to(m, 0x1b, 0x1234, &OUT), |m| {
             // SDM volume 3, 5.8.6: data segments of the inner level are gone.
-            assert!(!m.cpu.segment(dbt::guest::SegmentIndex::Ds).present());
+            assert!(!m.cpu.segment(SegmentIndex::Ds).present());
+        });
+        s.goes("outwards: null selectors lose their RPL", ring0, code(), user, |m| {
+            to(m, 0x1b, 0x1234, &OUT);
+            for (rpl, index) in (0..).zip(DATA_SEGMENTS) {
+                let segment = m.cpu.segment_mut(index);
+                *segment = Segment { selector: rpl, base: 0x1000, ..Segment::default() };
+            }
+        }, |m| {
+            for index in DATA_SEGMENTS {
+                let segment = m.cpu.segment(index);
+                assert_eq!((segment.selector, segment.base), (0, 0x1000), "{index:?}");
+            }
         });
         s.goes(
             "outwards to a 16-bit stack: the upper half of ESP stays",
@@ -187,7 +208,7 @@ fn to_vm86() -> Section {
     );
     s.faults("a frame that ends", ring0, IRET.to_vec(), SS(0), |m| {
         frame(m, 4, &[0x8000, 0x100, VM]);
-        m.cpu.segment_mut(dbt::guest::SegmentIndex::Ss).limit = KERNEL_STACK as u32 + 22;
+        m.cpu.segment_mut(SegmentIndex::Ss).limit = KERNEL_STACK as u32 + 22;
     });
     s
 }
