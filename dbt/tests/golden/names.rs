@@ -82,7 +82,7 @@ fn behind_gs(offset: usize) -> Option<String> {
     let guards = offset_of!(CpuBlock, guards);
     let jumps = offset_of!(CpuBlock, jumps);
     let tlb = offset_of!(CpuBlock, tlb);
-    if (guards..guards + size_of::<[u32; 2048]>()).contains(&offset) {
+    if (guards..jumps.max(guards)).contains(&offset) {
         return Some("guard".to_string());
     }
     if (jumps..tlb.max(jumps)).contains(&offset) {
