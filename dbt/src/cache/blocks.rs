@@ -12,6 +12,8 @@ use rustc_hash::FxHashMap;
 use super::CacheStatistics;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
+use crate::record::recipe::Recipe;
+use crate::x86_64::ExitFlags;
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
@@ -60,6 +62,8 @@ pub struct Exit {
     /// The check of a group of accesses failed: it goes to the rest of its own block, from this
     /// instruction on, without groups.
     pub ungrouped: Option<u16>,
+    /// How the flags leave.
+    pub flags: ExitFlags,
     /// The block it is linked to.
     pub linked: Option<u32>,
 }
@@ -90,12 +94,23 @@ pub struct Block {
     pub indirect_entry: CodeOffset,
     /// Offset of each instruction's code from `base`, and of the end.
     pub insn_starts: Box<[u32]>,
-    /// Arithmetic flags that each instruction finds as they are.
-    pub live_flags: Box<[u16]>,
+    /// Entry for direct jumps that bring their flags in EFLAGS only.
+    pub saving_entry: CodeOffset,
+    /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
+    pub lost: Option<u16>,
+    /// Recipes for flags that are nowhere else, by instruction.
+    pub recipes: Box<[(u16, Recipe)]>,
+    /// Bit i: instruction i leaves something in the stash that the code behind it relies on: if
+    /// it is interpreted, that code cannot go on.
+    pub stashes: u64,
     /// It works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
     /// Bit i: instruction i finds its flags in their saved place only.
     pub flags_away: u64,
+    /// Bit i: instruction i finds them nowhere.
+    pub flags_lost: u64,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
     /// Jumps to known addresses.
     pub exits: Vec<Exit>,
     /// (block, exit) of every jump linked here.
@@ -121,6 +136,26 @@ impl Block {
     /// The pages that its code was made from.
     pub fn pages(&self) -> impl Iterator<Item = GuestPhys> + use<> {
         std::iter::once(self.key.physical.page()).chain(self.second.map(|(page, _)| page))
+    }
+
+    /// The recipe for the flags before an instruction, if they are nowhere else.
+    pub fn recipe(&self, insn: usize) -> Option<Recipe> {
+        let mut recipes = self.recipes.iter();
+        let found = recipes.find(|&&(index, _)| usize::from(index) == insn);
+        found.map(|&(_, recipe)| recipe)
+    }
+
+    /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
+    pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
+        match (self.lost, flags) {
+            _ if !self.precise_flags => true,
+            (None, ExitFlags::Arrived) => false,
+            (None, _) | (_, ExitFlags::Saved) => true,
+            (_, ExitFlags::Host) => false,
+            (Some(changed), ExitFlags::Recipe(needed)) => changed & needed == 0,
+            // The recipe, which is not known, was good for all that the other block changes.
+            (Some(changed), ExitFlags::Arrived) => changed & !from.lost.unwrap_or(0) == 0,
+        }
     }
 
     /// Whether any of its bytes is in a physical range.
@@ -316,8 +351,19 @@ impl BlockCache {
         }
     }
 
-    /// Links an exit to a block.
-    pub fn link(&mut self, from: u32, exit: usize, to: u32, entry: CodeOffset) {
+    /// Links an exit to an entry for direct jumps of a block, or to the one that saves the flags
+    /// if what the exit says of them will not do. An exit of which neither can be said stays as
+    /// it is.
+    pub fn link(&mut self, from: u32, exit: usize, to: u32, mut entry: CodeOffset) {
+        if let (Some(source), Some(target)) = (self.block(from), self.block(to))
+            && let Some(out) = source.exits.get(exit)
+            && !target.takes(source, out.flags)
+        {
+            if out.flags == ExitFlags::Arrived {
+                return;
+            }
+            entry = target.saving_entry;
+        }
         let Some(source) = self.block_mut(from) else {
             return;
         };
@@ -450,9 +496,14 @@ impl BlockCache {
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
             insn_starts: std::mem::take(&mut emitted.insn_starts).into_boxed_slice(),
-            live_flags: std::mem::take(&mut emitted.live_flags).into_boxed_slice(),
+            saving_entry: at(emitted.saving_entry),
+            lost: emitted.lost,
+            recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
+            stashes: emitted.stashes,
             vectors: emitted.vectors,
             flags_away: emitted.flags_away,
+            flags_lost: emitted.flags_lost,
+            precise_flags: emitted.precise_flags,
             exits: emitted
                 .exits
                 .iter()
@@ -461,6 +512,7 @@ impl BlockCache {
                     stub: exit.stub,
                     target: exit.target,
                     ungrouped: exit.ungrouped,
+                    flags: exit.flags,
                     linked: None,
                 })
                 .collect(),

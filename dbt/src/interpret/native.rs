@@ -88,6 +88,7 @@ impl Engine {
             second_mapping: None,
             counted: false,
             grouping: false,
+            precise_flags: true,
             prediction: None,
             bmi2: false,
         };

@@ -1,11 +1,9 @@
-//! Which flags matter where: what each instruction of a block reads and overwrites, and from
-//! that, what must survive a memory check.
-//!
-//! One thing this cannot see: a store of the block that replaces a later instruction of the same
-//! block by one that reads flags which the replaced code had no use for. Those flags are lost
-//! (read as zero).
+//! Which flags matter where: what each instruction of a block reads and overwrites, where the
+//! block can be left, and from that, what must survive a memory check.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+
+use super::classify::{Class, Kind, Operand, is_avx, is_sse};
 
 /// CF, PF, AF, ZF, SF and OF, as iced-x86 names them.
 pub const ALL: u32 = RflagsBits::CF
@@ -14,22 +12,6 @@ pub const ALL: u32 = RflagsBits::CF
     | RflagsBits::ZF
     | RflagsBits::SF
     | RflagsBits::OF;
-
-/// The same flags at their EFLAGS positions.
-pub fn at_positions(bits: u32) -> u16 {
-    use crate::guest::flags;
-    [
-        (RflagsBits::CF, flags::CF),
-        (RflagsBits::PF, flags::PF),
-        (RflagsBits::AF, flags::AF),
-        (RflagsBits::ZF, flags::ZF),
-        (RflagsBits::SF, flags::SF),
-        (RflagsBits::OF, flags::OF),
-    ]
-    .into_iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .fold(0, |all, (_, flag)| all | flag as u16)
-}
 
 /// Flags that an instruction reads.
 pub fn read(insn: &Instruction) -> u32 {
@@ -41,9 +23,11 @@ pub fn changed(insn: &Instruction) -> u32 {
     insn.rflags_modified() & ALL
 }
 
-/// Flags that an instruction overwrites whatever its operands are (to a value, or undefined).
+/// Flags that an instruction overwrites whatever its operands are and whatever they were. A flag
+/// that it leaves undefined may stay as it was: AMD's multiplications do that.
 pub fn overwritten(insn: &Instruction) -> u32 {
     let changed = changed(insn);
+    let defined = changed & !insn.rflags_undefined();
     match insn.mnemonic() {
         // A count of zero leaves the flags alone.
         Mnemonic::Shl
@@ -60,6 +44,8 @@ pub fn overwritten(insn: &Instruction) -> u32 {
             let count_known = insn.op_kind(last) == OpKind::Immediate8
                 && insn.immediate8() & 31 != 0
                 && insn.op_register(last) != Register::CL;
+            // AF, and OF for counts other than 1, are undefined, but do not depend on the past
+            // (a test of the host's instructions says so).
             if count_known { changed } else { 0 }
         }
         // So does a REP string instruction that iterates zero times.
@@ -71,22 +57,107 @@ pub fn overwritten(insn: &Instruction) -> u32 {
         | Mnemonic::Scasw
         | Mnemonic::Scasd
         | Mnemonic::Scasq => 0,
-        _ => changed,
+        // AF is undefined, and cleared by processors.
+        Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test => changed,
+        _ => defined,
     }
 }
 
-/// For each instruction of a straight run, the flags that are needed before it: read by it or
-/// by a later one before being overwritten. `whole[i]` marks instructions that need all flags
-/// in their place because a helper executes them; `after` is what is needed at the end.
-pub fn needed_before(insns: &[Instruction], whole: &[bool], after: u32) -> Vec<u32> {
-    let mut live = after;
+/// For each instruction of a straight run, the flags that have to be right before it: they are
+/// read by it or by a later one before being overwritten, or the block can be left there.
+/// Bit i of `exposes` marks an instruction at which it can; all flags count at its end.
+pub fn needed_before(insns: &[Instruction], exposes: u64) -> Vec<u32> {
+    let mut live = ALL;
     let mut needed = vec![0; insns.len()];
     for (index, insn) in insns.iter().enumerate().rev() {
         live = (live & !overwritten(insn)) | read(insn);
-        if whole[index] {
+        if exposes >> index & 1 != 0 {
             live = ALL;
         }
         needed[index] = live;
     }
     needed
+}
+
+/// A bit for each instruction of a block.
+pub fn mask(insns: &[Instruction], mut is: impl FnMut(usize, &Instruction) -> bool) -> u64 {
+    let bits = insns.iter().enumerate();
+    bits.fold(0, |mask, (index, insn)| {
+        mask | u64::from(is(index, insn)) << index
+    })
+}
+
+/// Whether a block can be left at an instruction, so that the flags before it are seen: by an
+/// upcall or by a fault of the host processor. If they need not be precise there, whether the
+/// instruction itself may need them.
+pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
+    use CpuidFeature as F;
+    match class.kind {
+        Kind::Helper | Kind::Branch | Kind::SystemCall | Kind::SystemReturn => true,
+        _ if !precise => false,
+        Kind::Plain(Operand::None) => {
+            matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+                || insn.cpuid_features().iter().any(|&feature| {
+                    matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+                        || is_sse(feature)
+                        || is_avx(feature)
+                })
+        }
+        Kind::Lea
+        | Kind::Nop
+        | Kind::Jump
+        | Kind::Cli
+        | Kind::Direction(_)
+        | Kind::SwapGs
+        | Kind::ReadSelector
+        | Kind::ReadControl => false,
+        _ => true,
+    }
+}
+
+/// The flags at a block's entry, if no instruction of it needs them in EFLAGS: then they may
+/// arrive as a recipe. What is returned are the registers that the block changes before the last
+/// point where somebody may ask for these flags; the recipe must not need any of them. Without
+/// `precise`: if nobody needs them at all.
+/// Bit i of `in_host`: instruction i needs the flags in EFLAGS.
+pub fn lost_at_entry(
+    insns: &[Instruction],
+    classes: &[Class],
+    exposes: u64,
+    in_host: u64,
+    precise: bool,
+) -> Option<u16> {
+    let (mut changed_so_far, mut before_exposure) = (0, 0);
+    for (index, class) in classes.iter().enumerate() {
+        if exposes >> index & 1 != 0 {
+            before_exposure = changed_so_far;
+        }
+        let last = index + 1 == insns.len();
+        match class.kind {
+            // A helper gets them from wherever they are, if they are anywhere.
+            Kind::Helper => return precise.then_some(before_exposure),
+            _ if in_host >> index & 1 != 0 => return None,
+            Kind::Plain(_) if changed(&insns[index]) != 0 => return Some(before_exposure),
+            Kind::Plain(_)
+            | Kind::Lea
+            | Kind::Nop
+            | Kind::Push
+            | Kind::Pop
+            | Kind::Leave
+            | Kind::Jump
+            | Kind::Cli
+            | Kind::Sti
+            | Kind::Direction(_)
+            | Kind::SwapGs
+            | Kind::ReadSelector
+            | Kind::ReadControl
+            | Kind::ReadBase
+            | Kind::WriteBase
+                if !last => {}
+            // The rest reads the flags, passes them on, or wants them saved.
+            _ => return None,
+        }
+        changed_so_far |= class.writes;
+    }
+    None
 }

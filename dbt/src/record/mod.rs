@@ -5,6 +5,7 @@ pub mod classify;
 pub mod features;
 pub mod grouping;
 pub mod liveness;
+pub mod recipe;
 
 use std::sync::LazyLock;
 

@@ -70,8 +70,13 @@ pub struct Exchange {
     pub host_rsp: u64,
     /// Where restored code continues.
     pub jump_target: u64,
-    /// Guest flags as `lahf; seto al` leaves them in AX, while they are not in EFLAGS.
+    /// Guest flags as `lahf; seto al` leaves them in AX, while they are not in EFLAGS; or the
+    /// word of a recipe for them.
     pub saved_flags: u64,
+    /// An operand of a recipe that would be lost otherwise.
+    pub stash: u64,
+    /// The constant of a recipe whose word has no room for it.
+    pub constant: i32,
     /// Host EFLAGS on leaving emitted code.
     pub host_flags: u64,
     /// Result of a memory slow path: the host address of the access.
@@ -141,6 +146,8 @@ pub(crate) mod at {
     pub const HOST_RSP: i32 = offset_of!(CpuBlock, exchange.host_rsp) as i32;
     pub const JUMP_TARGET: i32 = offset_of!(CpuBlock, exchange.jump_target) as i32;
     pub const SAVED_FLAGS: i32 = offset_of!(CpuBlock, exchange.saved_flags) as i32;
+    pub const STASH: i32 = offset_of!(CpuBlock, exchange.stash) as i32;
+    pub const CONSTANT: i32 = offset_of!(CpuBlock, exchange.constant) as i32;
     pub const HOST_FLAGS: i32 = offset_of!(CpuBlock, exchange.host_flags) as i32;
     pub const RESULT_HOST: i32 = offset_of!(CpuBlock, exchange.result_host) as i32;
     pub const BUDGET: i32 = offset_of!(CpuBlock, exchange.budget) as i32;

@@ -21,6 +21,9 @@ pub struct EngineOptions {
     pub system_inline: bool,
     /// Keep the TLB entries of address spaces with other process-context identifiers.
     pub pcid_tlb: bool,
+    /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
+    /// overwrites them before it reads them: in exceptions' and interrupts' frames.
+    pub precise_flags: bool,
     /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
     /// wrong before it is looked at. `None`: none does.
     pub prediction: Option<u8>,
@@ -40,6 +43,7 @@ impl Default for EngineOptions {
             grouping: true,
             system_inline: true,
             pcid_tlb: true,
+            precise_flags: true,
             prediction: Some(64),
             traces: Some(8),
             cold: 2,

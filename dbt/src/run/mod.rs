@@ -45,6 +45,6 @@ pub use prediction::Strayed;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use signal::{FaultSite, Registration, register_region};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use upcall::{Upcall, UpcallKind};
+pub use upcall::{FlagsAt, Upcall, UpcallKind};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use vcpu::Vcpu;

@@ -117,7 +117,6 @@ impl Vcpu {
         };
         let index = record.insn as usize;
         let (total, rip, vectors) = (block.insns.len(), block.insns[index].ip(), block.vectors);
-        let live = u64::from(block.live_flags[index]);
         let at = block.key.physical.page().add(rip % mmu::PAGE_SIZE);
         let patience = self.patience();
         let shared = self.block.get_mut();
@@ -125,10 +124,10 @@ impl Vcpu {
         // Some checks find the address in the register that an upcall's result comes in.
         shared.exchange.result_host = linear;
         if !self.strayed.too_often() {
-            return self.resume_check(CodeOffset(record.extra), record.flags_saved != 0, vectors);
+            return self.resume_check(CodeOffset(record.extra), record.flags, vectors);
         }
         self.strayed.give_up(at, record.write);
-        self.leave_before(index, total, rip, live);
+        self.leave_before(index, total, rip);
         if let Some(block) = self.cache.block_mut(record.block) {
             block.strays += 1;
             let predicting = block.strays < STRAYS;

@@ -18,6 +18,20 @@ pub enum UpcallKind {
     Strayed = 5,
 }
 
+/// Where the guest's flags are before an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FlagsAt {
+    /// In EFLAGS.
+    Host = 0,
+    /// In `saved_flags`.
+    Saved = 1,
+    /// The block has a recipe for them.
+    Recipe = 2,
+    /// Nowhere: they are overwritten before the guest's code needs them.
+    Lost = 3,
+}
+
 /// What emitted code says with a call: 16 bytes behind the call instruction.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
@@ -28,8 +42,8 @@ pub struct Upcall {
     pub insn: u16,
     /// Why.
     pub kind: UpcallKind,
-    /// The guest's flags are in `saved_flags`, not in EFLAGS.
-    pub flags_saved: u8,
+    /// Where the guest's flags are.
+    pub flags: FlagsAt,
     /// Bytes of the access, or the number of the site that strayed.
     pub size: u16,
     /// The access stores; of a site that strayed, which access of its instruction it is.
@@ -47,7 +61,7 @@ impl Upcall {
         bytes[..4].copy_from_slice(&self.block.to_le_bytes());
         bytes[4..6].copy_from_slice(&{ self.insn }.to_le_bytes());
         bytes[6] = self.kind as u8;
-        bytes[7] = self.flags_saved;
+        bytes[7] = self.flags as u8;
         bytes[8..10].copy_from_slice(&{ self.size }.to_le_bytes());
         bytes[10] = self.write;
         bytes[11] = self.wants_addend;

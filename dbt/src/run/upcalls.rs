@@ -2,13 +2,14 @@
 
 use mmu::Linear;
 
-use super::upcall::{Upcall, UpcallKind};
+use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
 use crate::guest::{Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
+use crate::record::recipe::Recipe;
 
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
@@ -20,7 +21,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // code that calls here, and touches nothing meanwhile. The record is in code that
     // emitted it behind the call.
     let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
-    vcpu.take_flags(record.flags_saved != 0);
+    vcpu.take_flags(&record);
     vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
@@ -29,9 +30,8 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
         UpcallKind::Leave | UpcallKind::Alone => {
             if let Some(block) = vcpu.cache.block(record.block) {
-                let (rip, live) = (block.key.rip, u64::from(block.live_flags[0]));
+                let rip = block.key.rip;
                 vcpu.cpu_mut().rip = rip;
-                vcpu.forget_dead_flags(live);
             }
             LEAVE
         }
@@ -47,20 +47,28 @@ pub(super) extern "sysv64" fn signal(vcpu: *mut Vcpu, _: *const Upcall, _: u64) 
 }
 
 impl Vcpu {
-    fn take_flags(&mut self, saved: bool) {
-        let block = self.block.get_mut();
-        let packed = if saved {
-            block.exchange.saved_flags
-        } else {
-            block.exchange.host_flags
+    fn take_flags(&mut self, record: &Upcall) {
+        self.cpu_mut().arithmetic_flags = match record.flags {
+            FlagsAt::Host => unpack_flags(self.block.get().exchange.host_flags),
+            FlagsAt::Saved => self.saved_flags(),
+            // What memory checks left in EFLAGS depends on host addresses, and must not be seen.
+            FlagsAt::Lost => 0,
+            FlagsAt::Recipe => {
+                let block = self.cache.block(record.block);
+                let recipe = block.and_then(|block| block.recipe(record.insn.into()));
+                let recipe = recipe.expect("a block keeps the recipes that its code refers to");
+                recipe.flags(self.cpu(), self.block.get().exchange.stash)
+            }
         };
-        block.cpu.arithmetic_flags = unpack_flags(packed);
     }
 
-    /// Clears the flags that are overwritten before anything reads them: what memory checks
-    /// left in them depends on host addresses, and must not be seen.
-    fn forget_dead_flags(&mut self, live: u64) {
-        self.cpu_mut().arithmetic_flags &= live;
+    /// What is in the place of saved flags: they, or a recipe for them.
+    fn saved_flags(&self) -> u64 {
+        let exchange = &self.block.get().exchange;
+        match Recipe::from_word(exchange.saved_flags as u32, exchange.constant) {
+            Some(recipe) => recipe.flags(self.cpu(), exchange.stash),
+            None => unpack_flags(exchange.saved_flags),
+        }
     }
 
     /// Continues in emitted code at an address, with the flags as the registers say.
@@ -79,7 +87,6 @@ impl Vcpu {
         };
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
         let vectors = block.vectors;
-        let live = u64::from(block.live_flags[index]);
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
         let size = record.size as usize;
@@ -95,7 +102,6 @@ impl Vcpu {
                 interpret::Access::Read
             };
             if let Err(exception) = cx.translate(linear, access) {
-                self.forget_dead_flags(live);
                 self.give_back(total, index);
                 self.raise(exception);
                 return LEAVE;
@@ -114,8 +120,7 @@ impl Vcpu {
                 } else {
                     addend.wrapping_add(linear.0)
                 };
-                let saved = record.flags_saved != 0;
-                return self.resume_check(CodeOffset(record.extra), saved, vectors);
+                return self.resume_check(CodeOffset(record.extra), record.flags, vectors);
             }
         }
         self.interpret_in_block(id, index)
@@ -123,9 +128,10 @@ impl Vcpu {
 
     /// Goes on within a check. The flags go back to where they were: the garbage of a dead
     /// EFLAGS too.
-    pub(super) fn resume_check(&mut self, to: CodeOffset, saved: bool, vectors: bool) -> u64 {
+    pub(super) fn resume_check(&mut self, to: CodeOffset, flags: FlagsAt, vectors: bool) -> u64 {
         let exchange = &mut self.block.get_mut().exchange;
-        if !saved {
+        // The flags go back to where they were.
+        if flags == FlagsAt::Host {
             exchange.saved_flags = exchange.host_flags;
         }
         exchange.vectors_wanted = u8::from(vectors);
@@ -133,8 +139,7 @@ impl Vcpu {
     }
 
     /// Leaves a block before one of its instructions, which has done nothing yet.
-    pub(super) fn leave_before(&mut self, index: usize, total: usize, rip: u64, live: u64) {
-        self.forget_dead_flags(live);
+    pub(super) fn leave_before(&mut self, index: usize, total: usize, rip: u64) {
         self.cpu_mut().rip = rip;
         self.give_back(total, index);
     }
@@ -148,13 +153,12 @@ impl Vcpu {
         let insn = block.insns[index];
         let mode = block.key.mode;
         let vectors = block.vectors;
-        let live = u64::from(block.live_flags[index]);
+        let stashes = block.stashes >> index & 1 != 0;
         let next = self
             .cache
             .region()
             .address(CodeOffset(block.base.0 + block.insn_starts[index + 1]));
         self.publish_count_within(total, index);
-        self.forget_dead_flags(live);
         let mut cx = self.context();
         cx.cpu.rip = insn.ip();
         if let Err(exception) = interpret::execute(&mut cx, &insn) {
@@ -180,6 +184,7 @@ impl Vcpu {
             && index + 1 < total
             && same
             && mapped
+            && !stashes
             && self.cache.block(id).is_some();
         if straight && !interrupted {
             let address = self.resume(next);
@@ -231,9 +236,8 @@ impl Vcpu {
         };
         let target = source.exits[exit].target;
         let ungrouped = source.exits[exit].ungrouped;
-        if let Some(index) = ungrouped {
-            let live = u64::from(source.live_flags[index as usize]);
-            return self.link_ungrouped(from, exit, target, live);
+        if ungrouped.is_some() {
+            return self.link_ungrouped(from, exit, target);
         }
         let last = source.insns[source.insns.len() - 1].ip();
         let source_page = source.key.rip >> 12;
@@ -312,9 +316,8 @@ impl Vcpu {
     }
 
     /// Goes on with the rest of a block in code without groups of accesses.
-    fn link_ungrouped(&mut self, from: u32, exit: usize, target: u64, live: u64) -> u64 {
+    fn link_ungrouped(&mut self, from: u32, exit: usize, target: u64) -> u64 {
         self.cpu_mut().rip = target;
-        self.forget_dead_flags(live);
         let Ok(Some(to)) = self.find_block(false) else {
             return LEAVE;
         };
@@ -346,14 +349,14 @@ impl Vcpu {
         };
         let block = self.cache.block(id).expect("found by its code");
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
-        let live = u64::from(block.live_flags[index]);
-        let arithmetic = if block.flags_away >> index & 1 != 0 {
-            unpack_flags(self.block.get().exchange.saved_flags)
-        } else {
-            rflags & flags::ARITHMETIC
+        let arithmetic = match block.recipe(index) {
+            Some(recipe) => recipe.flags(self.cpu(), self.block.get().exchange.stash),
+            None if block.flags_away >> index & 1 != 0 => self.saved_flags(),
+            None if block.flags_lost >> index & 1 != 0 => 0,
+            None => rflags & flags::ARITHMETIC,
         };
         let cpu = self.cpu_mut();
-        cpu.arithmetic_flags = arithmetic & live;
+        cpu.arithmetic_flags = arithmetic;
         cpu.rip = rip;
         self.give_back(total, index);
         let exception = host_exception(self.cpu(), vector);

@@ -3,12 +3,14 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::emitter::{Emitter, ExitSite, FlagsPlace, Stub, Target, Unencodable, Workshop};
+use super::emitter::{Emitter, ExitSite, Stub, Target, Unencodable, Workshop};
+use super::flags::{Effect, FlagsPlace};
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::record::classify::{Class, Classifier, Kind};
+use crate::record::recipe::Recipe;
 use crate::record::{grouping, liveness};
-use crate::run::{Upcall, UpcallKind, at};
+use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
 pub struct Emitted {
@@ -30,11 +32,22 @@ pub struct Emitted {
     pub sites: u32,
     /// The block works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
-    /// Arithmetic flags, at their EFLAGS positions, that each instruction finds as they are;
-    /// the others are overwritten before anything reads them, and may be lost.
-    pub live_flags: Vec<u16>,
+    /// Entry for direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
+    pub saving_entry: u32,
+    /// The block does not need the flags in EFLAGS: a recipe in the place of saved ones will do
+    /// that needs none of these registers, a bit each.
+    pub lost: Option<u16>,
     /// Bit i: instruction i finds its flags in `saved_flags` only.
     pub flags_away: u64,
+    /// Bit i: instruction i finds them nowhere (with imprecise flags).
+    pub flags_lost: u64,
+    /// Recipes for flags that are nowhere else, by the index of the instruction before which
+    /// they hold.
+    pub recipes: Vec<(u16, Recipe)>,
+    /// Bit i: instruction i leaves something in the stash that the code behind it relies on.
+    pub stashes: u64,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -52,6 +65,39 @@ pub fn emit(
     rip: u64,
     target: Target<'_>,
 ) -> Emitted {
+    let mut classes = std::mem::take(&mut workshop.classes);
+    classes.clear();
+    classes.extend(
+        insns
+            .iter()
+            .map(|insn| classifier.classify(insn, target.mode)),
+    );
+    let precise = target.precise_flags;
+    let mut exposes = liveness::mask(insns, |index, insn| {
+        liveness::exposes(insn, &classes[index], precise)
+    });
+    let emitted = loop {
+        match emit_once(workshop, insns, &classes, exposes, rip, target) {
+            Ok(emitted) => break emitted,
+            Err(Helpers(more)) => exposes |= more,
+        }
+    };
+    workshop.classes = classes;
+    emitted
+}
+
+/// Instructions, a bit each, that had to be left to helpers where none were expected: helpers see
+/// the flags.
+struct Helpers(u64);
+
+fn emit_once(
+    workshop: &mut Workshop,
+    insns: &[Instruction],
+    classes: &[Class],
+    exposes: u64,
+    rip: u64,
+    target: Target<'_>,
+) -> Result<Emitted, Helpers> {
     let mode = target.mode;
     let user = mode.has(Mode::USER);
     let guard = at::guard(user, rip >> 12);
@@ -59,36 +105,34 @@ pub fn emit(
     let second = target
         .second_mapping
         .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
-    let counted = target.counted;
-    let mut classes = std::mem::take(&mut workshop.classes);
-    classes.clear();
-    classes.extend(insns.iter().map(|insn| classifier.classify(insn, mode)));
-    let whole: Vec<bool> = classes
-        .iter()
-        .map(|class| {
-            matches!(
-                class.kind,
-                Kind::Helper | Kind::Branch | Kind::SystemCall | Kind::SystemReturn
-            )
-        })
-        .collect();
-    let needed = liveness::needed_before(insns, &whole, liveness::ALL);
-    let live = needed[0] != 0;
-    let grouping = target.grouping;
+    let needed = liveness::needed_before(insns, exposes);
+    let need = |index: usize| Need {
+        before: needed[index],
+        after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
+    };
+    let in_host = liveness::mask(insns, |index, insn| need(index).in_host(insn));
+    let lost = liveness::lost_at_entry(insns, classes, exposes, in_host, target.precise_flags);
+    let arriving = match lost {
+        Some(_) if target.precise_flags => FlagsPlace::ARRIVED,
+        Some(_) => FlagsPlace::LOST,
+        None => FlagsPlace::HOST,
+    };
     let mut emitter = Emitter::new(target, workshop);
-    if grouping {
-        emitter.groups = grouping::find(insns, &classes, mode);
+    if target.grouping {
+        emitter.groups = grouping::find(insns, classes, mode);
     }
     emitter.insn_starts.reserve_exact(insns.len() + 1);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
     let guarded_entry = emitter.here();
-    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+    let guarded_label = emitter.ops.new_dynamic_label();
+    dynasm!(emitter.ops ; .arch x64 ; =>guarded_label);
+    emitter.entry_check(arriving, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
     });
     let poll_entry = emitter.here();
-    emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+    emitter.entry_check(arriving, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [at::EXIT_REQUEST], 0 ; jne =>label);
     });
     let entry = emitter.here();
@@ -96,43 +140,52 @@ pub fn emit(
     dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
     // Even a jump within the page cannot vouch for the page behind it.
     if let Some((guard, mapping)) = second {
-        emitter.entry_check(live, UpcallKind::Leave, |emitter, label| {
+        emitter.entry_check(arriving, |emitter, label| {
             dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
         });
     }
-    if counted {
-        emitter.count(insns.len() as i32, live);
+    if target.counted {
+        emitter.count(insns.len() as i32, arriving);
     }
     // What a helper executes finds them in memory.
     let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
     let vectors =
         (insns.iter().zip(classes.iter())).any(|(insn, class)| plain(class) && uses_vectors(insn));
     if vectors {
-        emitter.bring_vectors(live);
+        emitter.bring_vectors(arriving);
     }
-    emitter.flags = FlagsPlace {
-        host: true,
-        saved: false,
-    };
+    emitter.flags = arriving;
+    let effects = insns.iter().zip(classes).enumerate();
+    emitter
+        .effects
+        .extend(effects.map(|(index, (insn, class))| {
+            Effect::of(insn, class, need(index).after, in_host >> index & 1 != 0)
+        }));
+    let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         emitter.insn_starts.push(emitter.here());
-        let need = Need {
-            before: needed[index],
-            after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
-        };
+        emitter.current = index;
+        if !emitter.effects[index].checks {
+            emitter.keep_flags();
+        }
         let flags = emitter.flags;
-        let stubs = emitter.stubs.len();
+        let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
         let established = emitter.established;
         let start = emitter.here();
         if emitter
-            .instruction(index, insn, &classes[index], need)
-            .is_err()
+            .instruction(index, insn, &classes[index], need(index))
+            .is_ok()
         {
+            emitter.follow_flags(insn, &classes[index]);
+        } else {
             // Forms are refused before anything is emitted for them.
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
+            helpers |= 1 << index;
             emitter.flags = flags;
             emitter.established = established;
             emitter.stubs.truncate(stubs);
+            emitter.recipes.truncate(recipes);
+            emitter.stashed = None;
             emitter.helper(index);
         }
     }
@@ -151,36 +204,44 @@ pub fn emit(
             | Kind::SystemCall
             | Kind::SystemReturn
     ) {
-        emitter.restore_flags();
-        emitter.direct_exit(last.next_ip(), None);
+        emitter.exit_to(last.next_ip());
     }
-    // Entry for indirect jumps, out of line.
-    let indirect_entry = if live {
-        emitter.indirect_entry(guard, mapping, entry_label)
+    // Further entries, out of line.
+    let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
+    if lost.is_some() {
+        if target.precise_flags {
+            saving_entry = emitter.here();
+            emitter.flags = FlagsPlace::HOST;
+            emitter.save_flags();
+            dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
+        }
     } else {
-        // Flags that nothing reads need not be brought back.
-        guarded_entry
-    };
+        indirect_entry = emitter.indirect_entry(guard, mapping, entry_label);
+    }
     let sites = emitter.sites;
-    let (code, exits, insn_starts, flags_away) = emitter.finish();
-    workshop.classes = classes;
-    let live_flags = needed
-        .iter()
-        .map(|&flags| liveness::at_positions(flags))
-        .collect();
-    Emitted {
-        code,
+    let finished = emitter.finish();
+    if helpers & !exposes != 0 {
+        workshop.code = finished.code;
+        return Err(Helpers(helpers));
+    }
+    Ok(Emitted {
+        code: finished.code,
         entry,
         poll_entry,
         guarded_entry,
         indirect_entry,
-        exits,
-        insn_starts,
+        saving_entry,
+        exits: finished.exits,
+        insn_starts: finished.insn_starts,
         sites,
         vectors,
-        live_flags,
-        flags_away,
-    }
+        lost,
+        flags_away: finished.flags_away,
+        flags_lost: finished.flags_lost,
+        recipes: finished.recipes,
+        stashes: finished.stashes,
+        precise_flags: target.precise_flags,
+    })
 }
 
 /// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
@@ -226,12 +287,9 @@ fn uses_vectors(insn: &Instruction) -> bool {
 
 impl Emitter<'_> {
     /// Makes sure that the guest's vector registers are in the host's.
-    fn bring_vectors(&mut self, live: bool) {
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
-        };
-        self.spoil_flags(live);
+    fn bring_vectors(&mut self, arriving: FlagsPlace) {
+        self.flags = arriving;
+        self.spoil_flags(!arriving.lost);
         let label = self.ops.new_dynamic_label();
         let back = self.ops.new_dynamic_label();
         self.stubs.push(Stub::LoadVectors { label, back });
@@ -241,7 +299,7 @@ impl Emitter<'_> {
             ; je =>label
             ; =>back
         );
-        self.restore_flags();
+        self.restore_at_entry();
     }
 
     /// The entry for indirect jumps to a block that needs the flags, which are in their saved
@@ -250,7 +308,7 @@ impl Emitter<'_> {
         let start = self.here();
         let record = {
             let mut record = self.record(UpcallKind::Leave, 0);
-            record.flags_saved = 1;
+            record.flags = FlagsAt::Saved;
             record
         };
         let leave = self.leave_stub(record);
@@ -261,10 +319,7 @@ impl Emitter<'_> {
             ; gs cmp DWORD [at::EXIT_REQUEST], 0
             ; jne =>leave
         );
-        self.flags = FlagsPlace {
-            host: false,
-            saved: true,
-        };
+        self.flags = FlagsPlace::SAVED;
         self.restore_flags();
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         start
@@ -273,19 +328,22 @@ impl Emitter<'_> {
     /// A compare at an entry that may leave the block before it begins.
     fn entry_check(
         &mut self,
-        live: bool,
-        kind: UpcallKind,
+        arriving: FlagsPlace,
         compare: impl FnOnce(&mut Self, dynasmrt::DynamicLabel),
     ) {
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
-        };
-        self.spoil_flags(live);
-        let record = self.record(kind, 0);
+        self.flags = arriving;
+        self.spoil_flags(!arriving.lost);
+        let record = self.record(UpcallKind::Leave, 0);
         let label = self.leave_stub(record);
         compare(self, label);
-        self.restore_flags();
+        self.restore_at_entry();
+    }
+
+    /// Behind a compare at an entry the flags go back to EFLAGS, if the block needs them there.
+    fn restore_at_entry(&mut self) {
+        if !self.flags.arrived {
+            self.restore_flags();
+        }
     }
 
     /// The stub that leaves before the block begins, made once for each place of the flags.
@@ -295,21 +353,16 @@ impl Emitter<'_> {
                 label,
                 record: other,
                 ..
-            } if other.kind == record.kind && other.flags_saved == record.flags_saved => {
-                Some(*label)
-            }
+            } if other.kind == record.kind && other.flags == record.flags => Some(*label),
             _ => None,
         });
         known.unwrap_or_else(|| self.stub(None, record))
     }
 
     /// Counts the block's instructions in advance; leaves if the budget does not cover them.
-    fn count(&mut self, count: i32, live: bool) {
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
-        };
-        self.spoil_flags(live);
+    fn count(&mut self, count: i32, arriving: FlagsPlace) {
+        self.flags = arriving;
+        self.spoil_flags(!arriving.lost);
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::GiveBack {
@@ -322,7 +375,7 @@ impl Emitter<'_> {
             ; gs sub QWORD [at::BUDGET], count
             ; js =>label
         );
-        self.restore_flags();
+        self.restore_at_entry();
     }
 
     fn instruction(
@@ -347,8 +400,7 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Jump => {
-                self.restore_flags();
-                self.direct_exit(insn.near_branch_target(), None);
+                self.exit_to(insn.near_branch_target());
                 Ok(())
             }
             Kind::Branch => {
@@ -398,10 +450,7 @@ impl Emitter<'_> {
         self.upcall(record);
         // It may have changed what the groups' checks saw.
         self.established = 0;
-        self.flags = FlagsPlace {
-            host: true,
-            saved: true,
-        };
+        self.flags = FlagsPlace::BOTH;
     }
 
     /// Emits one plain instruction on its own, its memory operand replaced by the bounce
@@ -416,6 +465,6 @@ impl Emitter<'_> {
         self.flags.host = false;
         let record = self.record(UpcallKind::Alone, 0);
         self.upcall(record);
-        Ok(self.finish().0)
+        Ok(self.finish().code)
     }
 }

@@ -139,18 +139,25 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         self.push_return(index, insn.next_ip(), needed)?;
-        self.restore_flags();
-        self.direct_exit(insn.near_branch_target(), None);
+        self.exit_to(insn.near_branch_target());
         Ok(())
+    }
+
+    /// The block ends with a jump to a known address.
+    pub(super) fn exit_to(&mut self, target: u64) {
+        self.restore_flags();
+        let flags = self.describe_flags();
+        self.direct_exit(target, None, flags);
     }
 
     /// Jcc: both ways are exits.
     pub(super) fn branch(&mut self, insn: &Instruction) {
         self.restore_flags();
         let condition = insn.condition_code() as u8;
+        let flags = self.describe_flags();
         // iced-x86 numbers conditions from 1 in the encoding's order.
-        self.direct_exit(insn.near_branch_target(), Some(condition - 1));
-        self.direct_exit(insn.next_ip(), None);
+        self.direct_exit(insn.near_branch_target(), Some(condition - 1), flags);
+        self.direct_exit(insn.next_ip(), None, flags);
     }
 
     /// Jcc in the middle of a trace: the way that the trace does not follow is an exit.

@@ -7,6 +7,7 @@ use iced_x86::{Encoder, Instruction, Register};
 
 use mmu::GuestPhys;
 
+use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number, pinned};
 use super::trampoline::Trampolines;
@@ -14,9 +15,11 @@ use crate::cache::CodeOffset;
 use crate::guest::Mode;
 use crate::record::classify::Class;
 use crate::record::grouping::Groups;
+use crate::record::recipe::Recipe;
 use crate::run::{Strayed, Upcall, UpcallKind, at};
 
 /// What a block is emitted for, and where.
+#[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// The block's identifier, for upcalls.
     pub id: u32,
@@ -45,6 +48,8 @@ pub struct Target<'a> {
     pub counted: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether the host has BMI2: instructions that shift without flags.
@@ -62,15 +67,6 @@ pub struct Predicting<'a> {
     pub first: u16,
 }
 
-/// Where the guest's arithmetic flags are at a point of the code.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FlagsPlace {
-    /// In EFLAGS.
-    pub host: bool,
-    /// In `exchange.saved_flags`.
-    pub saved: bool,
-}
-
 /// A jump out of the block to a known guest address.
 #[derive(Clone, Copy, Debug)]
 pub struct ExitSite {
@@ -82,6 +78,8 @@ pub struct ExitSite {
     pub target: u64,
     /// The check of a group failed: the target is this block's own rest, without groups.
     pub ungrouped: Option<u16>,
+    /// How the flags leave.
+    pub flags: ExitFlags,
 }
 
 /// The bytes of one host instruction.
@@ -116,12 +114,11 @@ pub(super) enum Stub {
         label: DynamicLabel,
         back: DynamicLabel,
     },
-    /// Goes on at an instruction in code without groups. The flags are restored if they are in
-    /// their saved place only.
+    /// Goes on at an instruction in code without groups. The flags are brought into EFLAGS.
     Ungroup {
         label: DynamicLabel,
         insn: u16,
-        restore: bool,
+        flags: FlagsPlace,
         give_back: i32,
         rip: u64,
     },
@@ -129,6 +126,7 @@ pub(super) enum Stub {
     SideExit {
         label: DynamicLabel,
         target: u64,
+        flags: FlagsPlace,
         give_back: i32,
     },
     /// Gives back the instructions counted in advance, then leaves.
@@ -146,6 +144,7 @@ pub struct Workshop {
     encoder: Encoder,
     stubs: Vec<Stub>,
     rips: Vec<u64>,
+    effects: Vec<Effect>,
     pub(super) classes: Vec<Class>,
     /// Room for a block's code, to be given back when the code has been placed.
     pub code: Vec<u8>,
@@ -158,6 +157,7 @@ impl Default for Workshop {
             encoder: Encoder::new(64),
             stubs: Vec::new(),
             rips: Vec::new(),
+            effects: Vec::new(),
             classes: Vec::new(),
             code: Vec::new(),
         }
@@ -177,6 +177,19 @@ pub struct Emitter<'a> {
     pub(super) insn_starts: Vec<u32>,
     /// Instructions that find the guest's flags in their saved place only, by index.
     pub(super) flags_away: u64,
+    /// Instructions that find them nowhere.
+    pub(super) flags_lost: u64,
+    /// Recipes for flags that are nowhere else, by the index of the instruction before which
+    /// they hold.
+    pub(super) recipes: Vec<(u16, Recipe)>,
+    /// What the block's instructions do with the flags they find.
+    pub(super) effects: &'a mut Vec<Effect>,
+    /// The instruction that is being emitted.
+    pub(super) current: usize,
+    /// The recipe for the flags that it leaves, if that needs the stash.
+    pub(super) stashed: Option<Recipe>,
+    /// Bit i: instruction i puts something into the stash.
+    pub(super) stashes: u64,
     /// Accesses that share a check.
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
@@ -190,6 +203,17 @@ pub struct Emitter<'a> {
     pub(super) sites: u32,
 }
 
+/// What an emitter leaves.
+pub(super) struct Finished {
+    pub code: Vec<u8>,
+    pub exits: Vec<ExitSite>,
+    pub insn_starts: Vec<u32>,
+    pub flags_away: u64,
+    pub flags_lost: u64,
+    pub recipes: Vec<(u16, Recipe)>,
+    pub stashes: u64,
+}
+
 /// The instruction cannot be encoded with host registers: a helper has to do it.
 #[derive(Debug)]
 pub struct Unencodable;
@@ -199,19 +223,23 @@ impl<'a> Emitter<'a> {
     pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
         workshop.stubs.clear();
         workshop.rips.clear();
+        workshop.effects.clear();
         Emitter {
             ops: &mut workshop.ops,
             encoder: &mut workshop.encoder,
             code: &mut workshop.code,
             target,
-            flags: FlagsPlace {
-                host: true,
-                saved: false,
-            },
+            flags: FlagsPlace::HOST,
             stubs: &mut workshop.stubs,
             exits: Vec::new(),
             insn_starts: Vec::new(),
             flags_away: 0,
+            flags_lost: 0,
+            recipes: Vec::new(),
+            effects: &mut workshop.effects,
+            current: 0,
+            stashed: None,
+            stashes: 0,
             groups: Groups::default(),
             established: 0,
             may_skip: None,
@@ -266,69 +294,13 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Makes sure that the flags are in `exchange.saved_flags`, and that EFLAGS may be spoilt.
-    /// Uses T2 only.
-    pub(super) fn save_flags(&mut self) {
-        if !self.flags.saved {
-            debug_assert!(self.flags.host, "flags are nowhere");
-            dynasm!(self.ops
-                ; .arch x64
-                ; mov r8, rax
-                ; lahf
-                ; seto al
-                ; gs mov [at::SAVED_FLAGS], eax
-                ; mov rax, r8
-            );
-            self.flags.saved = true;
-        }
-    }
-
-    /// Makes sure that the flags are in EFLAGS. Uses T2 only.
-    pub(super) fn restore_flags(&mut self) {
-        if !self.flags.host {
-            debug_assert!(self.flags.saved, "flags are nowhere");
-            dynasm!(self.ops
-                ; .arch x64
-                ; mov r8, rax
-                ; gs mov eax, [at::SAVED_FLAGS]
-                ; add al, 0x7f
-                ; sahf
-                ; mov rax, r8
-            );
-            self.flags.host = true;
-        }
-    }
-
-    /// EFLAGS is about to be spoilt by a check. If the guest's flags are still needed they are
-    /// saved first; otherwise they are forgotten.
-    pub(super) fn spoil_flags(&mut self, needed: bool) {
-        if needed {
-            self.save_flags();
-            self.flags.host = false;
-        } else {
-            // Dead: what is in EFLAGS will do.
-            self.flags = FlagsPlace {
-                host: true,
-                saved: false,
-            };
-        }
-    }
-
-    /// Notes where the flags are for an instruction that may fault on the host, just before
-    /// it is emitted.
-    pub(super) fn note_flags(&mut self, insn: usize) {
-        if self.flags.saved && !self.flags.host {
-            self.flags_away |= 1 << insn;
-        }
-    }
-
     /// An upcall record for an instruction of the block, with the flags as they are here.
-    pub(super) fn record(&self, kind: UpcallKind, insn: usize) -> Upcall {
+    pub(super) fn record(&mut self, kind: UpcallKind, insn: usize) -> Upcall {
         Upcall {
             block: self.target.id,
             insn: insn as u16,
             kind,
-            flags_saved: u8::from(!self.flags.host && self.flags.saved),
+            flags: self.flags_at(insn),
             size: 0,
             write: 0,
             wants_addend: 0,
@@ -363,7 +335,7 @@ impl<'a> Emitter<'a> {
         self.stubs.push(Stub::Ungroup {
             label,
             insn: insn as u16,
-            restore: self.flags.saved && !self.flags.host,
+            flags: self.flags,
             give_back: if self.target.counted { left } else { 0 },
             rip: self.rips[insn],
         });
@@ -371,7 +343,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
-    pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>) {
+    pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
         let label = self.ops.new_dynamic_label();
         match condition {
             // jcc rel32
@@ -389,6 +361,7 @@ impl<'a> Emitter<'a> {
             stub: CodeOffset(0),
             target,
             ungrouped: None,
+            flags,
         });
         self.stubs.push(Stub::Link { label, exit });
     }
@@ -404,15 +377,16 @@ impl<'a> Emitter<'a> {
         );
     }
 
-    /// Emits a jump out of the block and, behind it, what links it. The flags are in EFLAGS.
-    fn exit_here(&mut self, target: u64, ungrouped: Option<u16>) {
+    /// Emits a jump out of the block and, behind it, what links it.
+    fn exit_here(&mut self, target: u64, ungrouped: Option<u16>, flags: ExitFlags) {
         self.ops.push(0xe9);
         let site = CodeOffset(self.target.base.0 + self.here());
         self.ops.push_u32(0);
         let stub = CodeOffset(self.target.base.0 + self.here());
-        self.flags = FlagsPlace {
-            host: true,
-            saved: false,
+        self.flags = match flags {
+            ExitFlags::Arrived => FlagsPlace::ARRIVED,
+            _ if self.flags.lost => FlagsPlace::LOST,
+            _ => FlagsPlace::HOST,
         };
         let mut record = self.record(UpcallKind::Link, 0);
         record.extra = self.exits.len() as u32;
@@ -421,6 +395,7 @@ impl<'a> Emitter<'a> {
             stub,
             target,
             ungrouped,
+            flags,
         });
         self.upcall(record);
     }
@@ -428,15 +403,19 @@ impl<'a> Emitter<'a> {
     /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
     /// must be in EFLAGS.
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
-        if !self.target.counted {
-            return self.direct_exit(target, Some(condition));
+        let described =
+            !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
+        if !self.target.counted && !described {
+            let flags = self.describe_flags();
+            return self.direct_exit(target, Some(condition), flags);
         }
         let label = self.ops.new_dynamic_label();
-        let give_back = (self.rips.len() - executed) as i32;
+        let left = (self.rips.len() - executed) as i32;
         self.stubs.push(Stub::SideExit {
             label,
             target,
-            give_back,
+            flags: self.flags,
+            give_back: if self.target.counted { left } else { 0 },
         });
         match condition {
             0x0 => dynasm!(self.ops ; .arch x64 ; jo =>label),
@@ -459,7 +438,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits everything that goes behind the block's end, and returns the code.
-    pub(super) fn finish(mut self) -> (Vec<u8>, Vec<ExitSite>, Vec<u32>, u64) {
+    pub(super) fn finish(mut self) -> Finished {
         let mut stubs = std::mem::take(self.stubs);
         for stub in stubs.drain(..) {
             match stub {
@@ -477,10 +456,7 @@ impl<'a> Emitter<'a> {
                 Stub::Link { label, exit } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.exits[exit].stub = CodeOffset(self.target.base.0 + self.here());
-                    self.flags = FlagsPlace {
-                        host: true,
-                        saved: false,
-                    };
+                    self.flags = FlagsPlace::HOST;
                     let mut record = self.record(UpcallKind::Link, 0);
                     record.extra = exit as u32;
                     self.upcall(record);
@@ -493,7 +469,7 @@ impl<'a> Emitter<'a> {
                 Stub::Ungroup {
                     label,
                     insn,
-                    restore,
+                    flags,
                     give_back,
                     rip,
                 } => {
@@ -501,21 +477,28 @@ impl<'a> Emitter<'a> {
                     if give_back != 0 {
                         self.add_to_budget(give_back);
                     }
-                    self.flags = FlagsPlace {
-                        host: !restore,
-                        saved: restore,
+                    self.flags = flags;
+                    let flags = if flags.arrived {
+                        ExitFlags::Arrived
+                    } else {
+                        self.restore_flags();
+                        self.describe_flags()
                     };
-                    self.restore_flags();
-                    self.exit_here(rip, Some(insn));
+                    self.exit_here(rip, Some(insn), flags);
                 }
                 Stub::SideExit {
                     label,
                     target,
+                    flags,
                     give_back,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.add_to_budget(give_back);
-                    self.exit_here(target, None);
+                    if give_back != 0 {
+                        self.add_to_budget(give_back);
+                    }
+                    self.flags = flags;
+                    let flags = self.describe_flags();
+                    self.exit_here(target, None, flags);
                 }
                 Stub::GiveBack {
                     label,
@@ -542,7 +525,15 @@ impl<'a> Emitter<'a> {
             let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
             code[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
         }
-        (code, self.exits, self.insn_starts, self.flags_away)
+        Finished {
+            code,
+            exits: self.exits,
+            insn_starts: self.insn_starts,
+            flags_away: self.flags_away,
+            flags_lost: self.flags_lost,
+            recipes: self.recipes,
+            stashes: self.stashes,
+        }
     }
 
     /// The scratch registers, in the order in which operands are staged.

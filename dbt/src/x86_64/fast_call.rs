@@ -50,7 +50,7 @@ impl Emitter<'_> {
             // There time is a function of executed instructions.
             return Err(Unencodable);
         }
-        self.spoil_flags(needed);
+        self.spoil_flags_and(1 << Guest::RAX | 1 << Guest::RDX, needed);
         let instead = self.interpret_instead(index);
         if !self.target.mode.has(Mode::RING0) {
             dynasm!(self.ops

@@ -266,6 +266,19 @@ impl Emitter<'_> {
     pub(super) fn check(
         &mut self,
         insn: usize,
+        at: (Place, &Address),
+        size: u32,
+        write: bool,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        self.check_access(insn, at, size, write, needed)?;
+        self.keep_flags();
+        Ok(())
+    }
+
+    fn check_access(
+        &mut self,
+        insn: usize,
         (place, address): (Place, &Address),
         size: u32,
         write: bool,

@@ -7,6 +7,7 @@ mod block;
 mod control;
 mod emitter;
 mod fast_call;
+mod flags;
 mod memory;
 mod plain;
 mod prediction;
@@ -16,4 +17,5 @@ mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
+pub use flags::ExitFlags;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

@@ -5,11 +5,13 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::emitter::{Emitter, Encoded, Unencodable};
+use super::flags::FlagsPlace;
 use super::memory::{Address, HostMemory};
 use super::registers::{T1, host, is_high_byte, number, pinned, sized};
 use crate::record::classify::{Class, Operand};
 use crate::record::grouping::Place;
 use crate::record::liveness;
+use crate::record::recipe::Recipe;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
 #[derive(Default)]
@@ -114,6 +116,16 @@ impl Emitter<'_> {
         }
         self.note_flags(index);
         self.load_staged(&staging);
+        if let Some(recipe) = Recipe::with_old_value(insn).filter(|_| self.worth_stashing()) {
+            self.stash(out.op0_register(), recipe);
+        }
+        if let Some(recipe) = Recipe::with_carry(insn)
+            && self.flags.host
+            && !self.flags.lost
+            && self.worth_stashing()
+        {
+            self.stash_carry(recipe);
+        }
         self.bytes(&bytes);
         self.store_staged(&staging);
         self.changed_flags(insn);
@@ -131,8 +143,15 @@ impl Emitter<'_> {
         let address = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
         let memory = address.host_memory();
         let size = insn.memory_size().size() as u32;
-        // A modified value takes T1; the linear address took T0.
-        let scratch: &[Register] = if operand == Operand::Modify {
+        let stash = match operand {
+            Operand::Read => Recipe::with_memory(insn),
+            Operand::Modify => Recipe::with_result(insn),
+            _ => None,
+        };
+        let stash = stash.filter(|_| self.worth_stashing());
+        let loads = operand == Operand::Modify || (operand == Operand::Read && stash.is_some());
+        // A value that is loaded takes T1; the linear address took T0.
+        let scratch: &[Register] = if loads {
             &Self::STAGING[1..2]
         } else {
             &Self::STAGING[..2]
@@ -151,7 +170,7 @@ impl Emitter<'_> {
         };
         let native = encoded(self, memory)?;
         let on_register = match operand {
-            Operand::Modify if !high_byte => {
+            _ if loads && !high_byte => {
                 let memory_op = (0..insn.op_count())
                     .find(|&op| insn.op_kind(op) == OpKind::Memory)
                     .ok_or(Unencodable)?;
@@ -181,6 +200,12 @@ impl Emitter<'_> {
         self.note_flags(index);
         self.load_staged(&staging);
         match operand {
+            Operand::Read if let Some(recipe) = stash => {
+                let load = self.move_load(T1, memory, size)?;
+                self.bytes(&load);
+                self.stash(T1, recipe);
+                self.bytes(&on_register);
+            }
             Operand::None | Operand::Read => self.bytes(&native),
             Operand::Write => self.store_all(memory, |emitter, memory| {
                 let bytes = encoded(emitter, memory)?;
@@ -199,6 +224,9 @@ impl Emitter<'_> {
                 let load = self.move_load(T1, memory, size)?;
                 self.bytes(&load);
                 self.bytes(&on_register);
+                if let Some(recipe) = stash {
+                    self.stash(T1, recipe);
+                }
                 self.store_register(memory, T1, size)?;
             }
         }
@@ -210,8 +238,7 @@ impl Emitter<'_> {
     /// After an instruction that changes flags, EFLAGS holds the guest's.
     fn changed_flags(&mut self, insn: &Instruction) {
         if liveness::changed(insn) != 0 {
-            self.flags.host = true;
-            self.flags.saved = false;
+            self.flags = FlagsPlace::HOST;
         }
     }
 

@@ -98,6 +98,8 @@ pub struct Machine {
     /// Instructions executed before the program.
     base: u64,
     counted: bool,
+    /// Whether flags are right also where the code has no use for them.
+    pub precise_flags: bool,
 }
 
 impl Machine {
@@ -109,7 +111,7 @@ impl Machine {
         })
         .expect("a megabyte of guest memory");
         let log = DeviceLog::default();
-        let counted = options.counted;
+        let (counted, precise_flags) = (options.counted, options.precise_flags);
         let options = EngineOptions {
             // Few enough that areas are emptied now and then.
             code_bytes: 2 << 20,
@@ -124,6 +126,7 @@ impl Machine {
             interrupt,
             base: 0,
             counted,
+            precise_flags,
         }
     }
 

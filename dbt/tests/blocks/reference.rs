@@ -3,7 +3,7 @@
 
 use dbt::Stop;
 use dbt::guest::{CpuState, flags};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, RflagsBits};
 use mmu::GuestPhys;
 
 use crate::machine::{CODE, Machine, PAGE, physical};
@@ -13,8 +13,6 @@ use crate::tables::{HANDLERS, HANDLERS_END, SPACES, entry_address};
 /// Longer programs are not looked at; shorter ones neither where every step is looked at.
 const LONGEST_RUN: usize = 4000;
 const LONGEST_OF_ITSELF: usize = 200;
-/// Bytes of code in which a store to the code ahead is noticed.
-const AHEAD: usize = 0x400;
 
 /// The registers after one instruction.
 #[derive(Clone)]
@@ -89,28 +87,6 @@ fn changes(insn: &Instruction, cpu: &CpuState) -> (u64, u64) {
     (arithmetic(insn.rflags_modified()) & !undefined, undefined)
 }
 
-/// Flags that are overwritten, whatever the operands are, before anything reads them in the
-/// code from here on: an engine may have lost them when the first instruction faults.
-pub fn dead(machine: &mut Machine, bits: u32, mut rip: u64) -> u64 {
-    let mut dead = 0;
-    let mut read = 0;
-    for _ in 0..80 {
-        let insn = decode(machine, bits, rip);
-        read |= arithmetic(insn.rflags_read());
-        dead |= arithmetic(insn.rflags_modified()) & !read;
-        // A trace goes on behind a jump to a known address.
-        if insn.is_jmp_short_or_near() {
-            rip = insn.near_branch_target();
-            continue;
-        }
-        if insn.flow_control() != FlowControl::Next || insn.mnemonic() == Mnemonic::Hlt {
-            break;
-        }
-        rip = insn.next_ip();
-    }
-    dead
-}
-
 /// Where code at a linear address is.
 fn fetched(machine: &mut Machine, bits: u32, linear: u64) -> Option<u64> {
     if !(CODE..CODE + 2 * PAGE).contains(&linear) {
@@ -121,21 +97,6 @@ fn fetched(machine: &mut Machine, bits: u32, linear: u64) -> Option<u64> {
     let size = if bits == 64 { 8 } else { 4 };
     let entry = machine.vcpu.mem.load_uint(GuestPhys(at), size).ok()?;
     Some((entry & 0xf_f000) | (linear % PAGE))
-}
-
-fn code_ahead(machine: &mut Machine, bits: u32, rip: u64) -> Vec<u8> {
-    let mut code = vec![0; AHEAD];
-    let mut done = 0;
-    while done < AHEAD {
-        let linear = rip.wrapping_add(done as u64);
-        let piece = (AHEAD - done).min((PAGE - linear % PAGE) as usize);
-        if let Some(at) = fetched(machine, bits, linear) {
-            let into = &mut code[done..done + piece];
-            let _ = machine.vcpu.mem.load(GuestPhys(at), into);
-        }
-        done += piece;
-    }
-    code
 }
 
 fn decode(machine: &mut Machine, bits: u32, rip: u64) -> Instruction {
@@ -185,12 +146,6 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
         let (defines, leaves) = changes(&insn, machine.vcpu.cpu());
         let goal = machine.vcpu.instructions() + 1;
         machine.vcpu.set_goal(goal);
-        // A store to the code ahead, and the flags that the code before the store had no use
-        // for: an engine that looks ahead may have lost them.
-        let ahead = program.writes_itself.then(|| {
-            let dead = dead(machine, bits, insn.next_ip());
-            (dead, code_ahead(machine, bits, rip))
-        });
         let waited = machine.interrupt.get();
         let stop = machine.vcpu.run();
         let interrupted = waited && !machine.interrupt.get();
@@ -204,9 +159,7 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
             }
         } else if handlers.contains(&now) && !handlers.contains(&rip) {
             run.faulted = true;
-            let dead = undefined | dead(machine, bits, rip);
-            run.frame_undefined = dead;
-            undefined = dead;
+            run.frame_undefined = undefined;
         } else if matches!(
             insn.mnemonic(),
             Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
@@ -218,11 +171,6 @@ pub fn run(machine: &mut Machine, program: &Program) -> Option<Run> {
             }
             undefined &= !defines;
             undefined |= leaves;
-        }
-        if let Some((dead, code)) = ahead
-            && code != code_ahead(machine, bits, rip)
-        {
-            undefined |= dead;
         }
         let longest = if program.writes_itself {
             LONGEST_OF_ITSELF

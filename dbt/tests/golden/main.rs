@@ -71,6 +71,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         second_mapping: None,
         counted: case.counted,
         grouping: case.grouping,
+        precise_flags: true,
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),

@@ -49,6 +49,8 @@ fn behind_gs(offset: usize) -> Option<String> {
             offset_of!(CpuBlock, exchange.interrupt_waiting),
             "interrupt_waiting",
         ),
+        (offset_of!(CpuBlock, exchange.stash), "stash"),
+        (offset_of!(CpuBlock, exchange.constant), "constant"),
         (offset_of!(CpuBlock, cpu.exit_request), "exit_request"),
         (offset_of!(CpuBlock, cpu.interrupt_flag), "guest.if"),
         (offset_of!(CpuBlock, cpu.direction_flag), "guest.df"),

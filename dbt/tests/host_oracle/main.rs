@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use common::{Random, setting};
 use dbt::guest::{Exception, flags};
+use dbt::record::liveness;
 use generate::{Case, GROUPS, group};
 use guest::Guest;
 use iced_x86::{Mnemonic, RflagsBits};
@@ -59,20 +60,22 @@ fn undefined_flags(case: &Case) -> u64 {
         }
         return undefined;
     }
-    let bits = insn.rflags_undefined();
-    for (bit, flag) in [
+    at_positions(insn.rflags_undefined())
+}
+
+/// Flags as iced-x86 names them, at their EFLAGS positions.
+fn at_positions(bits: u32) -> u64 {
+    [
         (RflagsBits::OF, flags::OF),
         (RflagsBits::SF, flags::SF),
         (RflagsBits::ZF, flags::ZF),
         (RflagsBits::AF, flags::AF),
         (RflagsBits::CF, flags::CF),
         (RflagsBits::PF, flags::PF),
-    ] {
-        if bits & bit != 0 {
-            undefined |= flag;
-        }
-    }
-    undefined
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |all, (_, flag)| all | flag)
 }
 
 /// Whether the destination itself is undefined (SHLD and SHRD of 16 bits by more, BSWAP of 16).
@@ -143,6 +146,35 @@ impl Comparison {
             } else {
                 self.failures.push(String::new());
             }
+        }
+    }
+
+    /// What the translator takes for overwritten is the same whatever the flags were, also where
+    /// the manual leaves it undefined: else what memory checks leave in EFLAGS could be seen.
+    fn overwrites(&mut self, case: &Case, bits: u32) {
+        let mask = at_positions(liveness::overwritten(&case.insn));
+        if mask == 0 || liveness::read(&case.insn) != 0 {
+            return;
+        }
+        let before = self.host.data().to_vec();
+        let mut ends = Vec::new();
+        for flipped in [0, flags::ARITHMETIC] {
+            self.host.data().copy_from_slice(&before);
+            for (address, bytes) in &case.stores {
+                let start = (address - DATA) as usize;
+                self.host.data()[start..start + bytes.len()].copy_from_slice(bytes);
+            }
+            let mut input = case.input;
+            input.flags ^= flipped;
+            let ran = self.host.run(&case.bytes, bits, input);
+            if ran.signal.is_some() {
+                return;
+            }
+            ends.push(ran.output.flags & mask);
+        }
+        if ends[0] != ends[1] {
+            let difference = format!(" flags {:#x} or {:#x}, as they were", ends[0], ends[1]);
+            self.failures.push(describe(case, &difference));
         }
     }
 
@@ -285,6 +317,14 @@ fn interpreter_agrees_with_the_host() {
                 untested.is_empty(),
                 "{bits} bits: never drawn: {untested:?}"
             );
+        }
+    }
+    for bits in [64, 32] {
+        for _ in 0..cases / 8 {
+            let case = generate::case(&mut random, bits);
+            if !missing(case.insn.mnemonic()) {
+                comparison.overwrites(&case, bits);
+            }
         }
     }
     let failures = &comparison.failures;

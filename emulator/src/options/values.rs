@@ -210,6 +210,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "precise-flags=on|off",
+        help: "flags are right in frames of exceptions even where the code has no use for them",
+        set: |engine, text| {
+            engine.precise_flags = switch("precise-flags", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "prediction=64|N|off",
         help: "how often a loop's check may try the wrong TLB entry before it stops to predict",
         set: |engine, text| {

@@ -9,5 +9,5 @@ pub(crate) mod flags;
 pub(super) mod moves;
 pub(super) mod multiply;
 pub(super) mod other;
-pub(super) mod shift;
+pub(crate) mod shift;
 pub(super) mod stack;

@@ -60,34 +60,46 @@ fn shift(
     next(cx, insn)
 }
 
+/// SHL of a value of `size` bytes by a count that is not 0: the result, and the flags.
+#[inline]
+pub fn left(value: u64, count: u32, size: usize) -> (u64, u64) {
+    let wide = u128::from(value) << count;
+    let result = wide as u64 & size_mask(size);
+    let carry = (wide >> (8 * size)) & 1 != 0;
+    let overflow = top_bits(result, size).0 != carry;
+    (result, szp(result, size) | carry_overflow(carry, overflow))
+}
+
+/// SHR, likewise.
+#[inline]
+pub fn right(value: u64, count: u32, size: usize) -> (u64, u64) {
+    let result = value >> count;
+    let carry = (value >> (count - 1)) & 1 != 0;
+    let (top, second) = top_bits(result, size);
+    let flags = szp(result, size) | carry_overflow(carry, top != second);
+    (result, flags)
+}
+
+/// SAR, likewise.
+#[inline]
+pub fn arithmetic(value: u64, count: u32, size: usize) -> (u64, u64) {
+    let value = sign_extend(value, size) as i64;
+    let result = (value >> count) as u64 & size_mask(size);
+    let carry = (value >> (count - 1)) & 1 != 0;
+    (result, szp(result, size) | carry_overflow(carry, false))
+}
+
 fn shl(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    shift(cx, insn, |value, count, size, _| {
-        let wide = u128::from(value) << count;
-        let result = wide as u64 & size_mask(size);
-        let carry = (wide >> (8 * size)) & 1 != 0;
-        let overflow = top_bits(result, size).0 != carry;
-        (result, szp(result, size) | carry_overflow(carry, overflow))
-    })
+    shift(cx, insn, |value, count, size, _| left(value, count, size))
 }
 
 fn shr(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    shift(cx, insn, |value, count, size, _| {
-        let result = value >> count;
-        let carry = (value >> (count - 1)) & 1 != 0;
-        let (top, second) = top_bits(result, size);
-        (
-            result,
-            szp(result, size) | carry_overflow(carry, top != second),
-        )
-    })
+    shift(cx, insn, |value, count, size, _| right(value, count, size))
 }
 
 fn sar(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     shift(cx, insn, |value, count, size, _| {
-        let value = sign_extend(value, size) as i64;
-        let result = (value >> count) as u64 & size_mask(size);
-        let carry = (value >> (count - 1)) & 1 != 0;
-        (result, szp(result, size) | carry_overflow(carry, false))
+        arithmetic(value, count, size)
     })
 }
 

@@ -1,0 +1,591 @@
+//! The guest's arithmetic flags in emitted code: where they are, how they get from one place to
+//! another, and when it pays to leave them to a recipe.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
+
+use super::emitter::{Emitter, Encoded};
+use super::registers::{T2, number, pinned, sized};
+use crate::record::classify::{Class, Kind, Operand};
+use crate::record::liveness;
+use crate::record::recipe::{Operation, Recipe, Value};
+use crate::run::{FlagsAt, at};
+
+/// Where the guest's arithmetic flags are at a point of the code: perhaps in several places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlagsPlace {
+    /// In EFLAGS.
+    pub host: bool,
+    /// In `exchange.saved_flags`.
+    pub saved: bool,
+    /// What is saved are the flags that the block found at its entry, maybe as a recipe: only
+    /// Rust can read them.
+    pub arrived: bool,
+    /// They follow from registers.
+    pub recipe: Option<Recipe>,
+    /// Nowhere: nobody needs them any more, and EFLAGS is as good as any.
+    pub lost: bool,
+}
+
+impl FlagsPlace {
+    /// In EFLAGS only.
+    pub const HOST: FlagsPlace = FlagsPlace {
+        host: true,
+        saved: false,
+        arrived: false,
+        recipe: None,
+        lost: false,
+    };
+    /// Overwritten before they are needed.
+    pub const LOST: FlagsPlace = FlagsPlace {
+        lost: true,
+        ..FlagsPlace::HOST
+    };
+    /// Saved only.
+    pub const SAVED: FlagsPlace = FlagsPlace {
+        host: false,
+        saved: true,
+        ..FlagsPlace::HOST
+    };
+    /// In both places.
+    pub const BOTH: FlagsPlace = FlagsPlace {
+        saved: true,
+        ..FlagsPlace::HOST
+    };
+    /// As a block finds them that does not need them in EFLAGS.
+    pub const ARRIVED: FlagsPlace = FlagsPlace {
+        arrived: true,
+        ..FlagsPlace::SAVED
+    };
+}
+
+/// How the flags leave by a jump to a known address, other than in EFLAGS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitFlags {
+    /// In no other way.
+    Host,
+    /// Saved as well.
+    Saved,
+    /// Where saved ones would be there is a recipe that needs these registers, a bit each.
+    Recipe(u16),
+    /// As they arrived at the block, and not in EFLAGS.
+    Arrived,
+}
+
+/// What an instruction does with the flags that it finds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Effect {
+    /// General-purpose registers that it changes.
+    pub writes: u16,
+    /// Some of these flags have to be right behind it.
+    pub keeps: bool,
+    /// It has a memory check, which spoils EFLAGS.
+    pub checks: bool,
+    /// It wants them in EFLAGS.
+    pub host: bool,
+    /// It wants them saved.
+    pub saved: bool,
+}
+
+impl Effect {
+    /// Of an instruction behind which the flags `after` have to be right.
+    pub fn of(insn: &Instruction, class: &Class, after: u32, in_host: bool) -> Effect {
+        Effect {
+            writes: class.writes,
+            keeps: after & !liveness::overwritten(insn) != 0,
+            checks: match class.kind {
+                Kind::Plain(operand) => operand != Operand::None,
+                Kind::Push
+                | Kind::Pop
+                | Kind::Leave
+                | Kind::Call
+                | Kind::Return
+                | Kind::JumpIndirect
+                | Kind::CallIndirect
+                | Kind::PushFlags => true,
+                _ => false,
+            },
+            host: in_host || class.kind == Kind::Branch,
+            saved: matches!(
+                class.kind,
+                Kind::Return
+                    | Kind::JumpIndirect
+                    | Kind::CallIndirect
+                    | Kind::PushFlags
+                    | Kind::SystemCall
+                    | Kind::SystemReturn
+            ),
+        }
+    }
+}
+
+impl Emitter<'_> {
+    /// Makes sure that the flags are in `exchange.saved_flags`, and that EFLAGS may be spoilt.
+    /// Uses T2 only.
+    pub(super) fn save_flags(&mut self) {
+        if !self.flags.saved {
+            self.restore_flags();
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov r8, rax
+                ; lahf
+                ; seto al
+                ; gs mov [at::SAVED_FLAGS], eax
+                ; mov rax, r8
+            );
+            self.flags.saved = true;
+        }
+    }
+
+    /// Makes sure that the flags are in EFLAGS. Uses T2 only.
+    pub(super) fn restore_flags(&mut self) {
+        if self.flags.host {
+            return;
+        }
+        if let Some(recipe) = self.flags.recipe {
+            self.recompute(recipe);
+        } else {
+            debug_assert!(self.flags.saved, "flags are nowhere");
+            debug_assert!(!self.flags.arrived, "flags that only Rust can read");
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov r8, rax
+                ; gs mov eax, [at::SAVED_FLAGS]
+                ; add al, 0x7f
+                ; sahf
+                ; mov rax, r8
+            );
+        }
+        self.flags.host = true;
+    }
+
+    /// EFLAGS is about to be spoilt by a check. If the guest's flags are still needed they are
+    /// saved first, unless a recipe is as good; otherwise they are forgotten.
+    pub(super) fn spoil_flags(&mut self, needed: bool) {
+        if !needed {
+            // Nobody can see them any more: what is in EFLAGS will do.
+            self.flags = FlagsPlace::LOST;
+            return;
+        }
+        if !self.flags.recipe.is_some_and(|recipe| self.pays(recipe)) {
+            self.save_flags();
+        }
+        self.flags.host = false;
+    }
+
+    /// As [`Emitter::spoil_flags`], where the instruction may call up after it has changed these
+    /// registers, a bit each.
+    pub(super) fn spoil_flags_and(&mut self, writes: u16, needed: bool) {
+        let recipe = self.flags.recipe;
+        if needed && recipe.is_some_and(|recipe| recipe.registers() & writes != 0) {
+            self.save_flags();
+            self.flags.host = false;
+        } else {
+            self.spoil_flags(needed);
+        }
+    }
+
+    /// Whether the flags can be left to a recipe at a check of the current instruction: it holds
+    /// until they are overwritten or wanted in EFLAGS, or loses its registers where they are
+    /// wanted soon.
+    fn pays(&self, recipe: Recipe) -> bool {
+        let mut dead = false;
+        for (index, effect) in self.effects.iter().enumerate().skip(self.current) {
+            if effect.saved || (dead && effect.checks) {
+                return false;
+            }
+            if effect.host || !effect.keeps {
+                return true;
+            }
+            if effect.writes & recipe.registers() != 0 && !dead {
+                // It is followed before the registers change: `keep_flags`.
+                if index == self.current && !effect.checks {
+                    return false;
+                }
+                dead = true;
+            }
+        }
+        true
+    }
+
+    /// Follows a recipe whose registers the current instruction is about to change, if the flags
+    /// are nowhere else and somebody can still see them. Uses T2 only.
+    pub(super) fn keep_flags(&mut self) {
+        let Some(effect) = self.effects.get(self.current) else {
+            return;
+        };
+        let only = !self.flags.host && !self.flags.saved;
+        if let Some(recipe) = self.flags.recipe
+            && only
+            && effect.keeps
+            && effect.writes & recipe.registers() != 0
+        {
+            self.restore_flags();
+        }
+    }
+
+    /// What is known behind the current instruction.
+    pub(super) fn follow_flags(&mut self, insn: &Instruction, class: &Class) {
+        if matches!(class.kind, Kind::Plain(_)) && liveness::changed(insn) != 0 {
+            self.flags.recipe = self.stashed.take().or_else(|| Recipe::of(insn));
+        } else if let Some(recipe) = self.flags.recipe
+            && class.writes & recipe.registers() != 0
+        {
+            self.flags.recipe = None;
+            if !self.flags.host && !self.flags.saved {
+                debug_assert!(!self.effects[self.current].keeps, "flags are lost");
+                self.flags = FlagsPlace::LOST;
+            }
+        }
+    }
+
+    /// Whether the flags that the current instruction leaves meet a check, or the block's end,
+    /// before they are overwritten: then one store to the stash, which a recipe needs, is cheaper
+    /// than saving them.
+    pub(super) fn worth_stashing(&self) -> bool {
+        if !self.target.precise_flags {
+            return false;
+        }
+        for effect in self.effects.iter().skip(self.current + 1) {
+            if effect.saved {
+                return false;
+            }
+            if effect.checks || !effect.keeps {
+                return effect.checks;
+            }
+        }
+        true
+    }
+
+    /// Puts a host register into the stash.
+    pub(super) fn stash(&mut self, register: Register, recipe: Recipe) {
+        let register = number(register) as u8;
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::STASH], Rq(register));
+        self.stashed = Some(recipe);
+        self.stashes |= 1 << self.current;
+    }
+
+    /// Puts CF, which is in EFLAGS, into the stash.
+    pub(super) fn stash_carry(&mut self, recipe: Recipe) {
+        dynasm!(self.ops ; .arch x64 ; gs setc BYTE [at::STASH]);
+        self.stashed = Some(recipe);
+        self.stashes |= 1 << self.current;
+    }
+
+    /// The flags of a recipe into EFLAGS. Uses T2 only.
+    fn recompute(&mut self, recipe: Recipe) {
+        let size = usize::from(recipe.size);
+        let (left, right) = (recipe.left, recipe.right);
+        let t2 = Self::scratch(T2);
+        let codes = match recipe.operation {
+            Operation::Compare | Operation::Test => {
+                let left = pinned_value(left).unwrap_or_else(|| {
+                    self.load_value(left);
+                    t2
+                });
+                let codes = if recipe.operation == Operation::Compare {
+                    &COMPARE
+                } else {
+                    &TEST
+                };
+                return self.operate(codes, left, right, size);
+            }
+            Operation::Added => {
+                // What it was before goes to T2.
+                match (pinned_value(left), right) {
+                    (Some(left), Value::Constant(value)) if value != i32::MIN => {
+                        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) - value]);
+                    }
+                    _ => {
+                        self.load_value(left);
+                        self.operate(&SUBTRACT, t2, right, 8);
+                    }
+                }
+                &ADD
+            }
+            Operation::Subtracted => {
+                match (pinned_value(left), right, pinned_value(right)) {
+                    (Some(left), Value::Constant(value), _) => {
+                        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + value]);
+                    }
+                    (Some(left), _, Some(right)) => {
+                        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + Rq(right)]);
+                    }
+                    _ => {
+                        self.load_value(left);
+                        self.operate(&ADD, t2, right, 8);
+                    }
+                }
+                &COMPARE
+            }
+            Operation::Incremented | Operation::Decremented => {
+                self.load_value(left);
+                dynasm!(self.ops ; .arch x64 ; gs bt DWORD [at::STASH], 0);
+                let up = recipe.operation == Operation::Incremented;
+                let back = if up { -1 } else { 1 };
+                dynasm!(self.ops ; .arch x64 ; lea r8, [r8 + back]);
+                match (up, size) {
+                    (true, 1) => dynasm!(self.ops ; .arch x64 ; inc r8b),
+                    (true, 2) => dynasm!(self.ops ; .arch x64 ; inc r8w),
+                    (true, 4) => dynasm!(self.ops ; .arch x64 ; inc r8d),
+                    (true, _) => dynasm!(self.ops ; .arch x64 ; inc r8),
+                    (false, 1) => dynasm!(self.ops ; .arch x64 ; dec r8b),
+                    (false, 2) => dynasm!(self.ops ; .arch x64 ; dec r8w),
+                    (false, 4) => dynasm!(self.ops ; .arch x64 ; dec r8d),
+                    (false, _) => dynasm!(self.ops ; .arch x64 ; dec r8),
+                }
+                return;
+            }
+            Operation::Negated => {
+                self.load_value(left);
+                dynasm!(self.ops ; .arch x64 ; neg r8);
+                match size {
+                    1 => dynasm!(self.ops ; .arch x64 ; neg r8b),
+                    2 => dynasm!(self.ops ; .arch x64 ; neg r8w),
+                    4 => dynasm!(self.ops ; .arch x64 ; neg r8d),
+                    _ => dynasm!(self.ops ; .arch x64 ; neg r8),
+                }
+                return;
+            }
+            Operation::ShiftLeft => {
+                self.load_value(left);
+                &SHIFT_LEFT
+            }
+            Operation::ShiftRight => {
+                self.load_value(left);
+                &SHIFT_RIGHT
+            }
+            Operation::ShiftArithmetic => {
+                self.load_value(left);
+                &SHIFT_ARITHMETIC
+            }
+        };
+        self.operate(codes, t2, right, size);
+    }
+
+    /// Loads an operand of a recipe, 64 bits of it, into T2.
+    fn load_value(&mut self, value: Value) {
+        match value {
+            Value::Register(guest) => self.load_guest(T2, guest.into()),
+            Value::Stash => dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::STASH]),
+            Value::Constant(value) => dynasm!(self.ops ; .arch x64 ; mov r8, DWORD value),
+        }
+    }
+
+    /// One of [`COMPARE`] and its like on a host register and a recipe's second operand.
+    fn operate(&mut self, codes: &Codes, left: u8, right: Value, size: usize) {
+        let row = size.trailing_zeros() as usize;
+        let left = sized(left, size);
+        let place = |at: i32| {
+            let (none, at) = (Register::None, i64::from(at));
+            MemoryOperand::new(none, none, 1, at, 8, false, Register::GS)
+        };
+        let with_memory = |place: MemoryOperand| {
+            if codes.memory_first {
+                Instruction::with2(codes.register[row], place, left)
+            } else {
+                Instruction::with2(codes.register[row], left, place)
+            }
+        };
+        let insn = match right {
+            Value::Constant(value) => {
+                let near = codes.near.filter(|_| i8::try_from(value).is_ok());
+                Instruction::with2(near.unwrap_or(codes.constant)[row], left, value)
+            }
+            Value::Stash => with_memory(place(at::STASH)),
+            Value::Register(right) => match pinned(right.into()) {
+                Some(right) => Instruction::with2(codes.register[row], left, sized(right, size)),
+                None => with_memory(place(at::gpr(right.into()))),
+            },
+        };
+        let encoded: Encoded = insn
+            .ok()
+            .and_then(|insn| self.encode(&insn).ok())
+            .expect("host registers and constants of the operand's size can be encoded");
+        self.bytes(&encoded);
+    }
+
+    /// Puts a recipe for the flags, which are in EFLAGS, where saved ones would be, if there is
+    /// one: a block that does not need them in EFLAGS is content with that.
+    pub(super) fn describe_flags(&mut self) -> ExitFlags {
+        if self.flags.saved {
+            return ExitFlags::Saved;
+        }
+        let Some(recipe) = self.flags.recipe.filter(|_| self.target.precise_flags) else {
+            return ExitFlags::Host;
+        };
+        let (word, constant) = recipe.word();
+        dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::SAVED_FLAGS], word as i32);
+        if let Some(constant) = constant {
+            dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::CONSTANT], constant);
+        }
+        ExitFlags::Recipe(recipe.registers())
+    }
+
+    /// The place to look for the flags when the block is left here, before an instruction.
+    pub(super) fn flags_at(&mut self, insn: usize) -> FlagsAt {
+        if self.flags.host {
+            return if self.flags.lost {
+                FlagsAt::Lost
+            } else {
+                FlagsAt::Host
+            };
+        }
+        match self.flags.recipe {
+            _ if self.flags.saved => FlagsAt::Saved,
+            Some(recipe) => {
+                if self.recipes.last() != Some(&(insn as u16, recipe)) {
+                    self.recipes.push((insn as u16, recipe));
+                }
+                FlagsAt::Recipe
+            }
+            None => FlagsAt::Host,
+        }
+    }
+
+    /// Notes where the flags are for an instruction that may fault on the host, just before
+    /// it is emitted.
+    pub(super) fn note_flags(&mut self, insn: usize) {
+        match self.flags_at(insn) {
+            FlagsAt::Saved => self.flags_away |= 1 << insn,
+            FlagsAt::Lost => self.flags_lost |= 1 << insn,
+            FlagsAt::Host | FlagsAt::Recipe => {}
+        }
+    }
+}
+
+/// The host register of a recipe's operand.
+fn pinned_value(value: Value) -> Option<u8> {
+    match value {
+        Value::Register(guest) => pinned(guest.into()),
+        Value::Constant(_) | Value::Stash => None,
+    }
+}
+
+/// The encodings of an operation, by the size of its operands.
+struct Codes {
+    /// With a register or memory.
+    register: [Code; 4],
+    /// With a constant.
+    constant: [Code; 4],
+    /// With a constant of a byte.
+    near: Option<[Code; 4]>,
+    /// A memory operand is the first one.
+    memory_first: bool,
+}
+
+impl Codes {
+    /// Of a shift: by a constant only.
+    const fn shift(constant: [Code; 4]) -> Codes {
+        Codes {
+            register: constant,
+            constant,
+            near: None,
+            memory_first: false,
+        }
+    }
+}
+
+const COMPARE: Codes = Codes {
+    register: [
+        Code::Cmp_r8_rm8,
+        Code::Cmp_r16_rm16,
+        Code::Cmp_r32_rm32,
+        Code::Cmp_r64_rm64,
+    ],
+    constant: [
+        Code::Cmp_rm8_imm8,
+        Code::Cmp_rm16_imm16,
+        Code::Cmp_rm32_imm32,
+        Code::Cmp_rm64_imm32,
+    ],
+    near: Some([
+        Code::Cmp_rm8_imm8,
+        Code::Cmp_rm16_imm8,
+        Code::Cmp_rm32_imm8,
+        Code::Cmp_rm64_imm8,
+    ]),
+    memory_first: false,
+};
+
+const TEST: Codes = Codes {
+    register: [
+        Code::Test_rm8_r8,
+        Code::Test_rm16_r16,
+        Code::Test_rm32_r32,
+        Code::Test_rm64_r64,
+    ],
+    constant: [
+        Code::Test_rm8_imm8,
+        Code::Test_rm16_imm16,
+        Code::Test_rm32_imm32,
+        Code::Test_rm64_imm32,
+    ],
+    near: None,
+    memory_first: true,
+};
+
+const ADD: Codes = Codes {
+    register: [
+        Code::Add_r8_rm8,
+        Code::Add_r16_rm16,
+        Code::Add_r32_rm32,
+        Code::Add_r64_rm64,
+    ],
+    constant: [
+        Code::Add_rm8_imm8,
+        Code::Add_rm16_imm16,
+        Code::Add_rm32_imm32,
+        Code::Add_rm64_imm32,
+    ],
+    near: Some([
+        Code::Add_rm8_imm8,
+        Code::Add_rm16_imm8,
+        Code::Add_rm32_imm8,
+        Code::Add_rm64_imm8,
+    ]),
+    memory_first: false,
+};
+
+const SUBTRACT: Codes = Codes {
+    register: [
+        Code::Sub_r8_rm8,
+        Code::Sub_r16_rm16,
+        Code::Sub_r32_rm32,
+        Code::Sub_r64_rm64,
+    ],
+    constant: [
+        Code::Sub_rm8_imm8,
+        Code::Sub_rm16_imm16,
+        Code::Sub_rm32_imm32,
+        Code::Sub_rm64_imm32,
+    ],
+    near: Some([
+        Code::Sub_rm8_imm8,
+        Code::Sub_rm16_imm8,
+        Code::Sub_rm32_imm8,
+        Code::Sub_rm64_imm8,
+    ]),
+    memory_first: false,
+};
+
+const SHIFT_LEFT: Codes = Codes::shift([
+    Code::Shl_rm8_imm8,
+    Code::Shl_rm16_imm8,
+    Code::Shl_rm32_imm8,
+    Code::Shl_rm64_imm8,
+]);
+
+const SHIFT_RIGHT: Codes = Codes::shift([
+    Code::Shr_rm8_imm8,
+    Code::Shr_rm16_imm8,
+    Code::Shr_rm32_imm8,
+    Code::Shr_rm64_imm8,
+]);
+
+const SHIFT_ARITHMETIC: Codes = Codes::shift([
+    Code::Sar_rm8_imm8,
+    Code::Sar_rm16_imm8,
+    Code::Sar_rm32_imm8,
+    Code::Sar_rm64_imm8,
+]);
