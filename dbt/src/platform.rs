@@ -77,6 +77,10 @@ pub trait Platform {
     fn time_stamp(&mut self, instructions: u64) -> u64 {
         instructions
     }
+    /// Whether [`Platform::time_stamp`] follows the host's time, whatever the guest executes.
+    fn real_time(&self) -> bool {
+        false
+    }
     /// 64 random bits for RDRAND and RDSEED.
     fn random(&mut self) -> u64 {
         0

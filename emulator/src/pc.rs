@@ -197,6 +197,10 @@ impl Platform for SharedPc {
         pc.board.guest_tsc(now)
     }
 
+    fn real_time(&self) -> bool {
+        matches!(self.0.borrow().clock, Clock::Real { .. })
+    }
+
     fn random(&mut self) -> u64 {
         let mut pc = self.0.borrow_mut();
         // SplitMix64: full period, and every seed will do.

@@ -6,14 +6,18 @@
 
 mod address;
 mod audit;
+mod large;
 mod physical;
 mod poison;
+mod spaces;
 mod tlb;
+mod used;
 mod walk;
 
 pub use address::{Frame, GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
 pub use audit::AuditError;
 pub use physical::{AccessError, MAX_COPIES, MemoryConfig, MemoryError, PhysMem};
 pub use poison::{Fate, LINE_SIZE, MemoryEvent, Verdict, decide};
+pub use spaces::{SPACES, Spaces};
 pub use tlb::{FETCH_ENTRIES, FetchNews, FetchTlb, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
 pub use walk::{Mapping, PHYSICAL_BITS, PageFault, PagingRegisters, Purpose, WalkError};

@@ -6,14 +6,16 @@
 //! of an empty entry names a page that would stand at another index, so it never matches.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+use crate::large::LargeRegions;
 use crate::physical::PhysMem;
+use crate::spaces::Spaces;
+use crate::used::Used;
 use crate::walk::Mapping;
 
 /// Entries in one [`Tlb`].
 pub const TLB_ENTRIES: usize = 16384;
 /// Entries in one [`FetchTlb`].
 pub const FETCH_ENTRIES: usize = 1024;
-const LOG_ENTRIES: usize = 2048;
 
 /// One translation, 32 bytes.
 #[derive(Clone, Copy)]
@@ -36,6 +38,16 @@ const KEY_SHIFT: u32 = 4;
 const PAGE: u64 = !(PAGE_SIZE - 1);
 
 impl TlbEntry {
+    /// An entry that matches nothing.
+    fn empty_at(index: usize) -> TlbEntry {
+        TlbEntry {
+            read_tag: empty_tag(index),
+            write_tag: empty_tag(index),
+            addend: 0,
+            physical: u64::MAX,
+        }
+    }
+
     fn facts(mapping: &Mapping) -> u64 {
         let key = mapping
             .key
@@ -44,8 +56,13 @@ impl TlbEntry {
         mapping.physical.page().0 | global | key
     }
 
+    /// Whether it is of a guest-physical page.
+    pub(crate) fn is_of(&self, page: GuestPhys) -> bool {
+        self.physical & PAGE == page.0
+    }
+
     /// The bit of the page's protection key, none if it has none or the entry is empty.
-    fn key(&self) -> u16 {
+    pub(crate) fn key(&self) -> u16 {
         if self.physical == u64::MAX || self.physical & KEYED == 0 {
             0
         } else {
@@ -59,40 +76,13 @@ impl TlbEntry {
 pub struct Tlb {
     /// The entries, by linear page number modulo [`TLB_ENTRIES`].
     pub entries: [TlbEntry; TLB_ENTRIES],
-    /// Indexes filled since the last flush, while they fit.
-    log: [u16; LOG_ENTRIES],
-    logged: u32,
-    /// The log ran over: a flush clears everything.
-    overflowed: bool,
+    /// Entries of the current address space, and those of global pages. An entry that is not
+    /// empty is in one of them.
+    used: [Used<{ TLB_ENTRIES / 64 }>; 2],
     /// The 1 GiB regions in which entries of larger pages are.
     large: LargeRegions,
     /// The protection keys that entries may have, a bit each.
     keys: u16,
-}
-
-/// Which 1 GiB regions hold pages larger than 4 KiB. They are cached as 4 KiB entries, and
-/// invalidating one address of such a page has to forget all of them.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct LargeRegions {
-    /// Bit `region % 64` of the region's number.
-    bits: u64,
-}
-
-impl LargeRegions {
-    fn bit(address: Linear) -> u64 {
-        1 << ((address.0 >> 30) % 64)
-    }
-
-    fn add(&mut self, address: Linear, mapping: &Mapping) {
-        if mapping.page_shift > PAGE_SHIFT {
-            self.bits |= Self::bit(address);
-        }
-    }
-
-    fn may_hold(&self, address: Linear) -> bool {
-        self.bits & Self::bit(address) != 0
-    }
 }
 
 /// One fetch translation: where code at a linear page is.
@@ -109,6 +99,8 @@ pub struct FetchEntry {
 #[repr(C)]
 pub struct FetchTlb {
     entries: [FetchEntry; FETCH_ENTRIES],
+    /// Entries that are not of global pages.
+    local: Used<{ FETCH_ENTRIES / 64 }>,
     large: LargeRegions,
 }
 
@@ -133,6 +125,8 @@ pub struct TlbSet {
     pub fetch: [FetchTlb; 2],
     /// What was dropped from `fetch`.
     pub fetch_news: FetchNews,
+    /// Address spaces that are not the current one.
+    pub spaces: Spaces,
     /// How often translations to a page were dropped because its frame or rights changed.
     pub forgotten: u64,
 }
@@ -141,89 +135,73 @@ const fn empty_tag(index: usize) -> u64 {
     ((index ^ 1) as u64) << PAGE_SHIFT
 }
 
+/// Index into [`Tlb::used`].
+const LOCALS: usize = 0;
+const GLOBALS: usize = 1;
+
 impl Tlb {
     fn clear(&mut self, index: usize) {
-        let entry = &mut self.entries[index];
-        entry.read_tag = empty_tag(index);
-        entry.write_tag = empty_tag(index);
-        entry.physical = u64::MAX;
+        self.entries[index] = TlbEntry::empty_at(index);
+        for used in &mut self.used {
+            used.remove(index);
+        }
     }
 
     fn clear_all(&mut self) {
-        for index in 0..TLB_ENTRIES {
-            self.clear(index);
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            *entry = TlbEntry::empty_at(index);
         }
-        self.logged = 0;
-        self.overflowed = false;
-        self.large = LargeRegions::default();
+        self.used = [Used::NONE; 2];
+        self.large = LargeRegions::NONE;
         self.keys = 0;
     }
 
-    /// Notes that an entry is in use.
-    fn note(&mut self, index: usize) {
-        if self.logged as usize == LOG_ENTRIES {
-            self.overflowed = true;
-        } else if !self.overflowed {
-            self.log[self.logged as usize] = index as u16;
-            self.logged += 1;
+    fn flush(&mut self, global: bool) {
+        self.leave(|_, _| {});
+        if global {
+            self.large = LargeRegions::NONE;
+            self.keys = 0;
+            let entries = &mut self.entries;
+            self.used[GLOBALS].take(|index| entries[index] = TlbEntry::empty_at(index));
         }
     }
 
-    fn flush(&mut self, global: bool) {
-        if global {
-            self.large = LargeRegions::default();
-            self.keys = 0;
+    /// Drops what is not global, after a last look at it.
+    fn leave(&mut self, mut last: impl FnMut(usize, TlbEntry)) {
+        let entries = &mut self.entries;
+        self.used[LOCALS].take(|index| {
+            last(index, entries[index]);
+            entries[index] = TlbEntry::empty_at(index);
+        });
+    }
+
+    /// Takes back what was dropped, unless a global page has taken its place.
+    fn take_back(&mut self, index: usize, entry: TlbEntry) {
+        if self.entries[index].physical == u64::MAX {
+            self.entries[index] = entry;
+            self.used[LOCALS].add(index);
+            self.keys |= entry.key();
         }
-        if self.overflowed {
-            // What stays is logged anew, if it fits.
-            self.overflowed = false;
-            self.logged = 0;
-            for index in 0..TLB_ENTRIES {
-                if self.entries[index].physical == u64::MAX {
-                    continue;
-                }
-                if global || self.entries[index].physical & GLOBAL == 0 {
-                    self.clear(index);
-                } else {
-                    self.note(index);
-                }
-            }
-            return;
-        }
-        let mut kept = 0;
-        for position in 0..self.logged as usize {
-            let index = self.log[position];
-            if !global && self.entries[index as usize].physical & GLOBAL != 0 {
-                self.log[kept] = index;
-                kept += 1;
-            } else {
-                self.clear(index as usize);
-            }
-        }
-        self.logged = kept as u32;
     }
 
     /// Drops the entries in use that `condition` picks.
     fn drop_entries(&mut self, condition: impl Fn(&TlbEntry) -> bool) {
-        let slots = if self.overflowed {
-            TLB_ENTRIES
-        } else {
-            self.logged as usize
-        };
-        for position in 0..slots {
-            let index = if self.overflowed {
-                position
-            } else {
-                self.log[position] as usize
-            };
-            if condition(&self.entries[index]) {
-                self.clear(index);
-            }
+        let entries = &self.entries;
+        let mut found = Vec::new();
+        for used in &self.used {
+            used.each(|index| {
+                if condition(&entries[index]) {
+                    found.push(index);
+                }
+            });
+        }
+        for index in found {
+            self.clear(index);
         }
     }
 
     fn forget_physical(&mut self, page: GuestPhys) {
-        self.drop_entries(|entry| entry.physical & PAGE == page.0);
+        self.drop_entries(|entry| entry.is_of(page));
     }
 
     /// Drops the entries whose pages have one of these protection keys.
@@ -298,9 +276,9 @@ impl Tlb {
             return false;
         };
         let index = address.page_number() as usize % TLB_ENTRIES;
-        if self.entries[index].physical == u64::MAX {
-            self.note(index);
-        }
+        let kind = if mapping.global { GLOBALS } else { LOCALS };
+        self.used[kind].add(index);
+        self.used[kind ^ 1].remove(index);
         self.large.add(address, mapping);
         let writable = direct.writable && mapping.write_ready;
         self.entries[index] = TlbEntry {
@@ -326,28 +304,52 @@ impl FetchTlb {
     /// Remembers where a page of code is.
     pub fn fill(&mut self, address: Linear, mapping: &Mapping) {
         self.large.add(address, mapping);
-        self.entries[address.page_number() as usize % FETCH_ENTRIES] = FetchEntry {
+        let index = address.page_number() as usize % FETCH_ENTRIES;
+        if mapping.global {
+            self.local.remove(index);
+        } else {
+            self.local.add(index);
+        }
+        self.entries[index] = FetchEntry {
             page: address.page_number(),
             physical: mapping.physical.page().0 | u64::from(mapping.global),
         };
     }
 
     fn flush(&mut self, global: bool) {
-        for entry in &mut self.entries {
-            if global || entry.physical & 1 == 0 {
+        if global {
+            for entry in &mut self.entries {
                 entry.page = u64::MAX;
             }
+            self.local = Used::NONE;
+            self.large = LargeRegions::NONE;
+        } else {
+            self.leave(|_, _| {});
         }
-        if global {
-            self.large = LargeRegions::default();
+    }
+
+    /// Drops what is not global, after a last look at it.
+    fn leave(&mut self, mut last: impl FnMut(usize, FetchEntry)) {
+        let entries = &mut self.entries;
+        self.local.take(|index| {
+            if entries[index].page != u64::MAX {
+                last(index, entries[index]);
+                entries[index].page = u64::MAX;
+            }
+        });
+    }
+
+    /// Takes back what was dropped, unless a global page has taken its place.
+    fn take_back(&mut self, index: usize, entry: FetchEntry) {
+        if self.entries[index].page == u64::MAX {
+            self.entries[index] = entry;
+            self.local.add(index);
         }
     }
 
     /// Whether every translation here survives a flush that spares global pages.
     fn all_global(&self) -> bool {
-        self.entries
-            .iter()
-            .all(|entry| entry.page == u64::MAX || entry.physical & 1 != 0)
+        self.local.is_empty()
     }
 }
 
@@ -364,6 +366,10 @@ pub struct FetchNews {
     pub pages: [u64; 8],
     /// Pages dropped one by one.
     pub count: u32,
+    /// The user's were not dropped, but kept as this list plus 1; 0: they were dropped.
+    pub left: u8,
+    /// The user's that were kept as this list plus 1 are back; 0: none are.
+    pub entered: u8,
 }
 
 impl FetchNews {
@@ -394,6 +400,7 @@ impl TlbSet {
             user: true,
             ..FetchNews::default()
         };
+        self.spaces.forget_all();
         for tlb in &mut self.data {
             tlb.clear_all();
         }
@@ -402,8 +409,13 @@ impl TlbSet {
         }
     }
 
-    /// Forgets every translation; those of global pages only if asked.
+    /// Forgets every translation of the current address space; with `global`, those of global
+    /// pages and of all other spaces, too.
     pub fn flush(&mut self, global: bool) {
+        if global {
+            self.spaces.forget_all();
+        }
+        self.fetch_news.entered = 0;
         self.fetch_news.user = true;
         self.fetch_news.supervisor |= global || !self.fetch[0].all_global();
         for tlb in &mut self.data {
@@ -411,6 +423,65 @@ impl TlbSet {
         }
         for fetch in &mut self.fetch {
             fetch.flush(global);
+        }
+    }
+
+    /// Forgets every translation of every address space, less those of global pages.
+    pub fn flush_spaces(&mut self) {
+        self.spaces.forget_all();
+        self.flush(false);
+    }
+
+    /// Forgets the translations of an address space that is not the current one.
+    pub fn forget_space(&mut self, pcid: u16) {
+        self.spaces.forget(pcid);
+    }
+
+    /// Goes from one address space to another; what is known of the new one comes back if `keep`
+    /// says that it still holds.
+    pub fn switch(&mut self, from: u16, to: u16, keep: bool) {
+        let news = &self.fetch_news;
+        // Nobody has looked at what the last switch did: that is rare enough to forget it.
+        let confused = news.left != 0 || news.entered != 0;
+        if self.spaces.kept == 0 || from == to || confused {
+            if from != to {
+                self.spaces.forget_all();
+            }
+            // Keeping is allowed, not demanded.
+            if self.spaces.kept == 0 || !keep || confused {
+                self.flush(false);
+            }
+            return;
+        }
+        if !keep {
+            self.spaces.forget(to);
+        }
+        let known = self.spaces.find(to);
+        let (left, space) = self.spaces.make(from, known);
+        let [supervisor, user] = &mut self.fetch;
+        space.large[3] = user.large;
+        for (view, tlb) in self.data.iter_mut().enumerate() {
+            space.large[view] = tlb.large;
+            tlb.leave(|index, entry| space.keep(view, index, entry));
+        }
+        user.leave(|index, entry| space.keep_fetch(index, entry));
+        self.fetch_news.supervisor |= !supervisor.all_global();
+        supervisor.flush(false);
+        self.fetch_news.user = true;
+        self.fetch_news.left = left as u8 + 1;
+        if let Some(known) = known {
+            self.fetch_news.entered = known as u8 + 1;
+            let space = self.spaces.take(known);
+            let larges = self.data.iter_mut().map(|tlb| &mut tlb.large);
+            for (large, kept) in larges.chain([&mut self.fetch[1].large]).zip(&space.large) {
+                large.add_all(kept);
+            }
+            for (view, index, entry) in space.data() {
+                self.data[view].take_back(index, entry);
+            }
+            for (index, entry) in space.fetches() {
+                self.fetch[1].take_back(index, entry);
+            }
         }
     }
 
@@ -447,6 +518,7 @@ impl TlbSet {
     /// Forgets the data translations of pages with any of these protection keys, a bit each:
     /// PKRU gives them other rights.
     pub fn forget_keys(&mut self, keys: u16) {
+        self.spaces.drop_entries(|entry| entry.key() & keys != 0);
         for tlb in &mut self.data {
             tlb.forget_keys(keys);
         }
@@ -455,6 +527,7 @@ impl TlbSet {
     /// Forgets every translation to a guest-physical page.
     pub fn forget_physical(&mut self, page: GuestPhys) {
         self.forgotten = self.forgotten.wrapping_add(1);
+        self.spaces.drop_entries(|entry| entry.is_of(page));
         for tlb in &mut self.data {
             tlb.forget_physical(page);
         }

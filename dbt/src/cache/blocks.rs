@@ -127,6 +127,8 @@ pub struct Block {
     pub mapping: u32,
     /// The mode's jump cache.
     pub jump_cache: usize,
+    /// Another mode whose jump cache its last instruction uses.
+    pub far_mode: Option<Mode>,
     area: u32,
 }
 
@@ -521,6 +523,7 @@ impl BlockCache {
             strays: 0,
             mapping,
             jump_cache,
+            far_mode: None,
             area: 0,
         }
     }

@@ -37,7 +37,9 @@ impl BlockCache {
             let same_page = block.key.physical.page() == first.key.physical.page()
                 && block.key.rip >> 12 == first.key.rip >> 12
                 && block.second.is_none();
-            let whole = !block.settled && block.key.grouped == first.key.grouped;
+            let whole = !block.settled
+                && block.key.grouped == first.key.grouped
+                && block.key.mode == first.key.mode;
             if !same_page || !whole || insns.len() + block.insns.len() > BLOCK_LIMIT {
                 break;
             }

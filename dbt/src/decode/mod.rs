@@ -1,6 +1,6 @@
 //! From guest bytes to instructions.
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use mmu::{GuestPhys, Linear, PAGE_SIZE};
 
 use crate::guest::{CpuState, Exception, Mode, SegmentIndex};
@@ -51,12 +51,13 @@ fn is_xchg(bytes: &[u8]) -> bool {
     rex & 0xf1 == 0x41
 }
 
-/// Whether nothing behind this instruction is executed in sequence.
+/// Whether nothing behind this instruction is executed in sequence, or not in the same mode.
 fn ends_block(insn: &Instruction) -> bool {
     !matches!(
         insn.flow_control(),
         FlowControl::Next | FlowControl::Interrupt | FlowControl::XbeginXabortXend
     ) || insn.is_invalid()
+        || matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac)
 }
 
 /// Decodes the block at RIP. An instruction that crosses into the next page is a block of its

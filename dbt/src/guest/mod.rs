@@ -7,9 +7,11 @@ pub mod flags;
 mod mode;
 mod segment;
 mod state;
+pub mod time_line;
 
 pub use cpuid::{CpuModel, CpuModelError, Feature, HostSupport};
 pub use exception::Exception;
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, Segment, SegmentIndex};
 pub use state::{Control, CpuState, FxsaveArea, Msrs, Register, VectorState};
+pub use time_line::TimeLine;

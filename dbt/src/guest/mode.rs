@@ -59,9 +59,32 @@ impl Mode {
     pub const RING0: u32 = 1 << 14;
     /// CPL 3 in a 64-bit or flat mode may not execute I/O or IF changes: IOPL < CPL.
     pub const IO_DENIED: u32 = 1 << 15;
+    /// CR4.SMAP: whether supervisor accesses may touch user pages is a matter of AC.
+    pub const SMAP: u32 = 1 << 16;
 
     pub fn has(self, bits: u32) -> bool {
         self.0 & bits == bits
+    }
+
+    /// The mode with AC set or clear at CPL 0.
+    pub fn with_user_pages(self, open: bool) -> Mode {
+        if open || !self.has(Self::SMAP) {
+            Mode(self.0 | Self::USER_PAGES_OPEN)
+        } else {
+            Mode(self.0 & !Self::USER_PAGES_OPEN)
+        }
+    }
+
+    /// The mode in which 64-bit code at CPL 3 arrives by SYSCALL, if that clears AC.
+    pub fn after_syscall(self) -> Mode {
+        let left = Self::USER | Self::IO_DENIED | Self::ALIGNED;
+        Mode(self.0 & !left | Self::RING0).with_user_pages(false)
+    }
+
+    /// The mode in which SYSRETQ arrives from CPL 0, if it loads AC, TF and IOPL with zeros.
+    pub fn after_sysret(self) -> Mode {
+        let entered = Self::USER | Self::IO_DENIED;
+        Mode(self.0 & !Self::RING0 | entered).with_user_pages(false)
     }
 
     pub fn code_size(self) -> CodeSize {
@@ -107,6 +130,7 @@ impl Mode {
             control.cr4 & CR4_SMAP == 0 || cpu.system_flags & AC != 0,
             Self::USER_PAGES_OPEN,
         );
+        set(control.cr4 & CR4_SMAP != 0, Self::SMAP);
         let flat = [
             SegmentIndex::Cs,
             SegmentIndex::Ds,

@@ -6,6 +6,7 @@ use super::cpuid::CpuModel;
 use super::flags::*;
 use super::mode::Mode;
 use super::segment::{DescriptorTable, Segment, SegmentIndex};
+use super::time_line::TimeLine;
 
 /// Number of a general-purpose register, in the processor's encoding order.
 #[allow(missing_docs)]
@@ -140,6 +141,10 @@ pub struct CpuState {
     /// 1 while the machine's gate of address line 20 is closed; after a change, the TLBs are to
     /// be flushed.
     pub a20_closed: u8,
+    /// 1 if the machine's time-stamp counter is that of the host but for offset and rate.
+    pub real_time: u8,
+    /// What is known of that.
+    pub time_line: TimeLine,
 }
 
 impl Default for CpuState {
@@ -212,6 +217,8 @@ impl CpuState {
             model: CpuModel::default(),
             step_suppressed: 0,
             a20_closed: 0,
+            real_time: 0,
+            time_line: TimeLine::default(),
         };
         cpu.gpr[Register::RDX] = u64::from(cpu.model.signature());
         cpu.refresh_mode();

@@ -82,6 +82,8 @@ impl Engine {
             copies: 1,
             stride: 0,
             jump_cache: 0,
+            far_jump_cache: None,
+            system_inline: false,
             mapping: 0,
             second_mapping: None,
             counted: false,

@@ -46,6 +46,20 @@ pub enum Kind {
     PushFlags,
     /// MOV of a segment's selector to a register.
     ReadSelector,
+    /// RDTSC or RDTSCP.
+    TimeStamp,
+    /// SYSCALL of 64-bit code at CPL 3.
+    SystemCall,
+    /// SYSRETQ.
+    SystemReturn,
+    /// STAC or CLAC at CPL 0: AC becomes this.
+    UserPages(bool),
+    /// MOV from CR0, CR2, CR3 or CR4 at CPL 0 of 64-bit code.
+    ReadControl,
+    /// RDFSBASE or RDGSBASE.
+    ReadBase,
+    /// WRFSBASE or WRGSBASE.
+    WriteBase,
     /// The interpreter executes it.
     Helper,
 }
@@ -136,6 +150,20 @@ impl Classifier {
                 Mnemonic::Std => Kind::Direction(true),
                 Mnemonic::Swapgs if mode.has(Mode::RING0 | Mode::CODE64) => Kind::SwapGs,
                 Mnemonic::Pushfq => Kind::PushFlags,
+                Mnemonic::Rdtsc | Mnemonic::Rdtscp => Kind::TimeStamp,
+                Mnemonic::Stac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(true),
+                Mnemonic::Clac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(false),
+                Mnemonic::Mov
+                    if insn.code() == Code::Mov_r64_cr
+                        && matches!(insn.op1_register().number(), 0 | 2 | 3 | 4)
+                        && mode.has(Mode::RING0 | Mode::CODE64) =>
+                {
+                    Kind::ReadControl
+                }
+                Mnemonic::Rdfsbase | Mnemonic::Rdgsbase if mode.has(Mode::CODE64) => Kind::ReadBase,
+                Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.has(Mode::CODE64) => {
+                    Kind::WriteBase
+                }
                 Mnemonic::Mov
                     if insn.op1_register().is_segment_register()
                         && insn.op0_register().is_gpr() =>
@@ -180,7 +208,11 @@ impl Classifier {
             FlowControl::Return if is_near_return(insn, word) => Kind::Return,
             FlowControl::IndirectBranch if indirect_width(insn) == word => Kind::JumpIndirect,
             FlowControl::IndirectCall if indirect_width(insn) == word => Kind::CallIndirect,
-            _ => Kind::Helper,
+            _ => match (insn.mnemonic(), far_mode(insn, mode)) {
+                (Mnemonic::Syscall, Some(_)) => Kind::SystemCall,
+                (_, Some(_)) => Kind::SystemReturn,
+                _ => Kind::Helper,
+            },
         };
         let kind = if insn.has_rep_prefix() || insn.has_repne_prefix() {
             match kind {
@@ -199,6 +231,15 @@ impl Classifier {
             kind
         };
         Class { kind, ..helper }
+    }
+}
+
+/// The mode in which emitted code arrives behind an instruction that changes the privilege.
+pub fn far_mode(insn: &Instruction, mode: Mode) -> Option<Mode> {
+    match insn.mnemonic() {
+        Mnemonic::Syscall if mode.has(Mode::USER | Mode::CODE64) => Some(mode.after_syscall()),
+        Mnemonic::Sysretq if mode.has(Mode::RING0 | Mode::CODE64) => Some(mode.after_sysret()),
+        _ => None,
     }
 }
 

@@ -328,7 +328,7 @@ impl Finder {
     fn results(&mut self, insn: &Instruction, class: &Class) {
         let word = self.word();
         match class.kind {
-            Kind::Helper | Kind::SwapGs => {
+            Kind::Helper | Kind::SwapGs | Kind::WriteBase => {
                 self.forget_all();
                 return;
             }

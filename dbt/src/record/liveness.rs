@@ -93,7 +93,7 @@ pub fn mask(insns: &[Instruction], mut is: impl FnMut(usize, &Instruction) -> bo
 pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
     use CpuidFeature as F;
     match class.kind {
-        Kind::Helper | Kind::Branch => true,
+        Kind::Helper | Kind::Branch | Kind::SystemCall | Kind::SystemReturn => true,
         _ if !precise => false,
         Kind::Plain(Operand::None) => {
             matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
@@ -109,7 +109,8 @@ pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
         | Kind::Cli
         | Kind::Direction(_)
         | Kind::SwapGs
-        | Kind::ReadSelector => false,
+        | Kind::ReadSelector
+        | Kind::ReadControl => false,
         _ => true,
     }
 }
@@ -149,6 +150,9 @@ pub fn lost_at_entry(
             | Kind::Direction(_)
             | Kind::SwapGs
             | Kind::ReadSelector
+            | Kind::ReadControl
+            | Kind::ReadBase
+            | Kind::WriteBase
                 if !last => {}
             // The rest reads the flags, passes them on, or wants them saved.
             _ => return None,

@@ -158,6 +158,21 @@ pub(crate) mod at {
     pub const VECTORS_WANTED: i32 = offset_of!(CpuBlock, exchange.vectors_wanted) as i32;
     pub const SYSTEM_FLAGS: i32 = offset_of!(CpuBlock, cpu.system_flags) as i32;
     pub const KERNEL_GS_BASE: i32 = offset_of!(CpuBlock, cpu.msrs.kernel_gs_base) as i32;
+    pub const MODE: i32 = offset_of!(CpuBlock, cpu.mode) as i32;
+    pub const EFER: i32 = offset_of!(CpuBlock, cpu.control.efer) as i32;
+    pub const CR0: i32 = offset_of!(CpuBlock, cpu.control.cr0) as i32;
+    pub const CR2: i32 = offset_of!(CpuBlock, cpu.control.cr2) as i32;
+    pub const CR3: i32 = offset_of!(CpuBlock, cpu.control.cr3) as i32;
+    pub const CR4: i32 = offset_of!(CpuBlock, cpu.control.cr4) as i32;
+    pub const STAR: i32 = offset_of!(CpuBlock, cpu.msrs.star) as i32;
+    pub const LSTAR: i32 = offset_of!(CpuBlock, cpu.msrs.lstar) as i32;
+    pub const FMASK: i32 = offset_of!(CpuBlock, cpu.msrs.fmask) as i32;
+    pub const TSC_AUX: i32 = offset_of!(CpuBlock, cpu.msrs.tsc_aux) as i32;
+    pub const TSC_OFFSET: i32 = offset_of!(CpuBlock, cpu.msrs.tsc_offset) as i32;
+    pub const TIME_HOST: i32 = offset_of!(CpuBlock, cpu.time_line.host) as i32;
+    pub const TIME_MACHINE: i32 = offset_of!(CpuBlock, cpu.time_line.machine) as i32;
+    pub const TIME_RATE: i32 = offset_of!(CpuBlock, cpu.time_line.rate) as i32;
+    pub const TIME_SPAN: i32 = offset_of!(CpuBlock, cpu.time_line.span) as i32;
     pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
 
     /// The slot of a group of accesses.
@@ -180,6 +195,12 @@ pub(crate) mod at {
     pub fn selector(index: usize) -> i32 {
         let size = size_of::<crate::guest::Segment>();
         SEGMENTS + (index * size + offset_of!(crate::guest::Segment, selector)) as i32
+    }
+
+    /// The upper half of a segment: limit, selector and attributes.
+    pub fn segment_limit(index: usize) -> i32 {
+        segment_base(index) + offset_of!(crate::guest::Segment, limit) as i32
+            - offset_of!(crate::guest::Segment, base) as i32
     }
 
     /// The first TLB entry of a view.
@@ -284,13 +305,6 @@ impl CpuBlock {
     pub fn forget_jumps(&mut self) {
         for cache in &mut self.jumps {
             JumpEntry::empty(cache);
-        }
-    }
-
-    /// Empties the page guards: every mapping is to be confirmed again.
-    pub fn forget_guards(&mut self) {
-        for table in &mut self.guards {
-            table.fill(0);
         }
     }
 }

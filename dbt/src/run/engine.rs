@@ -16,6 +16,11 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
+    /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
+    /// emitted code.
+    pub system_inline: bool,
+    /// Keep the TLB entries of address spaces with other process-context identifiers.
+    pub pcid_tlb: bool,
     /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
     /// overwrites them before it reads them: in exceptions' and interrupts' frames.
     pub precise_flags: bool,
@@ -36,6 +41,8 @@ impl Default for EngineOptions {
             portable: !HAS_NATIVE,
             code_bytes: 96 << 20,
             grouping: true,
+            system_inline: true,
+            pcid_tlb: true,
             precise_flags: true,
             prediction: Some(64),
             traces: Some(8),

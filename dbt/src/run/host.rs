@@ -1,7 +1,8 @@
-//! What the host processor holds for the guest besides general registers: the GS base and the
-//! x87 registers.
+//! What the host processor holds for the guest besides general registers: the GS base, the x87
+//! registers and the time-stamp counter.
 
 use std::arch::asm;
+use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::cell::Cell;
 
 use crate::guest::FxsaveArea;
@@ -45,6 +46,19 @@ fn write(address: u64) {
             libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, address);
         }
     }
+}
+
+/// The host's time-stamp counter.
+pub(crate) fn host_counter() -> Option<u64> {
+    // SAFETY: every x86-64 processor has the instruction, and Linux lets user code execute it.
+    Some(unsafe { _rdtsc() })
+}
+
+/// Whether the host's time-stamp counter runs at one rate, whatever its processors do (SDM
+/// volume 3, 17.17.1).
+pub(crate) fn counter_is_invariant() -> bool {
+    const POWER: u32 = 0x8000_0007;
+    __cpuid(0x8000_0000).eax >= POWER && __cpuid(POWER).edx >> 8 & 1 != 0
 }
 
 /// Loads the guest's x87 registers into the host's.

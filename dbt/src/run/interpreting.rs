@@ -13,6 +13,11 @@ use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
 
+/// The host's time-stamp counter, of which nothing is known here.
+pub(crate) fn host_counter() -> Option<u64> {
+    None
+}
+
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
     cpu: Box<CpuState>,

@@ -8,6 +8,8 @@ mod block_state;
 mod cold;
 mod engine;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod guards;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod interpreting;
@@ -16,6 +18,8 @@ mod prediction;
 mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod translating;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod upcall;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -31,9 +35,11 @@ pub use block_state::{
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use host::{GsBase, load_x87, peek_x87, store_x87};
+pub(crate) use host::{GsBase, host_counter, load_x87, peek_x87, store_x87};
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub use interpreting::Vcpu;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub(crate) use interpreting::host_counter;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use prediction::Strayed;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -1,14 +1,14 @@
 //! One virtual processor: the dispatch loop over translated blocks and the interpreter.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use mmu::{GuestPhys, PhysMem};
 
-use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry, OwnedBlock};
+use super::block_state::{CpuBlock, JumpEntry, OwnedBlock};
 use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
-use super::host::{GsBase, load_x87, store_x87};
+use super::guards::Guards;
+use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
 use super::prediction::Strayed;
 use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
@@ -22,7 +22,7 @@ use crate::interpret::system::deliver;
 use crate::interpret::{self, Context};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
-use crate::x86_64::{self, Predicting, Target, Trampolines, Workshop, translatable};
+use crate::x86_64::{self, Trampolines, Workshop, translatable};
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
@@ -32,25 +32,27 @@ pub struct Vcpu {
     /// The machine around it.
     pub platform: Box<dyn Platform>,
     pub(super) cache: BlockCache,
-    trampolines: Trampolines,
-    classifier: Classifier,
-    workshop: Workshop,
+    pub(super) trampolines: Trampolines,
+    pub(super) classifier: Classifier,
+    pub(super) workshop: Workshop,
     pub(super) strayed: Strayed,
     /// Room for the instructions of a block, used again and again.
     pub(super) decoded: Vec<iced_x86::Instruction>,
     pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
-    jump_modes: Vec<Mode>,
-    next_jump_cache: usize,
+    pub(super) jump_modes: Vec<Mode>,
+    pub(super) next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
     visits: Visits,
+    guards: Guards,
     /// The instruction count at the latest exception.
     last_exception: LastException,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
     pub(super) forgotten: u64,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
+    counter_is_invariant: bool,
     _registration: Registration,
 }
 
@@ -71,7 +73,8 @@ impl Vcpu {
         let (code, trampolines) =
             x86_64::emit_trampolines(upcall as usize as u64, signal as usize as u64);
         region.write(CodeOffset(0), &code);
-        let block = OwnedBlock::new();
+        let mut block = OwnedBlock::new();
+        block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {
             start,
@@ -95,10 +98,12 @@ impl Vcpu {
             next_jump_cache: 0,
             goal: 0,
             visits: Visits::new(options.cold),
+            guards: Guards::default(),
             options,
             last_exception: LastException::none(),
             forgotten: 0,
             shutdown: false,
+            counter_is_invariant: counter_is_invariant(),
             _registration: registration,
         })
     }
@@ -156,7 +161,7 @@ impl Vcpu {
     pub fn forget_everything(&mut self) {
         let block = self.block.get_mut();
         block.tlb.flush(true);
-        block.forget_guards();
+        self.guards.forget(&mut block.guards);
         for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
@@ -174,6 +179,7 @@ impl Vcpu {
             // Nothing runs on the host processor: its x87 registers are not needed.
             return self.dispatch();
         }
+        self.share_time();
         let vcpu = std::ptr::from_mut(self);
         self.block.get_mut().exchange.vcpu = vcpu as u64;
         load_x87(&self.block.get().cpu.vector.fxsave);
@@ -182,6 +188,20 @@ impl Vcpu {
         set_x87_live(false);
         store_x87(&mut self.block.get_mut().cpu.vector.fxsave);
         stop
+    }
+
+    /// Lets emitted code take the time from the host, where that is what the machine's clock
+    /// follows.
+    fn share_time(&mut self) {
+        let shared = self.options.system_inline
+            && !self.options.counted
+            && self.platform.real_time()
+            && self.counter_is_invariant;
+        let cpu = self.cpu_mut();
+        cpu.real_time = u8::from(shared);
+        if !shared {
+            cpu.time_line.end();
+        }
     }
 
     fn dispatch(&mut self) -> Stop {
@@ -352,17 +372,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         if !block.tlb.fetch_news.is_empty() {
             let news = std::mem::take(&mut block.tlb.fetch_news);
-            for (all, guards) in [news.supervisor, news.user]
-                .into_iter()
-                .zip(&mut block.guards)
-            {
-                if all {
-                    guards.fill(0);
-                }
-                for &page in &news.pages[..news.count as usize] {
-                    guards[page as usize % super::block_state::GUARD_ENTRIES] = 0;
-                }
-            }
+            self.guards.follow(&mut block.guards, &news);
         }
     }
 
@@ -447,142 +457,16 @@ impl Vcpu {
         // be noticed before the guard is set.
         self.settle();
         if let Some(block) = self.cache.block(id) {
-            let user = usize::from(block.key.mode.has(Mode::USER));
-            let slot = (block.key.rip >> 12) as usize % super::block_state::GUARD_ENTRIES;
-            let (mapping, second) = (block.mapping, block.second);
-            let guards = &mut self.block.get_mut().guards[user];
-            guards[slot] = mapping;
-            if let Some((_, mapping)) = second {
-                guards[(slot + 1) % super::block_state::GUARD_ENTRIES] = mapping;
+            let user = block.key.mode.has(Mode::USER);
+            let page = block.key.rip >> 12;
+            let tables = &mut self.block.get_mut().guards;
+            self.guards.confirm(tables, user, page, block.mapping);
+            if let Some((_, mapping)) = block.second {
+                let next = page.wrapping_add(1);
+                self.guards.confirm(tables, user, next, mapping);
             }
         }
         self.cache.touch(id);
-    }
-
-    fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
-        let mut insns = std::mem::take(&mut self.decoded);
-        let decoded = decode::block(&mut self.context(), &mut insns);
-        let placed = decoded.map(|decoded| {
-            let decoded = decoded?;
-            let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, decoded.second, false)
-        });
-        self.decoded = insns;
-        placed
-    }
-
-    /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
-    /// than that block.
-    pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
-        let key = self.cache.block(head)?.key;
-        let trace = self.cache.trace(head)?;
-        let range = (trace.lowest, trace.len);
-        let predicting = self.predicts(key.mode);
-        let id = self.place(key, &trace.insns, range, None, predicting)?;
-        self.cache.statistics.traces += 1;
-        if let Some(block) = self.cache.block_mut(id) {
-            block.settled = true;
-        }
-        if let Some(old) = self.cache.remove(head) {
-            self.drop_blocks(&[old]);
-        }
-        Some(id)
-    }
-
-    /// Translates instructions and keeps the result. `range`: where their bytes are.
-    /// `predicting`: its checks try the TLB entry that they found last.
-    pub(super) fn place(
-        &mut self,
-        key: Key,
-        insns: &[iced_x86::Instruction],
-        range: (GuestPhys, u32),
-        second: Option<GuestPhys>,
-        predicting: bool,
-    ) -> Option<u32> {
-        let start = Instant::now();
-        let jump_cache = self.jump_cache(key.mode);
-        let (base, gone) = self.cache.reserve();
-        self.drop_blocks(&gone);
-        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
-        let second = second.map(|page| {
-            let linear_page = (key.rip >> 12).wrapping_add(1);
-            (page, self.cache.mapping(linear_page, page, key.mode))
-        });
-        let target = Target {
-            id: self.cache.next_id(),
-            mode: key.mode,
-            base,
-            trampolines: &self.trampolines,
-            copies: self.mem.copies(),
-            stride: self.mem.mirror_stride(),
-            jump_cache,
-            mapping,
-            second_mapping: second.map(|(_, mapping)| mapping),
-            counted: self.options.counted,
-            grouping: key.grouped,
-            precise_flags: self.options.precise_flags,
-            prediction: predicting.then_some(Predicting {
-                strayed: &self.strayed,
-                page: key.physical.page(),
-                first: self.strayed.next_site(),
-            }),
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
-        };
-        let mut emitted = x86_64::emit(
-            &mut self.workshop,
-            &mut self.classifier,
-            insns,
-            key.rip,
-            target,
-        );
-        self.mem.mark_code(key.physical);
-        if let Some((page, _)) = second {
-            self.mem.mark_code(page);
-        }
-        let mut block = BlockCache::make_block(
-            key,
-            range,
-            second,
-            insns,
-            base,
-            mapping,
-            jump_cache,
-            &mut emitted,
-        );
-        block.predicting = predicting;
-        let id = self.cache.insert(block, &emitted.code);
-        self.workshop.code = emitted.code;
-        self.new_sites(emitted.sites);
-        self.settle();
-        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
-        // Settling may drop the block again if its page has just been written.
-        self.cache.block(id).is_some().then_some(id)
-    }
-
-    /// The jump cache of a mode; the oldest mode loses its own when there are too many.
-    fn jump_cache(&mut self, mode: Mode) -> usize {
-        if let Some(index) = self.jump_modes.iter().position(|&known| known == mode) {
-            return index;
-        }
-        if self.jump_modes.len() < JUMP_CACHES {
-            self.jump_modes.push(mode);
-            return self.jump_modes.len() - 1;
-        }
-        let index = self.next_jump_cache;
-        self.next_jump_cache = (index + 1) % JUMP_CACHES;
-        // Blocks of the old mode still refer to this cache: they have to go with it.
-        let old = std::mem::replace(&mut self.jump_modes[index], mode);
-        for id in self.cache.ids() {
-            let of_old = self
-                .cache
-                .block(id)
-                .is_some_and(|block| block.key.mode == old);
-            if of_old && let Some(block) = self.cache.remove(id) {
-                self.drop_blocks(&[block]);
-            }
-        }
-        JumpEntry::empty(&mut self.block.get_mut().jumps[index]);
-        index
     }
 
     /// Where an indirect jump to RIP goes, if that is known. The entry there confirms that the

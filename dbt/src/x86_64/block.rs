@@ -147,7 +147,10 @@ fn emit_once(
     if target.counted {
         emitter.count(insns.len() as i32, arriving);
     }
-    let vectors = insns.iter().any(uses_vectors);
+    // What a helper executes finds them in memory.
+    let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
+    let vectors =
+        (insns.iter().zip(classes.iter())).any(|(insn, class)| plain(class) && uses_vectors(insn));
     if vectors {
         emitter.bring_vectors(arriving);
     }
@@ -198,6 +201,8 @@ fn emit_once(
             | Kind::Return
             | Kind::JumpIndirect
             | Kind::CallIndirect
+            | Kind::SystemCall
+            | Kind::SystemReturn
     ) {
         emitter.exit_to(last.next_ip());
     }
@@ -425,6 +430,17 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Helper => Err(Unencodable),
+            _ if !self.target.system_inline => Err(Unencodable),
+            Kind::TimeStamp => self.time_stamp(index, insn, needed),
+            Kind::SystemCall => self.system_call(index, insn),
+            Kind::SystemReturn => self.system_return(index),
+            Kind::UserPages(open) => self.user_pages(index, open),
+            Kind::ReadControl => {
+                self.read_control(insn);
+                Ok(())
+            }
+            Kind::ReadBase => self.read_base(index, insn, needed),
+            Kind::WriteBase => self.write_base(index, insn, needed),
         }
     }
 

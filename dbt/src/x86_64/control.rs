@@ -1,6 +1,6 @@
 //! Stack instructions and jumps.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::{Emitter, Unencodable};
@@ -75,7 +75,7 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    fn load_constant(&mut self, into: Register, value: u64) {
+    pub(super) fn load_constant(&mut self, into: Register, value: u64) {
         let into = Self::scratch(into);
         if value <= u64::from(u32::MAX) {
             dynasm!(self.ops ; .arch x64 ; mov Rd(into), DWORD value as i32);
@@ -175,9 +175,15 @@ impl Emitter<'_> {
     /// cache, leaving the entry's offset in T1; a miss has the interpreter execute the
     /// instruction.
     fn look_up_jump(&mut self, index: usize) {
-        let cache = at::jumps(self.target.jump_cache);
         let record = self.record(UpcallKind::Interpret, index);
         let miss = self.stub(None, record);
+        self.look_up_jump_in(self.target.jump_cache, miss);
+    }
+
+    /// With a RIP in T0: finds it in a jump cache, leaving the entry's offset in T1, or goes to
+    /// `miss`.
+    pub(super) fn look_up_jump_in(&mut self, cache: usize, miss: DynamicLabel) {
+        let cache = at::jumps(cache);
         let mask = JUMP_ENTRIES as i32 - 1;
         let bits = JUMP_SHIFT as i8;
         if self.target.bmi2 {

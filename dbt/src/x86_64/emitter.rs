@@ -35,6 +35,11 @@ pub struct Target<'a> {
     pub stride: i32,
     /// Index of the mode's jump cache.
     pub jump_cache: usize,
+    /// Index of the jump cache of the mode in which the last instruction arrives, if it changes
+    /// the privilege.
+    pub far_jump_cache: Option<usize>,
+    /// Whether common system instructions are emitted in line.
+    pub system_inline: bool,
     /// The identifier that the page guard must hold.
     pub mapping: u32,
     /// Likewise for the next page, if the block's one instruction crosses into it.

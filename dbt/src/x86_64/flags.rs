@@ -108,7 +108,12 @@ impl Effect {
             host: in_host || class.kind == Kind::Branch,
             saved: matches!(
                 class.kind,
-                Kind::Return | Kind::JumpIndirect | Kind::CallIndirect | Kind::PushFlags
+                Kind::Return
+                    | Kind::JumpIndirect
+                    | Kind::CallIndirect
+                    | Kind::PushFlags
+                    | Kind::SystemCall
+                    | Kind::SystemReturn
             ),
         }
     }
@@ -166,6 +171,18 @@ impl Emitter<'_> {
             self.save_flags();
         }
         self.flags.host = false;
+    }
+
+    /// As [`Emitter::spoil_flags`], where the instruction may call up after it has changed these
+    /// registers, a bit each.
+    pub(super) fn spoil_flags_and(&mut self, writes: u16, needed: bool) {
+        let recipe = self.flags.recipe;
+        if needed && recipe.is_some_and(|recipe| recipe.registers() & writes != 0) {
+            self.save_flags();
+            self.flags.host = false;
+        } else {
+            self.spoil_flags(needed);
+        }
     }
 
     /// Whether the flags can be left to a recipe at a check of the current instruction: it holds

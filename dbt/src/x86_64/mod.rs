@@ -6,6 +6,7 @@
 mod block;
 mod control;
 mod emitter;
+mod fast_call;
 mod flags;
 mod memory;
 mod plain;

@@ -57,13 +57,10 @@ impl Emitter<'_> {
         );
     }
 
-    /// PUSHFQ: the image has RF and VM clear (SDM volume 2, PUSHF).
-    pub(super) fn push_flags(&mut self, index: usize) -> Result<(), Unencodable> {
-        let slot = Address::based(Guest::RSP, -8, self.target.mode);
-        // All flags are needed: this instruction reads them.
-        self.check(index, (Place::Stack, &slot), 8, true, true)?;
-        self.flags_to_saved();
-        let kept = !(flags::RF | flags::VM) as i32;
+    /// Puts RFLAGS together in T1, less the system flags that are not in `kept`. The arithmetic
+    /// flags are in their saved place. Uses T2.
+    pub(super) fn flags_image(&mut self, kept: u64) {
+        let kept = kept as i32;
         // SAVED_FLAGS is AH (SF ZF AF PF CF at their places) over AL (OF).
         dynasm!(self.ops
             ; .arch x64
@@ -82,6 +79,15 @@ impl Emitter<'_> {
             ; or edi, r8d
             ; or edi, 2
         );
+    }
+
+    /// PUSHFQ: the image has RF and VM clear (SDM volume 2, PUSHF).
+    pub(super) fn push_flags(&mut self, index: usize) -> Result<(), Unencodable> {
+        let slot = Address::based(Guest::RSP, -8, self.target.mode);
+        // All flags are needed: this instruction reads them.
+        self.check(index, (Place::Stack, &slot), 8, true, true)?;
+        self.flags_to_saved();
+        self.flags_image(!(flags::RF | flags::VM));
         self.store_register(slot.host_memory(), T1, 8)?;
         dynasm!(self.ops ; .arch x64 ; lea r11, [r11 - 8]);
         Ok(())

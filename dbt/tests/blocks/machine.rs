@@ -210,6 +210,10 @@ fn set_up_processor(cpu: &mut CpuState, program: &Program) {
     if program.smap {
         control.cr4 |= CR4_SMAP;
     }
+    if program.pcid {
+        control.cr3 |= 1;
+        control.cr4 |= CR4_PCIDE;
+    }
     if long {
         control.cr4 |= CR4_PAE;
         control.efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;

@@ -51,6 +51,9 @@ fn switches(copies: usize) -> EngineOptions {
     };
     EngineOptions {
         grouping,
+        // Each way with half of the other switches.
+        system_inline: !copies.is_multiple_of(3),
+        pcid_tlb: copies < 3,
         traces,
         cold,
         precise_flags,
@@ -74,6 +77,8 @@ impl Bench {
         let options = |counted, interpret_only| EngineOptions {
             counted,
             interpret_only,
+            // The interpreter forgets what it may, so that others that keep too much differ.
+            pcid_tlb: !interpret_only,
             traces: Some(2),
             cold: 0,
             ..EngineOptions::default()
@@ -94,7 +99,7 @@ impl Bench {
 
 fn listing(recipe: &Recipe, program: &Program) -> String {
     let mut text = format!(
-        "{recipe:x?}\nring {} cr0+{:#x} cr4-{:#x} maps_holes {} flags {:#x} on demand {} smap {} interrupts {:?}\n",
+        "{recipe:x?}\nring {} cr0+{:#x} cr4-{:#x} maps_holes {} flags {:#x} on demand {} smap {} pcid {} interrupts {:?}\n",
         program.ring,
         program.cr0,
         program.cr4_off,
@@ -102,6 +107,7 @@ fn listing(recipe: &Recipe, program: &Program) -> String {
         program.flags,
         program.code_on_demand,
         program.smap,
+        program.pcid,
         program.interrupts
     );
     for (index, value) in program.gpr.iter().enumerate() {

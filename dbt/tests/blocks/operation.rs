@@ -165,7 +165,15 @@ fn system(reserved: &Reserved, random: &mut Random, piece: &mut Piece) {
             piece.absolute_operand(64, &[0x80], 6);
             piece.put(&(entry_address(64, linear) as u32 + 2).to_le_bytes());
             piece.put(&[8]);
-            if random.one_in(2) {
+            if reserved.pcid {
+                // mov register, 2; invpcid register, [16 bytes of zero]: the other space may be
+                // kept, and its tables may be those that changed.
+                let register = reserved.free(random);
+                let (low, high) = (register & 7, register >> 3);
+                piece.put(&[0x48 | high, 0xc7, 0xc0 | low, 2, 0, 0, 0]);
+                piece.put(&[0x66, 0x40 | high << 2, 0x0f, 0x38, 0x82]);
+                piece.put(&[0x04 | low << 3, 0x25, 0, 0, 0, 0]);
+            } else if random.one_in(2) {
                 piece.absolute_operand(64, &[0x0f, 0x01], 7);
                 piece.put(&(linear as u32 + random.below(PAGE) as u32).to_le_bytes());
             } else {
@@ -194,7 +202,12 @@ fn space(reserved: &Reserved, random: &mut Random, piece: &mut Piece, change: u3
     if change != 0 {
         piece.put(extended);
         piece.put(&[0x81, 0xf0 | low]);
-        piece.put(&change.to_le_bytes());
+        let identifier = if reserved.pcid { 3 } else { 0 };
+        piece.put(&(change | identifier).to_le_bytes());
+        if reserved.pcid && !random.one_in(4) {
+            // bts register, 63: what is known of the space is kept.
+            piece.put(&[0x48 | register >> 3, 0x0f, 0xba, 0xe8 | low, 63]);
+        }
     }
     piece.put(extended);
     piece.put(&[0x0f, 0x22, 0xd8 | low]);

@@ -41,6 +41,8 @@ pub struct Program {
     pub code_on_demand: bool,
     /// SMAP is on, and everything but the data is the supervisor's.
     pub smap: bool,
+    /// Address spaces have identifiers, and what is known of them is kept.
+    pub pcid: bool,
     /// Stores may hit the program itself.
     pub writes_itself: bool,
     /// How many instructions are executed before each hardware interrupt.
@@ -56,6 +58,8 @@ pub struct Reserved {
     pub bits: u32,
     pub ring: u8,
     pub smap: bool,
+    /// Address spaces have identifiers, and what is known of them is kept.
+    pub pcid: bool,
     /// Pointers into memory.
     pub bases: Vec<u8>,
     /// Small values.
@@ -216,10 +220,12 @@ impl Recipe {
         };
         let ring = if !long || random.one_in(2) { 3 } else { 0 };
         let smap = ring == 0 && random.one_in(4);
+        let pcid = ring == 0 && random.one_in(2);
         let mut reserved = Reserved {
             bits: self.bits,
             ring,
             smap,
+            pcid,
             bases: (0..if long { 3 } else { 2 })
                 .map(|_| draw(&mut random))
                 .collect(),
@@ -318,6 +324,7 @@ impl Recipe {
             maps_holes: random.one_in(2),
             code_on_demand: random.one_in(4),
             smap,
+            pcid,
             writes_itself,
             interrupts,
             alternate_bytes,

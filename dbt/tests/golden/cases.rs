@@ -13,6 +13,8 @@ pub struct Case {
     pub grouping: bool,
     pub counted: bool,
     pub bmi2: bool,
+    /// The code runs at CPL 0, with SMAP.
+    pub kernel: bool,
     /// The checks predict their TLB entries.
     pub predicting: bool,
     /// The entries are listed, too.
@@ -32,6 +34,7 @@ impl Case {
             grouping: true,
             counted: false,
             bmi2: true,
+            kernel: false,
             predicting: false,
             entries: false,
         }
@@ -39,6 +42,13 @@ impl Case {
 
     pub const fn copies(self, copies: usize) -> Case {
         Case { copies, ..self }
+    }
+
+    const fn kernel(self) -> Case {
+        Case {
+            kernel: true,
+            ..self
+        }
     }
 
     const fn rounds(self, rounds: usize) -> Case {
@@ -306,6 +316,19 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.fstp(qword_ptr(rbx))?;
                 a.xor(ecx, ecx)
             }),
+        ],
+    ),
+    (
+        "system",
+        &[
+            Case::new("the time", |a| {
+                a.rdtsc()?;
+                a.xor(ecx, ecx)
+            }),
+            Case::new("a system call", |a| a.syscall()),
+            Case::new("the return from one", |a| a.sysretq()).kernel(),
+            Case::new("user pages opened", |a| a.stac()).kernel(),
+            Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
         ],
     ),
 ];

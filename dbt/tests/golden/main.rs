@@ -47,7 +47,11 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
             | Mode::WIDE_STACK
             | Mode::PROTECTED
             | Mode::FLAT
-            | Mode::USER
+            | if case.kernel {
+                Mode::RING0 | Mode::SMAP
+            } else {
+                Mode::USER
+            }
             | Mode::X87
             | Mode::SSE
             | Mode::AVX,
@@ -61,6 +65,8 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         copies: case.copies,
         stride: 0x2000_0000,
         jump_cache: 0,
+        far_jump_cache: Some(1),
+        system_inline: true,
         mapping: 5,
         second_mapping: None,
         counted: case.counted,

@@ -32,15 +32,45 @@ fn behind_gs(offset: usize) -> Option<String> {
         if offset == segments + index * size_of::<Segment>() + offset_of!(Segment, base) {
             return Some(format!("guest.{name}.base"));
         }
+        if offset == segments + index * size_of::<Segment>() + offset_of!(Segment, limit) {
+            return Some(format!("guest.{name}.limit"));
+        }
     }
     for (at, name) in [
         (offset_of!(CpuBlock, exchange.saved_flags), "saved_flags"),
         (offset_of!(CpuBlock, exchange.budget), "budget"),
         (offset_of!(CpuBlock, exchange.scratch), "scratch"),
         (offset_of!(CpuBlock, exchange.vectors_live), "vectors_live"),
+        (
+            offset_of!(CpuBlock, exchange.saved_flags) + 1,
+            "saved_flags+1",
+        ),
+        (
+            offset_of!(CpuBlock, exchange.interrupt_waiting),
+            "interrupt_waiting",
+        ),
         (offset_of!(CpuBlock, exchange.stash), "stash"),
         (offset_of!(CpuBlock, exchange.constant), "constant"),
         (offset_of!(CpuBlock, cpu.exit_request), "exit_request"),
+        (offset_of!(CpuBlock, cpu.interrupt_flag), "guest.if"),
+        (offset_of!(CpuBlock, cpu.direction_flag), "guest.df"),
+        (offset_of!(CpuBlock, cpu.system_flags), "guest.system_flags"),
+        (offset_of!(CpuBlock, cpu.mode), "guest.mode"),
+        (offset_of!(CpuBlock, cpu.control.cr2), "guest.cr2"),
+        (offset_of!(CpuBlock, cpu.control.cr4), "guest.cr4"),
+        (offset_of!(CpuBlock, cpu.control.efer), "guest.efer"),
+        (offset_of!(CpuBlock, cpu.msrs.star) + 4, "guest.star+4"),
+        (offset_of!(CpuBlock, cpu.msrs.star) + 6, "guest.star+6"),
+        (offset_of!(CpuBlock, cpu.msrs.lstar), "guest.lstar"),
+        (offset_of!(CpuBlock, cpu.msrs.fmask), "guest.fmask"),
+        (
+            offset_of!(CpuBlock, cpu.msrs.tsc_offset),
+            "guest.tsc_offset",
+        ),
+        (offset_of!(CpuBlock, cpu.time_line.host), "time.host"),
+        (offset_of!(CpuBlock, cpu.time_line.machine), "time.machine"),
+        (offset_of!(CpuBlock, cpu.time_line.rate), "time.rate"),
+        (offset_of!(CpuBlock, cpu.time_line.span), "time.span"),
     ] {
         if offset == at {
             return Some(name.to_string());
@@ -54,7 +84,7 @@ fn behind_gs(offset: usize) -> Option<String> {
     let guards = offset_of!(CpuBlock, guards);
     let jumps = offset_of!(CpuBlock, jumps);
     let tlb = offset_of!(CpuBlock, tlb);
-    if (guards..guards + size_of::<[u32; 2048]>()).contains(&offset) {
+    if (guards..jumps.max(guards)).contains(&offset) {
         return Some("guard".to_string());
     }
     if (jumps..tlb.max(jumps)).contains(&offset) {

@@ -8,6 +8,7 @@ mod control;
 mod delivery;
 mod faults;
 mod identity;
+mod kernel_entries;
 mod machine;
 mod protection_keys;
 mod remapping;

@@ -3,6 +3,7 @@
 
 use dbt::guest::Exception;
 use dbt::guest::flags::*;
+use mmu::{FetchNews, GuestPhys, SPACES};
 
 use crate::machine::*;
 
@@ -19,13 +20,15 @@ const INVLPG: &[u8] = &[0x0f, 0x01, 0x3b];
 const KEEP: u64 = 1 << 63;
 const PGE: u64 = 1 << 7;
 
-/// In 64-bit mode with PCIDs and global pages, in PCID 5.
+/// In 64-bit mode with PCIDs and global pages, in PCID 5. What is known of other address spaces is
+/// kept.
 fn machine() -> Machine {
     let mut m = Machine::long(0);
     m.write(PAGES + 0x1008, 8, DIRECTORY | 7);
     m.write(DIRECTORY, 8, TABLE | 7);
     m.write(FRAMES[0], 4, 0xaaaa);
     m.write(FRAMES[1], 4, 0xbbbb);
+    m.tlb.spaces.kept = 1;
     m.cpu.control.cr4 |= CR4_PCIDE | PGE;
     m.cpu.control.cr3 |= 5;
     m
@@ -44,6 +47,8 @@ fn load(m: &mut Machine) -> u64 {
 fn set(m: &mut Machine, code: &[u8], value: u64) {
     m.cpu.gpr[0] = value;
     m.run(code);
+    // As the engine does between two instructions.
+    m.tlb.fetch_news = FetchNews::default();
 }
 
 fn invpcid(m: &mut Machine, kind: u64, pcid: u64, address: u64) -> Result<(), Exception> {
@@ -51,7 +56,9 @@ fn invpcid(m: &mut Machine, kind: u64, pcid: u64, address: u64) -> Result<(), Ex
     m.write(DESCRIPTOR + 8, 8, address);
     m.cpu.gpr[0] = kind;
     m.cpu.gpr[3] = DESCRIPTOR;
-    m.step(INVPCID)
+    let outcome = m.step(INVPCID);
+    m.tlb.fetch_news = FetchNews::default();
+    outcome
 }
 
 #[test]
@@ -88,6 +95,40 @@ fn invalidations_reach_what_they_cover() {
             assert_eq!(invpcid(m, 0, 5, LINEAR), Ok(()));
             set(m, SET_CR3, KEEP | PAGES | 5);
         }),
+        ("MOV CR3 on the way back", false, |m| {
+            set(m, SET_CR3, KEEP | PAGES | 6);
+            set(m, SET_CR3, PAGES | 5);
+        }),
+        ("INVLPG after the return", false, |m| {
+            set(m, SET_CR3, KEEP | PAGES | 6);
+            set(m, SET_CR3, KEEP | PAGES | 5);
+            m.cpu.gpr[3] = LINEAR;
+            m.run(INVLPG);
+        }),
+        ("INVLPG, global, in another PCID", true, |m| {
+            set(m, SET_CR3, KEEP | PAGES | 6);
+            m.cpu.gpr[3] = LINEAR;
+            m.run(INVLPG);
+            set(m, SET_CR3, KEEP | PAGES | 5);
+        }),
+        ("INVPCID of all but global, in another PCID", false, |m| {
+            set(m, SET_CR3, KEEP | PAGES | 6);
+            assert_eq!(invpcid(m, 3, 0, 0), Ok(()));
+            set(m, SET_CR3, KEEP | PAGES | 5);
+        }),
+        ("CR4.PGE in another PCID", false, |m| {
+            set(m, SET_CR3, KEEP | PAGES | 6);
+            let cr4 = m.cpu.control.cr4;
+            set(m, SET_CR4, cr4 & !PGE);
+            set(m, SET_CR4, cr4);
+            set(m, SET_CR3, KEEP | PAGES | 5);
+        }),
+        ("two switches at once", false, |m| {
+            m.cpu.gpr[0] = KEEP | PAGES | 6;
+            m.run(SET_CR3);
+            m.cpu.gpr[0] = KEEP | PAGES | 5;
+            m.run(SET_CR3);
+        }),
         ("INVPCID of all but global", false, |m| {
             assert_eq!(invpcid(m, 3, 0, 0), Ok(()));
         }),
@@ -117,6 +158,125 @@ fn invalidations_reach_what_they_cover() {
         invalidate(&mut m);
         assert_eq!(load(&mut m), 0xbbbb, "{what}");
     }
+}
+
+/// What nothing invalidated may be kept: here it is, for the last spaces that were left.
+#[test]
+fn what_is_kept() {
+    for (others, kept) in [(1, true), (3, true), (SPACES as u64, true), (50, false)] {
+        let mut m = machine();
+        map(&mut m, FRAMES[0], false);
+        load(&mut m);
+        map(&mut m, FRAMES[1], false);
+        for other in 0..others {
+            set(&mut m, SET_CR3, KEEP | PAGES | (0x100 + other));
+            // Filled in that space, and no business of the first.
+            assert_eq!(load(&mut m), 0xbbbb);
+            // Invalidations that do not cover it.
+            assert_eq!(invpcid(&mut m, 1, 0x999, 0), Ok(()));
+            assert_eq!(invpcid(&mut m, 0, 0x100 + other, LINEAR), Ok(()));
+        }
+        set(&mut m, SET_CR3, KEEP | PAGES | 5);
+        let expected = if kept { 0xaaaa } else { 0xbbbb };
+        assert_eq!(load(&mut m), expected, "{others}");
+    }
+    // Unless it is switched off.
+    let mut m = machine();
+    m.tlb.spaces.kept = 0;
+    map(&mut m, FRAMES[0], false);
+    load(&mut m);
+    map(&mut m, FRAMES[1], false);
+    set(&mut m, SET_CR3, KEEP | PAGES | 6);
+    set(&mut m, SET_CR3, KEEP | PAGES | 5);
+    assert_eq!(load(&mut m), 0xbbbb);
+}
+
+/// What becomes of a frame reaches the spaces that are not current.
+#[test]
+fn frames_change_under_kept_spaces() {
+    let store = |m: &mut Machine, value: u64| {
+        m.cpu.gpr[3] = LINEAR;
+        m.cpu.gpr[0] = value;
+        m.run(&[0x89, 0x03]);
+    };
+    let mut m = machine();
+    map(&mut m, FRAMES[0], false);
+    store(&mut m, 0xcccc);
+    set(&mut m, SET_CR3, KEEP | PAGES | 6);
+    // Damaged: the load is served from the other copy.
+    m.mem
+        .corrupt(GuestPhys(FRAMES[0]), 0, u64::MAX, &mut || 0x5555);
+    m.context().settle();
+    set(&mut m, SET_CR3, KEEP | PAGES | 5);
+    assert_eq!(load(&mut m), 0xcccc);
+    // Code by now: the store is noticed.
+    store(&mut m, 0xdddd);
+    set(&mut m, SET_CR3, KEEP | PAGES | 6);
+    m.mem.mark_code(GuestPhys(FRAMES[0]));
+    m.context().settle();
+    set(&mut m, SET_CR3, KEEP | PAGES | 5);
+    m.mem.take_code_writes();
+    store(&mut m, 0xeeee);
+    assert_eq!(m.mem.take_code_writes(), [(GuestPhys(FRAMES[0]), 4)]);
+}
+
+/// Rights of protection keys change under spaces that are not current.
+#[test]
+fn keys_close_kept_spaces() {
+    const KEY: u64 = 5;
+    let mut m = machine();
+    m.cpu.control.cr4 |= CR4_PKE;
+    m.write(TABLE, 8, FRAMES[0] | 7 | KEY << 59);
+    let rights = |m: &mut Machine, pkru: u64| {
+        (m.cpu.gpr[1], m.cpu.gpr[2]) = (0, 0);
+        set(m, &[0x0f, 0x01, 0xef], pkru);
+    };
+    let closed = 1 << (2 * KEY);
+    // Closed before the switch, after it, and between two.
+    for steps in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+        rights(&mut m, 0);
+        assert_eq!(load(&mut m), 0xaaaa);
+        for (step, to) in steps.into_iter().zip([6, 5, 5]) {
+            if step != 0 {
+                rights(&mut m, closed);
+            }
+            set(&mut m, SET_CR3, KEEP | PAGES | to);
+        }
+        m.cpu.gpr[3] = LINEAR;
+        let fault = m.step(&[0x8b, 0x03]).expect_err("a page that is closed");
+        assert_eq!(fault.error_code, Some(0x21), "{steps:?}");
+    }
+}
+
+/// Invalidating one address of a large page forgets all of it, after a return as before, whatever
+/// has been forgotten meanwhile.
+#[test]
+fn large_pages_come_back_as_such() {
+    let mut m = machine();
+    let at = DIRECTORY + 8;
+    // 2 MiB pages, behind the one that is mapped by a table.
+    let first = LINEAR + 0x20_0000;
+    let read = |m: &mut Machine, address: u64| {
+        m.cpu.gpr[3] = address;
+        m.run(&[0x8b, 0x03]);
+        m.cpu.gpr[0]
+    };
+    m.write(at, 8, 0x87);
+    m.write(0x13_0000, 4, 1);
+    m.write(0x20_0000 + 0x13_0000, 4, 2);
+    assert_eq!(read(&mut m, first + 0x13_0000), 1);
+    set(&mut m, SET_CR3, KEEP | PAGES | 6);
+    // Forgets which regions have large pages, in this space.
+    read(&mut m, first + 0x13_0000);
+    m.cpu.gpr[3] = first;
+    m.run(INVLPG);
+    m.tlb.fetch_news = FetchNews::default();
+    m.write(at, 8, 0x20_0087);
+    set(&mut m, SET_CR3, KEEP | PAGES | 5);
+    assert_eq!(read(&mut m, first + 0x13_0000), 1);
+    m.cpu.gpr[3] = first;
+    m.run(INVLPG);
+    assert_eq!(read(&mut m, first + 0x13_0000), 2);
 }
 
 /// Another PCID's translations are not used, kept or not, unless they are global.

@@ -140,13 +140,27 @@ fn what_is_wrong_is_named() {
 fn optimisations_have_switches() {
     let engine = |line: &str| parse(line).unwrap().engine;
     let usual = engine("-accel tcg");
-    assert!(usual.grouping && usual.precise_flags && usual.prediction.is_some());
-    assert!(usual.traces.is_some() && usual.cold > 0);
-    let off = engine(
-        "-accel kmemvisor,grouping=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
+    assert!(
+        usual.grouping
+            && usual.system_inline
+            && usual.pcid_tlb
+            && usual.precise_flags
+            && usual.prediction.is_some()
+            && usual.traces.is_some()
+            && usual.cold > 0
     );
-    assert!(!off.grouping && !off.precise_flags && off.prediction.is_none());
-    assert!(off.traces.is_none() && off.cold == 0);
+    let off = engine(
+        "-accel kmemvisor,grouping=off,system-inline=off,pcid-tlb=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
+    );
+    assert!(
+        !off.grouping
+            && !off.system_inline
+            && !off.pcid_tlb
+            && !off.precise_flags
+            && off.prediction.is_none()
+            && off.traces.is_none()
+            && off.cold == 0
+    );
     assert_eq!(off.code_bytes, 32 << 20);
     let some = engine("-accel tcg,traces=3,cold=7");
     assert_eq!((some.traces, some.cold), (Some(3), 7));

@@ -194,6 +194,22 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "system-inline=on|off",
+        help: "system calls, the time and more without leaving translated code",
+        set: |engine, text| {
+            engine.system_inline = switch("system-inline", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "pcid-tlb=on|off",
+        help: "TLB entries of several address spaces are kept where the guest has PCIDs",
+        set: |engine, text| {
+            engine.pcid_tlb = switch("pcid-tlb", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "precise-flags=on|off",
         help: "flags are right in frames of exceptions even where the code has no use for them",
         set: |engine, text| {

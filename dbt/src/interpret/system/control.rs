@@ -199,14 +199,19 @@ fn write_cr0(cx: &mut Context<'_>, value: u64) -> Result<(), Exception> {
     Ok(())
 }
 
+/// The process-context identifier in CR3.
+fn pcid_of(cr3: u64) -> u16 {
+    (cr3 & 0xfff) as u16
+}
+
 fn write_cr3(cx: &mut Context<'_>, value: u64) -> Result<(), Exception> {
     let control = &cx.cpu.control;
     let (cr0, cr4, efer) = (control.cr0, control.cr4, control.efer);
     let mut value = value;
+    let pcids = efer & EFER_LMA != 0 && cr4 & CR4_PCIDE != 0;
+    let keep = pcids && value & CR3_KEEP != 0;
     if efer & EFER_LMA != 0 {
-        if cr4 & CR4_PCIDE != 0 {
-            // Keeping translations is only allowed, not demanded: they are dropped all the
-            // same, as they are not told apart by PCID.
+        if pcids {
             value &= !CR3_KEEP;
         }
         if value >> PHYSICAL_BITS != 0 {
@@ -219,8 +224,12 @@ fn write_cr3(cx: &mut Context<'_>, value: u64) -> Result<(), Exception> {
     if let Some(entries) = loaded {
         cx.cpu.control.pdpte = entries;
     }
-    cx.cpu.control.cr3 = value;
-    cx.flush_tlb(false);
+    let from = std::mem::replace(&mut cx.cpu.control.cr3, value);
+    if pcids {
+        cx.tlb.switch(pcid_of(from), pcid_of(value), keep);
+    } else {
+        cx.flush_tlb(false);
+    }
     Ok(())
 }
 
@@ -362,10 +371,15 @@ fn invalidate_pcid(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Excep
     {
         return Err(refused());
     }
+    let pcid = pcid_of(pcid);
+    let current = no_pcids || pcid == pcid_of(cx.cpu.control.cr3);
     match kind {
-        0 => cx.flush_page(Linear(address)),
+        0 if current => cx.flush_page(Linear(address)),
+        1 if current => cx.flush_tlb(false),
+        // One page of another space takes all of that space with it.
+        0 | 1 => cx.tlb.forget_space(pcid),
         2 => cx.flush_tlb(true),
-        _ => cx.flush_tlb(false),
+        _ => cx.tlb.flush_spaces(),
     }
     next(cx, insn)
 }

@@ -11,6 +11,7 @@ use crate::guest::{CpuState, Exception, Register};
 use crate::interpret::Context;
 use crate::interpret::operand::{next, row, write_register};
 use crate::record::Row;
+use crate::run::host_counter;
 
 pub(crate) const ROWS: &[Row] = &[
     row(Mnemonic::Cpuid, identify),
@@ -66,7 +67,14 @@ fn check_time_stamp(cpu: &CpuState) -> Result<(), Exception> {
 /// The guest's time-stamp counter.
 pub fn time_stamp(cx: &mut Context<'_>) -> u64 {
     let instructions = cx.cpu.instructions;
-    let machine = cx.platform.time_stamp(instructions);
+    let host = (cx.cpu.real_time != 0).then(host_counter).flatten();
+    let machine = match host {
+        None => cx.platform.time_stamp(instructions),
+        Some(now) => cx.cpu.time_line.at(now).unwrap_or_else(|| {
+            let exact = cx.platform.time_stamp(instructions);
+            cx.cpu.time_line.renew(now, exact)
+        }),
+    };
     machine.wrapping_add(cx.cpu.msrs.tsc_offset)
 }
 

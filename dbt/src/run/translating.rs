@@ -1,0 +1,165 @@
+//! Making translations: from decoded instructions to a block in the cache.
+
+use std::time::Instant;
+
+use mmu::GuestPhys;
+
+use super::block_state::{JUMP_CACHES, JumpEntry};
+use super::vcpu::Vcpu;
+use crate::cache::{BlockCache, Key};
+use crate::decode;
+use crate::guest::{Exception, Mode};
+use crate::record::classify;
+use crate::x86_64::{self, Predicting, Target};
+
+impl Vcpu {
+    pub(super) fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
+        let mut insns = std::mem::take(&mut self.decoded);
+        let decoded = decode::block(&mut self.context(), &mut insns);
+        let placed = decoded.map(|decoded| {
+            let decoded = decoded?;
+            let range = (key.physical, decoded.len);
+            self.place(key, &insns, range, decoded.second, false)
+        });
+        self.decoded = insns;
+        placed
+    }
+
+    /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
+    /// than that block.
+    pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
+        let key = self.cache.block(head)?.key;
+        let trace = self.cache.trace(head)?;
+        let range = (trace.lowest, trace.len);
+        let predicting = self.predicts(key.mode);
+        let id = self.place(key, &trace.insns, range, None, predicting)?;
+        self.cache.statistics.traces += 1;
+        if let Some(block) = self.cache.block_mut(id) {
+            block.settled = true;
+        }
+        if let Some(old) = self.cache.remove(head) {
+            self.drop_blocks(&[old]);
+        }
+        Some(id)
+    }
+
+    /// Translates instructions and keeps the result. `range`: where their bytes are.
+    /// `predicting`: its checks try the TLB entry that they found last.
+    pub(super) fn place(
+        &mut self,
+        key: Key,
+        insns: &[iced_x86::Instruction],
+        range: (GuestPhys, u32),
+        second: Option<GuestPhys>,
+        predicting: bool,
+    ) -> Option<u32> {
+        let start = Instant::now();
+        let far_mode = self.far_mode(key.mode, insns);
+        let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
+        let (base, gone) = self.cache.reserve();
+        self.drop_blocks(&gone);
+        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
+        let second = second.map(|page| {
+            let linear_page = (key.rip >> 12).wrapping_add(1);
+            (page, self.cache.mapping(linear_page, page, key.mode))
+        });
+        let target = Target {
+            id: self.cache.next_id(),
+            mode: key.mode,
+            base,
+            trampolines: &self.trampolines,
+            copies: self.mem.copies(),
+            stride: self.mem.mirror_stride(),
+            jump_cache,
+            far_jump_cache,
+            system_inline: self.options.system_inline,
+            mapping,
+            second_mapping: second.map(|(_, mapping)| mapping),
+            counted: self.options.counted,
+            grouping: key.grouped,
+            precise_flags: self.options.precise_flags,
+            prediction: predicting.then_some(Predicting {
+                strayed: &self.strayed,
+                page: key.physical.page(),
+                first: self.strayed.next_site(),
+            }),
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+        };
+        let mut emitted = x86_64::emit(
+            &mut self.workshop,
+            &mut self.classifier,
+            insns,
+            key.rip,
+            target,
+        );
+        self.mem.mark_code(key.physical);
+        if let Some((page, _)) = second {
+            self.mem.mark_code(page);
+        }
+        let mut block = BlockCache::make_block(
+            key,
+            range,
+            second,
+            insns,
+            base,
+            mapping,
+            jump_cache,
+            &mut emitted,
+        );
+        block.predicting = predicting;
+        block.far_mode = far_mode;
+        let id = self.cache.insert(block, &emitted.code);
+        self.workshop.code = emitted.code;
+        self.new_sites(emitted.sites);
+        self.settle();
+        self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
+        // Settling may drop the block again if its page has just been written.
+        self.cache.block(id).is_some().then_some(id)
+    }
+
+    /// The mode in which a block's last instruction arrives, where emitted code goes there by that
+    /// mode's jump cache.
+    fn far_mode(&self, mode: Mode, insns: &[iced_x86::Instruction]) -> Option<Mode> {
+        if !self.options.system_inline {
+            return None;
+        }
+        classify::far_mode(insns.last()?, mode)
+    }
+
+    /// The jump caches of two modes, neither of which takes the other's.
+    fn jump_caches(&mut self, mode: Mode, far: Option<Mode>) -> (usize, Option<usize>) {
+        let Some(far) = far else {
+            return (self.jump_cache(mode), None);
+        };
+        // The second may take that of the first, the third then takes one further on.
+        self.jump_cache(far);
+        let own = self.jump_cache(mode);
+        (own, Some(self.jump_cache(far)))
+    }
+
+    /// The jump cache of a mode; the oldest mode loses its own when there are too many.
+    fn jump_cache(&mut self, mode: Mode) -> usize {
+        if let Some(index) = self.jump_modes.iter().position(|&known| known == mode) {
+            return index;
+        }
+        if self.jump_modes.len() < JUMP_CACHES {
+            self.jump_modes.push(mode);
+            return self.jump_modes.len() - 1;
+        }
+        let index = self.next_jump_cache;
+        self.next_jump_cache = (index + 1) % JUMP_CACHES;
+        // Blocks of the old mode still refer to this cache: they have to go with it.
+        let old = std::mem::replace(&mut self.jump_modes[index], mode);
+        for id in self.cache.ids() {
+            let of_old = self
+                .cache
+                .block(id)
+                .is_some_and(|block| block.key.mode == old || block.far_mode == Some(old));
+            if of_old && let Some(block) = self.cache.remove(id) {
+                self.drop_blocks(&[block]);
+            }
+        }
+        JumpEntry::empty(&mut self.block.get_mut().jumps[index]);
+        index
+    }
+}
