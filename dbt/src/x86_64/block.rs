@@ -112,6 +112,8 @@ fn emit_once(
     };
     let in_host = liveness::mask(insns, |index, insn| need(index).in_host(insn));
     let lost = liveness::lost_at_entry(insns, classes, exposes, in_host, target.precise_flags);
+    // What looks at another page's guard may find that other code wants the flags.
+    let lost = lost.filter(|_| target.precise_flags || second.is_none());
     let arriving = match lost {
         Some(_) if target.precise_flags => FlagsPlace::ARRIVED,
         Some(_) => FlagsPlace::LOST,
@@ -128,11 +130,17 @@ fn emit_once(
     let guarded_entry = emitter.here();
     let guarded_label = emitter.ops.new_dynamic_label();
     dynasm!(emitter.ops ; .arch x64 ; =>guarded_label);
-    emitter.entry_check(arriving, |emitter, label| {
+    // Where the guard fails other code is mapped here, and that may read any flag.
+    let guarding = if arriving.lost {
+        FlagsPlace::HOST
+    } else {
+        arriving
+    };
+    emitter.entry_check(guarding, arriving.lost, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
     });
     let poll_entry = emitter.here();
-    emitter.entry_check(arriving, |emitter, label| {
+    emitter.entry_check(arriving, false, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [at::EXIT_REQUEST], 0 ; jne =>label);
     });
     let entry = emitter.here();
@@ -140,7 +148,7 @@ fn emit_once(
     dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
     // Even a jump within the page cannot vouch for the page behind it.
     if let Some((guard, mapping)) = second {
-        emitter.entry_check(arriving, |emitter, label| {
+        emitter.entry_check(arriving, false, |emitter, label| {
             dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
         });
     }
@@ -208,15 +216,13 @@ fn emit_once(
     }
     // Further entries, out of line.
     let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
-    if lost.is_some() {
-        if target.precise_flags {
-            saving_entry = emitter.here();
-            emitter.flags = FlagsPlace::HOST;
-            emitter.save_flags();
-            dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
-        }
+    if arriving.arrived {
+        saving_entry = emitter.here();
+        emitter.flags = FlagsPlace::HOST;
+        emitter.save_flags();
+        dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
     } else {
-        indirect_entry = emitter.indirect_entry(guard, mapping, entry_label);
+        indirect_entry = emitter.indirect_entry(guard, mapping, entry_label, arriving);
     }
     let sites = emitter.sites;
     let finished = emitter.finish();
@@ -302,9 +308,15 @@ impl Emitter<'_> {
         self.restore_at_entry();
     }
 
-    /// The entry for indirect jumps to a block that needs the flags, which are in their saved
-    /// place.
-    fn indirect_entry(&mut self, guard: i32, mapping: i32, entry: dynasmrt::DynamicLabel) -> u32 {
+    /// The entry for indirect jumps: the flags are in their saved place, and stay there if they
+    /// are as good as lost.
+    fn indirect_entry(
+        &mut self,
+        guard: i32,
+        mapping: i32,
+        entry: dynasmrt::DynamicLabel,
+        arriving: FlagsPlace,
+    ) -> u32 {
         let start = self.here();
         let record = {
             let mut record = self.record(UpcallKind::Leave, 0);
@@ -319,16 +331,20 @@ impl Emitter<'_> {
             ; gs cmp DWORD [at::EXIT_REQUEST], 0
             ; jne =>leave
         );
-        self.flags = FlagsPlace::SAVED;
-        self.restore_flags();
+        if !arriving.lost {
+            self.flags = FlagsPlace::SAVED;
+            self.restore_flags();
+        }
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         start
     }
 
-    /// A compare at an entry that may leave the block before it begins.
+    /// A compare at an entry that may leave the block before it begins. `forget`: nobody needs the
+    /// flags if it does not.
     fn entry_check(
         &mut self,
         arriving: FlagsPlace,
+        forget: bool,
         compare: impl FnOnce(&mut Self, dynasmrt::DynamicLabel),
     ) {
         self.flags = arriving;
@@ -336,7 +352,9 @@ impl Emitter<'_> {
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.leave_stub(record);
         compare(self, label);
-        self.restore_at_entry();
+        if !forget {
+            self.restore_at_entry();
+        }
     }
 
     /// Behind a compare at an entry the flags go back to EFLAGS, if the block needs them there.

@@ -74,19 +74,22 @@ fn flags_reach_the_code_that_has_replaced_another() {
     let indirect = vec![0xff, 0xd3];
     for (call, what) in [(direct, "direct"), (indirect, "indirect")] {
         for (interpret_only, cold) in [(true, 0), (false, 0), (false, 2)] {
-            for counted in [false, true] {
+            for (counted, precise_flags) in
+                [(false, true), (true, true), (false, false), (true, false)]
+            {
                 let options = EngineOptions {
                     interpret_only,
                     cold,
                     counted: counted || interpret_only,
                     code_bytes: 2 << 20,
+                    precise_flags,
                     ..EngineOptions::default()
                 };
                 let ran = run(&call, options);
                 assert_eq!(
                     ran,
                     (CALLS - 2, 2),
-                    "{what}, {interpret_only}, {cold}, {counted}"
+                    "{what}, {interpret_only}, {cold}, {counted}, {precise_flags}"
                 );
             }
         }
