@@ -3,7 +3,10 @@
 //!
 //! Emitted code reads [`TlbEntry`] through its field offsets. A tag matches when
 //! `address ^ tag <= 4096 - size`, one compare for the page and for staying inside it. The tag
-//! of an empty entry names a page that would stand at another index, so it never matches.
+//! of an empty entry names a page that would stand at another index, so it never matches where
+//! the address chose the entry. Emitted code may try another entry than that: the page is none
+//! that a canonical address can be in, and with an addend the host's address is not canonical
+//! either. The host processor then refuses the access, as the guest's has to.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
 use crate::large::LargeRegions;
@@ -132,7 +135,7 @@ pub struct TlbSet {
 }
 
 const fn empty_tag(index: usize) -> u64 {
-    ((index ^ 1) as u64) << PAGE_SHIFT
+    1 << 63 | ((index ^ 1) as u64) << PAGE_SHIFT
 }
 
 /// Index into [`Tlb::used`].
@@ -530,6 +533,37 @@ impl TlbSet {
         self.spaces.drop_entries(|entry| entry.is_of(page));
         for tlb in &mut self.data {
             tlb.forget_physical(page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The upper 17 bits of a canonical address are alike.
+    fn is_canonical(address: u64) -> bool {
+        (address as i64) << 16 >> 16 == address as i64
+    }
+
+    #[test]
+    fn empty_tags_match_nothing_that_may_be_accessed() {
+        // Native host address of a page, less its linear address: user, kernel, host's own.
+        let addends = [
+            0,
+            0x7fff_ffff_f000u64.wrapping_sub(0),
+            0x1000u64.wrapping_sub(0x7fff_ffff_f000),
+            0x7f12_3456_7000u64.wrapping_sub(0xffff_8000_0000_0000),
+            0x1000u64.wrapping_sub(0xffff_ffff_ffff_f000),
+        ];
+        for index in 0..TLB_ENTRIES {
+            let tag = empty_tag(index);
+            assert_ne!((tag >> PAGE_SHIFT) as usize % TLB_ENTRIES, index);
+            assert!(!is_canonical(tag), "{tag:#x}");
+            for addend in addends {
+                let host = tag.wrapping_add(addend);
+                assert!(!is_canonical(host), "{tag:#x} with {addend:#x}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use mmu::Linear;
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
-use crate::guest::{Mode, flags};
+use crate::guest::{Exception, Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
@@ -359,6 +359,11 @@ impl Vcpu {
         cpu.arithmetic_flags = arithmetic;
         cpu.rip = rip;
         self.give_back(total, index);
+        if vector == Exception::GP {
+            // A misaligned vector, or an address that is not canonical: which exception that is
+            // depends on the operand.
+            return self.step();
+        }
         let exception = host_exception(self.cpu(), vector);
         self.raise(exception);
     }

@@ -197,6 +197,8 @@ pub struct Emitter<'a> {
     /// The last instruction with an access whose slow path may execute it whole, and go on
     /// behind it.
     pub(super) may_skip: Option<usize>,
+    /// The check is that of a plain instruction, which may fault on the host.
+    pub(super) may_predict: bool,
     /// RIP of each instruction.
     pub(super) rips: &'a mut Vec<u64>,
     /// Sites that predict.
@@ -243,6 +245,7 @@ impl<'a> Emitter<'a> {
             groups: Groups::default(),
             established: 0,
             may_skip: None,
+            may_predict: false,
             rips: &mut workshop.rips,
             sites: 0,
         }

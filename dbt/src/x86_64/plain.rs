@@ -187,6 +187,7 @@ impl Emitter<'_> {
             operand,
             Operand::Write | Operand::WriteOnce | Operand::Modify
         );
+        self.may_predict = true;
         self.check(
             index,
             (Place::Operand, &address),
@@ -194,6 +195,7 @@ impl Emitter<'_> {
             write,
             need.before != 0,
         )?;
+        self.may_predict = false;
         if need.in_host(insn) {
             self.restore_flags();
         }

@@ -1,4 +1,8 @@
 //! Checks that predict their TLB entry.
+//!
+//! The tag of an empty entry can match a predicting check, for an address that is not canonical. What
+//! the host then accesses is not canonical either, and raises #GP: so only instructions predict
+//! whose faults on the host are the guest's.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
@@ -35,7 +39,7 @@ pub(super) struct Wrong {
 impl Emitter<'_> {
     /// Begins the check of an access, here; `None` if it is not to predict.
     pub(super) fn site(&mut self, insn: usize, place: Place) -> Option<Site> {
-        let predicting = self.target.prediction?;
+        let predicting = self.target.prediction.filter(|_| self.may_predict)?;
         let at = predicting.page.add(self.rips[insn] % mmu::PAGE_SIZE);
         if !predicting.strayed.predicts(at, place) {
             return None;
