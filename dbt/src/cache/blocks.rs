@@ -119,7 +119,7 @@ pub struct Block {
     pub heat: u8,
     /// It is the best that can be made of a loop.
     pub settled: bool,
-    /// Its checks predict their TLB entries.
+    /// Its checks predict their TLB entries, or have been found to do better without.
     pub predicting: bool,
     /// How many of them were wrong too often.
     pub strays: u8,

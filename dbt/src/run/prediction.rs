@@ -127,7 +127,9 @@ impl Vcpu {
             return self.resume_check(CodeOffset(record.extra), record.flags, vectors);
         }
         self.strayed.give_up(at, record.write);
-        self.leave_before(index, total, rip);
+        // The block is left before this instruction, which has done nothing yet.
+        self.cpu_mut().rip = rip;
+        self.give_back(total, index);
         if let Some(block) = self.cache.block_mut(record.block) {
             block.strays += 1;
             let predicting = block.strays < STRAYS;

@@ -130,18 +130,11 @@ impl Vcpu {
     /// EFLAGS too.
     pub(super) fn resume_check(&mut self, to: CodeOffset, flags: FlagsAt, vectors: bool) -> u64 {
         let exchange = &mut self.block.get_mut().exchange;
-        // The flags go back to where they were.
         if flags == FlagsAt::Host {
             exchange.saved_flags = exchange.host_flags;
         }
         exchange.vectors_wanted = u8::from(vectors);
         self.cache.region().address(to)
-    }
-
-    /// Leaves a block before one of its instructions, which has done nothing yet.
-    pub(super) fn leave_before(&mut self, index: usize, total: usize, rip: u64) {
-        self.cpu_mut().rip = rip;
-        self.give_back(total, index);
     }
 
     /// Interprets one instruction of a block and goes on behind it, or wherever it jumped.

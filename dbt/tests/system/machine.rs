@@ -5,7 +5,7 @@ use dbt::guest::flags::*;
 use dbt::guest::{CpuState, DescriptorTable, Exception, Segment, SegmentIndex};
 use dbt::interpret::system::deliver;
 use dbt::interpret::{Context, execute};
-use dbt::{Platform, Refused};
+use dbt::{EngineOptions, Platform, Refused, Vcpu};
 use iced_x86::{Decoder, DecoderOptions};
 use mmu::{GuestPhys, MemoryConfig, PhysMem, TlbSet};
 
@@ -106,6 +106,29 @@ impl Platform for Recorder {
     }
     fn take_nmi(&mut self) -> bool {
         std::mem::take(&mut self.nmi)
+    }
+}
+
+fn on_platform(
+    cpu: CpuState,
+    mem: PhysMem,
+    platform: Box<dyn Platform>,
+    options: EngineOptions,
+) -> Vcpu {
+    let mut vcpu = Vcpu::new(mem, platform, options).expect("a processor");
+    *vcpu.cpu_mut() = cpu;
+    vcpu.forget_everything();
+    vcpu
+}
+
+/// Options of an engine that counts, and translates at once if it translates.
+pub fn counting(interpret_only: bool) -> EngineOptions {
+    EngineOptions {
+        counted: true,
+        interpret_only,
+        cold: 0,
+        code_bytes: 2 << 20,
+        ..EngineOptions::default()
     }
 }
 
@@ -214,6 +237,16 @@ impl Machine {
         }
         *self.cpu.segment_mut(SegmentIndex::Cs) = segment(code, code_rights);
         self.cpu.refresh_mode();
+    }
+
+    /// The processor in an engine of its own, with the platform that records.
+    pub fn into_vcpu(self, options: EngineOptions) -> Vcpu {
+        on_platform(self.cpu, self.mem, Box::new(self.platform), options)
+    }
+
+    /// Likewise, with another platform.
+    pub fn into_vcpu_on(self, platform: Box<dyn Platform>, options: EngineOptions) -> Vcpu {
+        on_platform(self.cpu, self.mem, platform, options)
     }
 
     fn write_tables(&mut self) {

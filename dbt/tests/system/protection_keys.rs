@@ -4,7 +4,6 @@
 use dbt::guest::cpuid::query;
 use dbt::guest::flags::*;
 use dbt::guest::{CpuModel, Exception};
-use dbt::{EngineOptions, Vcpu};
 use mmu::{GuestPhys, Linear, PagingRegisters, Purpose};
 
 use crate::machine::*;
@@ -321,19 +320,7 @@ fn translated_code_sees_the_new_rights() {
             m.write(CODE + at as u64, 1, u64::from(*byte));
         }
         m.write(HANDLER + 16 * 14, 1, 0x90);
-        let options = EngineOptions {
-            counted: true,
-            interpret_only,
-            cold: 0,
-            code_bytes: 2 << 20,
-            ..EngineOptions::default()
-        };
-        let Machine {
-            cpu, mem, platform, ..
-        } = m;
-        let mut vcpu = Vcpu::new(mem, Box::new(platform), options).expect("a processor");
-        *vcpu.cpu_mut() = cpu;
-        vcpu.forget_everything();
+        let mut vcpu = m.into_vcpu(counting(interpret_only));
         vcpu.set_goal(9);
         vcpu.run();
         let mut words = [0; 3];

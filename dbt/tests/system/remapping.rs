@@ -2,7 +2,7 @@
 //! code must not be applied to the new, not even which flags it reads.
 
 use dbt::guest::flags::CR0_NE;
-use dbt::{EngineOptions, Stop, Vcpu};
+use dbt::{EngineOptions, Stop};
 use mmu::GuestPhys;
 
 use crate::machine::*;
@@ -51,12 +51,7 @@ fn run(call: &[u8], options: EngineOptions) -> (u64, u64) {
     (gpr[1], gpr[2], gpr[3], gpr[8]) = (0, 0, LINEAR, CALLS);
     (gpr[9], gpr[10], gpr[11]) = (FRAMES[1] | 7, TABLE, LINEAR);
     m.cpu.control.cr0 |= CR0_NE;
-    let Machine {
-        cpu, mem, platform, ..
-    } = m;
-    let mut vcpu = Vcpu::new(mem, Box::new(platform), options).expect("a processor");
-    *vcpu.cpu_mut() = cpu;
-    vcpu.forget_everything();
+    let mut vcpu = m.into_vcpu(options);
     vcpu.set_goal(100_000);
     assert_eq!(vcpu.run(), Stop::Halted);
     assert_eq!(

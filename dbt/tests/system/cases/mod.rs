@@ -10,7 +10,6 @@ mod returns;
 mod tasks;
 
 use dbt::guest::Exception;
-use dbt::{EngineOptions, Vcpu};
 use mmu::GuestPhys;
 
 use crate::machine::*;
@@ -227,19 +226,7 @@ impl Case {
             machine.write(at, 1, 0x90);
         }
         machine.cpu.rip -= 2;
-        let options = EngineOptions {
-            counted: true,
-            interpret_only,
-            cold: 0,
-            code_bytes: 2 << 20,
-            ..EngineOptions::default()
-        };
-        let Machine {
-            cpu, mem, platform, ..
-        } = machine;
-        let mut vcpu = Vcpu::new(mem, Box::new(platform), options).expect("a processor");
-        *vcpu.cpu_mut() = cpu;
-        vcpu.forget_everything();
+        let mut vcpu = machine.into_vcpu(counting(interpret_only));
         vcpu.set_goal(3);
         let stop = vcpu.run();
         let text = format!("{stop:?} {}", registers(vcpu.cpu()));

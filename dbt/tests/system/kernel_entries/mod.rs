@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use dbt::guest::CpuState;
 use dbt::guest::flags::*;
-use dbt::{EngineOptions, Platform, Stop, Vcpu};
+use dbt::{EngineOptions, Platform, Stop};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mmu::{GuestPhys, PhysMem};
@@ -191,16 +191,11 @@ impl Case {
             code_bytes: 2 << 20,
             ..options
         };
-        let Machine { cpu, mem, .. } = machine;
-        let mut vcpu = Vcpu::new(mem, Box::new(board), options).expect("a processor");
-        *vcpu.cpu_mut() = cpu;
-        vcpu.forget_everything();
+        let mut vcpu = machine.into_vcpu_on(Box::new(board), options);
         vcpu.set_goal(goal);
         let stop = vcpu.run();
         let mut bytes = vec![0; 0x8_0000];
         vcpu.mem.load(GuestPhys(0), &mut bytes).expect("RAM");
-        // Less the frames, in which flags may be that nobody needs.
-        bytes[KERNEL_STACK as usize..KERNEL_STACK as usize + 0x1000].fill(0);
         let state = format!("{stop:?} {}", text(vcpu.cpu()));
         (state, bytes, counts.asked.get())
     }
@@ -247,10 +242,7 @@ fn run_free(user: Code, kernel: Code, prepare: fn(&mut CpuState)) -> (CpuState, 
         counts: counts.clone(),
         start: Some(Instant::now()),
     };
-    let Machine { cpu, mem, .. } = machine;
-    let mut vcpu = Vcpu::new(mem, Box::new(board), EngineOptions::default()).expect("a processor");
-    *vcpu.cpu_mut() = cpu;
-    vcpu.forget_everything();
+    let mut vcpu = machine.into_vcpu_on(Box::new(board), EngineOptions::default());
     assert_eq!(vcpu.run(), Stop::Halted);
     let cpu = std::mem::replace(vcpu.cpu_mut(), CpuState::at_reset());
     (cpu, counts)
