@@ -121,6 +121,8 @@ pub struct Bounce(pub [u8; 512]);
 /// Everything behind GS.
 #[repr(C, align(4096))]
 pub struct CpuBlock {
+    /// The TLBs: those of user mode first, where displacements from GS are short.
+    pub tlb: TlbSet,
     /// The guest's registers.
     pub cpu: CpuState,
     /// The exchange.
@@ -129,8 +131,6 @@ pub struct CpuBlock {
     pub guards: [[u32; GUARD_ENTRIES]; 2],
     /// Indirect jump targets, by mode.
     pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
-    /// The TLBs.
-    pub tlb: TlbSet,
     /// The offset of the TLB entry that each predicting check tries.
     pub predicted: [u32; SITES],
     /// How many times more each may be wrong before the run loop has a look at it.

@@ -88,7 +88,7 @@ fn behind_gs(offset: usize) -> Option<String> {
     if (guards..jumps.max(guards)).contains(&offset) {
         return Some("guard".to_string());
     }
-    if (jumps..tlb.max(jumps)).contains(&offset) {
+    if (jumps..offset_of!(CpuBlock, predicted)).contains(&offset) {
         return Some(format!("jump_cache+{}", (offset - jumps) % 16));
     }
     let data = tlb + offset_of!(TlbSet, data);
