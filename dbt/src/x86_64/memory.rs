@@ -521,7 +521,8 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes.
+    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes; the bits above them become 0, so that nothing
+    /// waits for the register's previous value.
     pub(super) fn move_load(
         &mut self,
         register: Register,
@@ -529,12 +530,12 @@ impl Emitter<'_> {
         size: u32,
     ) -> Result<Encoded, Unencodable> {
         let code = match size {
-            1 => Code::Mov_r8_rm8,
-            2 => Code::Mov_r16_rm16,
+            1 => Code::Movzx_r32_rm8,
+            2 => Code::Movzx_r32_rm16,
             4 => Code::Mov_r32_rm32,
             _ => Code::Mov_r64_rm64,
         };
-        let register = sized(number(register) as u8, size as usize);
+        let register = sized(number(register) as u8, size.max(4) as usize);
         let insn = Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
         self.encode(&insn)
     }
