@@ -88,6 +88,7 @@ impl Engine {
             second_mapping: None,
             counted: false,
             grouping: false,
+            allotting: None,
             precise_flags: true,
             prediction: None,
             bmi2: false,

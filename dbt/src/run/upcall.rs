@@ -18,6 +18,17 @@ pub enum UpcallKind {
     Strayed = 5,
 }
 
+impl UpcallKind {
+    /// Whether the code that calls is in the middle of a block, where registers may have changed
+    /// places.
+    pub fn is_inside(self) -> bool {
+        match self {
+            UpcallKind::Memory | UpcallKind::Interpret | UpcallKind::Strayed => true,
+            UpcallKind::Link | UpcallKind::Leave | UpcallKind::Alone => false,
+        }
+    }
+}
+
 /// Where the guest's flags are before an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]

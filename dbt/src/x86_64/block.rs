@@ -3,8 +3,10 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::emitter::{Emitter, ExitSite, Stub, Target, Unencodable, Workshop};
+use super::emitter::{Emitter, Stub, Target, Unencodable, Workshop};
+use super::exits::{ExitSite, Inner};
 use super::flags::{Effect, FlagsPlace};
+use super::places::Places;
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::record::classify::{Class, Classifier, Kind};
@@ -48,6 +50,8 @@ pub struct Emitted {
     pub stashes: u64,
     /// Whether flags are right wherever the guest may look at them.
     pub precise_flags: bool,
+    /// Where the guest's registers are while it runs.
+    pub places: Places,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -76,8 +80,11 @@ pub fn emit(
     let mut exposes = liveness::mask(insns, |index, insn| {
         liveness::exposes(insn, &classes[index], precise)
     });
+    let places = target.allotting.map_or(Places::default(), |least| {
+        Places::choose(insns, &classes, least.into())
+    });
     let emitted = loop {
-        match emit_once(workshop, insns, &classes, exposes, rip, target) {
+        match emit_once(workshop, insns, &classes, exposes, (rip, places), target) {
             Ok(emitted) => break emitted,
             Err(Helpers(more)) => exposes |= more,
         }
@@ -95,7 +102,7 @@ fn emit_once(
     insns: &[Instruction],
     classes: &[Class],
     exposes: u64,
-    rip: u64,
+    (rip, places): (u64, Places),
     target: Target<'_>,
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
@@ -161,6 +168,10 @@ fn emit_once(
         (insns.iter().zip(classes.iter())).any(|(insn, class)| plain(class) && uses_vectors(insn));
     if vectors {
         emitter.bring_vectors(arriving);
+    }
+    if !places.are_usual() {
+        emitter.places = places;
+        emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
     }
     emitter.flags = arriving;
     let effects = insns.iter().zip(classes).enumerate();
@@ -247,6 +258,7 @@ fn emit_once(
         recipes: finished.recipes,
         stashes: finished.stashes,
         precise_flags: target.precise_flags,
+        places,
     })
 }
 
@@ -377,17 +389,49 @@ impl Emitter<'_> {
         known.unwrap_or_else(|| self.stub(None, record))
     }
 
-    /// Counts the block's instructions in advance; leaves if the budget does not cover them.
-    fn count(&mut self, count: i32, arriving: FlagsPlace) {
+    /// The registers of a loop change places; behind that comes the entry for its own jumps back,
+    /// which polls, and counts, as the others do. Vector registers stay live within a block.
+    fn inner_entry(&mut self, rip: u64, arriving: FlagsPlace, changed: u16, len: i32) {
+        self.exchange_places();
+        let begin = self.ops.new_dynamic_label();
+        let label = self.ops.new_dynamic_label();
+        self.inner = Some(Inner {
+            label,
+            rip,
+            flags: arriving,
+            changed,
+        });
+        dynasm!(self.ops ; .arch x64 ; jmp =>begin ; =>label);
         self.flags = arriving;
         self.spoil_flags(!arriving.lost);
+        let leave = self.give_back_stub(0);
+        dynasm!(self.ops ; .arch x64 ; gs cmp DWORD [at::EXIT_REQUEST], 0 ; jne =>leave);
+        if self.target.counted {
+            let leave = self.give_back_stub(len);
+            dynasm!(self.ops ; .arch x64 ; gs sub QWORD [at::BUDGET], len ; js =>leave);
+        }
+        self.restore_at_entry();
+        dynasm!(self.ops ; .arch x64 ; =>begin);
+    }
+
+    /// A stub that leaves before the block begins, once it has given back what was counted.
+    fn give_back_stub(&mut self, count: i32) -> dynasmrt::DynamicLabel {
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::GiveBack {
             label,
             count,
+            inside: self.inner.is_some(),
             record,
         });
+        label
+    }
+
+    /// Counts the block's instructions in advance; leaves if the budget does not cover them.
+    fn count(&mut self, count: i32, arriving: FlagsPlace) {
+        self.flags = arriving;
+        self.spoil_flags(!arriving.lost);
+        let label = self.give_back_stub(count);
         dynasm!(self.ops
             ; .arch x64
             ; gs sub QWORD [at::BUDGET], count

@@ -6,9 +6,11 @@
 mod block;
 mod control;
 mod emitter;
+mod exits;
 mod fast_call;
 mod flags;
 mod memory;
+mod places;
 mod plain;
 mod prediction;
 pub mod registers;
@@ -16,6 +18,7 @@ mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
+pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};
 pub use flags::ExitFlags;
+pub use places::Places;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

@@ -72,6 +72,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         counted: case.counted,
         grouping: case.grouping,
         precise_flags: true,
+        allotting: case.allotting.then_some(3),
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),
@@ -121,6 +122,7 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
         (!case.grouping, "grouping off".to_string()),
         (!case.bmi2, "no BMI2".to_string()),
         (case.predicting, "predicting".to_string()),
+        (case.allotting, "hot".to_string()),
     ] {
         if on {
             let _ = write!(text, ", {what}");

@@ -230,6 +230,18 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "registers=3|N|off",
+        help: "what a hot loop has to save for the guest registers in host registers to be others",
+        set: |engine, text| {
+            engine.registers = match text {
+                "off" => None,
+                "on" => EngineOptions::default().registers,
+                _ => Some(small(text)?.max(1)),
+            };
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
