@@ -30,6 +30,8 @@ pub struct EngineOptions {
     /// Let the guest registers that a hot loop needs often change places with others, so that they
     /// are in host registers; how many loads and stores a round has to save. `None`: none do.
     pub registers: Option<u8>,
+    /// Have emitted code execute accesses that cross from one page into the next.
+    pub crossing: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -49,6 +51,7 @@ impl Default for EngineOptions {
             precise_flags: true,
             prediction: Some(64),
             registers: Some(3),
+            crossing: true,
             traces: Some(8),
             cold: 2,
         }

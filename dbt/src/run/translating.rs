@@ -93,6 +93,7 @@ impl Vcpu {
             grouping: key.grouped,
             precise_flags: self.options.precise_flags,
             allotting: self.options.registers.filter(|_| tier != Tier::First),
+            crossing: self.options.crossing,
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),

@@ -1,5 +1,7 @@
 //! The records behind calls from emitted code into Rust.
 
+use std::mem::offset_of;
+
 /// Why emitted code calls up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -66,6 +68,13 @@ pub struct Upcall {
 }
 
 impl Upcall {
+    /// Offset of `size`.
+    pub(crate) const SIZE: i32 = offset_of!(Upcall, size) as i32;
+    /// Offset of `wants_addend`.
+    pub(crate) const WANTS_ADDEND: i32 = offset_of!(Upcall, wants_addend) as i32;
+    /// Offset of `extra`.
+    pub(crate) const EXTRA: i32 = offset_of!(Upcall, extra) as i32;
+
     /// As it stands in code.
     pub fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];

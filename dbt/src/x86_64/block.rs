@@ -3,6 +3,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
+use super::crossing::Crossing;
 use super::emitter::{Emitter, Stub, Target, Unencodable, Workshop};
 use super::exits::{ExitSite, Inner};
 use super::flags::{Effect, FlagsPlace};
@@ -205,6 +206,7 @@ fn emit_once(
             emitter.stubs.truncate(stubs);
             emitter.recipes.truncate(recipes);
             emitter.stashed = None;
+            emitter.crossing_store = Crossing::Never;
             emitter.helper(index);
         }
     }

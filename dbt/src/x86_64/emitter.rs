@@ -7,6 +7,7 @@ use iced_x86::{Encoder, Instruction, Register};
 
 use mmu::GuestPhys;
 
+use super::crossing::Crossing;
 use super::exits::{ExitSite, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::places::Places;
@@ -54,6 +55,8 @@ pub struct Target<'a> {
     pub precise_flags: bool,
     /// What it has to save for two registers to change places; `None`: none do.
     pub allotting: Option<u8>,
+    /// Whether accesses that cross a page are executed here.
+    pub crossing: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether the host has BMI2: instructions that shift without flags.
@@ -93,6 +96,7 @@ pub(super) enum Stub {
         label: DynamicLabel,
         lea: Option<Encoded>,
         record: Upcall,
+        crossing: Crossing,
     },
     /// A check predicted the wrong entry.
     Wrong { label: DynamicLabel, wrong: Wrong },
@@ -194,6 +198,8 @@ pub struct Emitter<'a> {
     pub(super) may_skip: Option<usize>,
     /// The check is that of a plain instruction, which may fault on the host.
     pub(super) may_predict: bool,
+    /// What the slow path of the next store may do if it crosses a page.
+    pub(super) crossing_store: Crossing,
     /// RIP of each instruction.
     pub(super) rips: &'a mut Vec<u64>,
     /// Sites that predict.
@@ -243,6 +249,7 @@ impl<'a> Emitter<'a> {
             established: 0,
             may_skip: None,
             may_predict: false,
+            crossing_store: Crossing::Never,
             rips: &mut workshop.rips,
             sites: 0,
         }
@@ -319,7 +326,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// `call rel32` of shared code.
-    fn call_shared(&mut self, to: CodeOffset) {
+    pub(super) fn call_shared(&mut self, to: CodeOffset) {
         let end = self.target.base.0 + self.here() + 5;
         self.ops.push(0xe8);
         self.ops.push_u32(to.0.wrapping_sub(end));
@@ -328,7 +335,12 @@ impl<'a> Emitter<'a> {
     /// Adds a stub that calls up, to be jumped to.
     pub(super) fn stub(&mut self, lea: Option<Encoded>, record: Upcall) -> DynamicLabel {
         let label = self.ops.new_dynamic_label();
-        self.stubs.push(Stub::Upcall { label, lea, record });
+        self.stubs.push(Stub::Upcall {
+            label,
+            lea,
+            record,
+            crossing: Crossing::Never,
+        });
         label
     }
 
@@ -362,12 +374,17 @@ impl<'a> Emitter<'a> {
         let mut stubs = std::mem::take(self.stubs);
         for stub in stubs.drain(..) {
             match stub {
-                Stub::Upcall { label, lea, record } => {
+                Stub::Upcall {
+                    label,
+                    lea,
+                    record,
+                    crossing,
+                } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if let Some(lea) = lea {
                         self.bytes(&lea);
                     }
-                    self.upcall(record);
+                    self.call_slow_path(record, crossing);
                 }
                 Stub::Wrong { label, wrong } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);

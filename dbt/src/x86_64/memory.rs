@@ -5,7 +5,8 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::crossing::Crossing;
+use super::emitter::{Emitter, Encoded, Stub, Unencodable};
 use super::places::Places;
 use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
@@ -139,11 +140,7 @@ impl Address {
                 index: sized(base, 8),
                 displacement: self.displacement as i32,
             },
-            None => HostMemory {
-                base: T0,
-                index: Register::None,
-                displacement: 0,
-            },
+            None => HostMemory::AT_T0,
         }
     }
 }
@@ -165,6 +162,13 @@ fn changes_base(insn: &Instruction) -> bool {
 }
 
 impl HostMemory {
+    /// Where T0 points.
+    pub const AT_T0: HostMemory = HostMemory {
+        base: T0,
+        index: Register::None,
+        displacement: 0,
+    };
+
     /// The same operand in another copy.
     pub fn further(self, bytes: i32) -> HostMemory {
         HostMemory {
@@ -305,6 +309,11 @@ impl Emitter<'_> {
         let mut record = self.record(UpcallKind::Memory, insn);
         record.size = size as u16;
         record.write = u8::from(write);
+        let crosses = if write {
+            std::mem::replace(&mut self.crossing_store, Crossing::Never)
+        } else {
+            self.crossing_load(size)
+        };
         let slow = self.stubs.len();
         let constant = address.constant().filter(|constant| {
             address.segment.is_none()
@@ -351,8 +360,12 @@ impl Emitter<'_> {
             );
         }
         let resume = self.target.base.0 + self.here();
-        if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.get_mut(slow) {
+        if let Some(Stub::Upcall {
+            record, crossing, ..
+        }) = self.stubs.get_mut(slow)
+        {
             record.extra = resume;
+            *crossing = crosses;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod block;
 mod control;
+mod crossing;
 mod emitter;
 mod exits;
 mod fast_call;

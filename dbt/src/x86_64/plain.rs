@@ -1,9 +1,10 @@
 //! Instructions that run on the host as they are, with registers substituted and the memory
 //! operand replaced by a checked host address.
 
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
+use super::crossing::{Crossing, repeatable};
 use super::emitter::{Emitter, Encoded, Unencodable};
 use super::flags::FlagsPlace;
 use super::memory::HostMemory;
@@ -23,6 +24,12 @@ struct Staging {
 }
 
 impl Staging {
+    /// What is loaded before the instruction: scratch registers, and guest registers by number.
+    fn loads(&self) -> impl Iterator<Item = (Register, usize)> {
+        let loaded = self.staged.iter().filter(|staged| staged.2);
+        loaded.map(|&(guest, scratch, _, _)| (scratch, guest))
+    }
+
     fn place(&self, register: Register) -> Option<Register> {
         if is_high_byte(register) {
             return Some(register);
@@ -189,6 +196,14 @@ impl Emitter<'_> {
             operand,
             Operand::Write | Operand::WriteOnce | Operand::Modify
         );
+        let behind = self.ops.new_dynamic_label();
+        if self.target.crossing && operand == Operand::Write && repeatable(&insn) {
+            self.crossing_store = Crossing::Store {
+                loads: staging.loads().collect(),
+                store: encoded(self, HostMemory::AT_T0)?,
+                behind,
+            };
+        }
         self.may_predict = true;
         self.check(
             index,
@@ -198,6 +213,7 @@ impl Emitter<'_> {
             need.before != 0,
         )?;
         self.may_predict = false;
+        self.crossing_store = Crossing::Never;
         if need.in_host(insn) {
             self.restore_flags();
         }
@@ -236,6 +252,7 @@ impl Emitter<'_> {
         }
         self.store_staged(&staging);
         self.changed_flags(insn);
+        dynasm!(self.ops ; .arch x64 ; =>behind);
         Ok(())
     }
 
@@ -247,10 +264,8 @@ impl Emitter<'_> {
     }
 
     fn load_staged(&mut self, staging: &Staging) {
-        for &(guest, scratch, load, _) in &staging.staged {
-            if load {
-                self.load_guest(scratch, guest);
-            }
+        for (scratch, guest) in staging.loads() {
+            self.load_guest(scratch, guest);
         }
     }
 
@@ -408,12 +423,7 @@ impl Emitter<'_> {
         let mut out = insn;
         substitute(&mut out, &staging)?;
         if operand != Operand::None {
-            let memory = HostMemory {
-                base: super::registers::T0,
-                index: Register::None,
-                displacement: 0,
-            };
-            memory.apply(&mut out);
+            HostMemory::AT_T0.apply(&mut out);
         }
         let bytes = self.encode(&out)?;
         self.load_staged(&staging);

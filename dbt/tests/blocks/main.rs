@@ -60,6 +60,7 @@ fn switches(copies: usize) -> EngineOptions {
         precise_flags,
         prediction,
         // Traces are made with one and with three copies.
+        crossing: copies != 2,
         registers: (copies != 1).then_some(1),
         ..EngineOptions::default()
     }

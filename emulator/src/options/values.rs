@@ -242,6 +242,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "crossing=on|off",
+        help: "accesses that cross from one page into the next are executed in translated code",
+        set: |engine, text| {
+            engine.crossing = switch("crossing", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
