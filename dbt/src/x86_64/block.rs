@@ -188,6 +188,10 @@ fn emit_once(
         if !emitter.effects[index].checks {
             emitter.keep_flags();
         }
+        emitter.keeps_t0 = keeps_t0(classes[index].kind);
+        if !emitter.keeps_t0 {
+            emitter.near = None;
+        }
         let flags = emitter.flags;
         let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
         let established = emitter.established;
@@ -262,6 +266,22 @@ fn emit_once(
         precise_flags: target.precise_flags,
         places,
     })
+}
+
+/// Whether instructions of a kind use T0 for nothing but memory accesses, as far as their number
+/// of operands lets them.
+fn keeps_t0(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Plain(_)
+            | Kind::Lea
+            | Kind::Nop
+            | Kind::Jump
+            | Kind::Branch
+            | Kind::Push
+            | Kind::Pop
+            | Kind::Leave
+    )
 }
 
 /// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
@@ -514,6 +534,7 @@ impl Emitter<'_> {
         self.upcall(record);
         // It may have changed what the groups' checks saw.
         self.established = 0;
+        self.near = None;
         self.flags = FlagsPlace::BOTH;
     }
 

@@ -159,6 +159,14 @@ impl Default for Workshop {
     }
 }
 
+/// What an access of a group has left in T0.
+#[derive(Clone, Copy)]
+pub(super) struct Near {
+    pub group: usize,
+    /// The address in the group's coordinate whose host address it is; `None`: it is the addend.
+    pub displacement: Option<i64>,
+}
+
 /// Emits one block.
 pub struct Emitter<'a> {
     pub(super) ops: &'a mut VecAssembler<X64Relocation>,
@@ -193,6 +201,10 @@ pub struct Emitter<'a> {
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
     pub(super) established: u8,
+    /// What T0 holds for further accesses of a group.
+    pub(super) near: Option<Near>,
+    /// The instruction that is being emitted uses T0 for its accesses only.
+    pub(super) keeps_t0: bool,
     /// The last instruction with an access whose slow path may execute it whole, and go on
     /// behind it.
     pub(super) may_skip: Option<usize>,
@@ -247,6 +259,8 @@ impl<'a> Emitter<'a> {
             stashes: 0,
             groups: Groups::default(),
             established: 0,
+            near: None,
+            keeps_t0: false,
             may_skip: None,
             may_predict: false,
             crossing_store: Crossing::Never,

@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Stub, Unencodable};
+use super::emitter::{Emitter, Encoded, Near, Stub, Unencodable};
 use super::places::Places;
 use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
@@ -296,10 +296,21 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         if let Some((member, group)) = self.groups.of(insn, place) {
             if self.established >> member.group & 1 != 0 {
-                return self.reuse(member.group, address);
+                self.reuse(member, address)?;
+            } else {
+                self.check_group(insn, (place, address), member, group, needed)?;
             }
-            return self.check_group(insn, (place, address), member, group, needed);
+            self.near = Some(Near {
+                group: member.group,
+                displacement: match address.simple_base() {
+                    Some(_) => None,
+                    None => Some(member.displacement),
+                },
+            })
+            .filter(|_| self.keeps_t0 && self.may_skip != Some(insn));
+            return Ok(());
         }
+        self.near = None;
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
@@ -474,10 +485,23 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// The memory operand of an instruction in host memory, if T0 already leads there.
+    pub(super) fn nearby(&self, insn: usize) -> Option<HostMemory> {
+        let (member, _) = self.groups.of(insn, Place::Operand)?;
+        let near = self.near.filter(|near| near.group == member.group)?;
+        Some(HostMemory::AT_T0.further((member.displacement - near.displacement?) as i32))
+    }
+
     /// A later access of a group: the addend is in its slot. Leaves the flags alone.
-    fn reuse(&mut self, group: usize, address: &Address) -> Result<(), Unencodable> {
-        let slot = at::group(group);
+    fn reuse(&mut self, member: Member, address: &Address) -> Result<(), Unencodable> {
+        let slot = at::group(member.group);
         if address.simple_base().is_some() {
+            if let Some(near) = self.near
+                && near.group == member.group
+                && near.displacement.is_none()
+            {
+                return Ok(());
+            }
             dynasm!(self.ops ; .arch x64 ; gs mov rsi, [slot]);
         } else {
             self.linear(address)?;

@@ -9,7 +9,7 @@ use super::emitter::{Emitter, Encoded, Unencodable};
 use super::flags::FlagsPlace;
 use super::memory::HostMemory;
 use super::places::Places;
-use super::registers::{T1, is_high_byte, number, sized};
+use super::registers::{T0, T1, is_high_byte, number, sized};
 use crate::record::classify::{Class, Operand};
 use crate::record::grouping::Place;
 use crate::record::liveness;
@@ -150,7 +150,8 @@ impl Emitter<'_> {
         need: Need,
     ) -> Result<(), Unencodable> {
         let address = self.operand(insn)?;
-        let memory = address.host_memory();
+        let nearby = self.nearby(index);
+        let memory = nearby.unwrap_or_else(|| address.host_memory());
         let size = insn.memory_size().size() as u32;
         let stash = match operand {
             Operand::Read => Recipe::with_memory(insn),
@@ -204,15 +205,14 @@ impl Emitter<'_> {
                 behind,
             };
         }
-        self.may_predict = true;
-        self.check(
-            index,
-            (Place::Operand, &address),
-            size,
-            write,
-            need.before != 0,
-        )?;
-        self.may_predict = false;
+        if nearby.is_some() {
+            self.keep_flags();
+        } else {
+            self.may_predict = true;
+            let at = (Place::Operand, &address);
+            self.check(index, at, size, write, need.before != 0)?;
+            self.may_predict = false;
+        }
         self.crossing_store = Crossing::Never;
         if need.in_host(insn) {
             self.restore_flags();
@@ -264,6 +264,9 @@ impl Emitter<'_> {
     }
 
     fn load_staged(&mut self, staging: &Staging) {
+        if staging.staged.iter().any(|staged| staged.1 == T0) {
+            self.near = None;
+        }
         for (scratch, guest) in staging.loads() {
             self.load_guest(scratch, guest);
         }
