@@ -198,7 +198,7 @@ impl Emitter<'_> {
             Operand::Write | Operand::WriteOnce | Operand::Modify
         );
         let behind = self.ops.new_dynamic_label();
-        if self.target.crossing && operand == Operand::Write && repeatable(&insn) {
+        if self.target.crossing && operand == Operand::Write && repeatable(insn) {
             self.crossing_store = Crossing::Store {
                 loads: staging.loads().collect(),
                 store: encoded(self, HostMemory::AT_T0)?,

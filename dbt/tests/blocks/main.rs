@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod crossing;
 mod instruction;
 mod machine;
 mod operation;
