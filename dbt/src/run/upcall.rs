@@ -18,6 +18,8 @@ pub enum UpcallKind {
     Alone = 4,
     /// A check has predicted wrong TLB entries many times.
     Strayed = 5,
+    /// A return that was not predicted: RIP is where it goes.
+    Unpredicted = 6,
 }
 
 impl UpcallKind {
@@ -26,7 +28,9 @@ impl UpcallKind {
     pub fn is_inside(self) -> bool {
         match self {
             UpcallKind::Memory | UpcallKind::Interpret | UpcallKind::Strayed => true,
-            UpcallKind::Link | UpcallKind::Leave | UpcallKind::Alone => false,
+            UpcallKind::Link | UpcallKind::Leave | UpcallKind::Alone | UpcallKind::Unpredicted => {
+                false
+            }
         }
     }
 }

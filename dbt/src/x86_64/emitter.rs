@@ -8,7 +8,7 @@ use iced_x86::{Encoder, Instruction, Register};
 use mmu::GuestPhys;
 
 use super::crossing::Crossing;
-use super::exits::{ExitSite, Inner};
+use super::exits::{ExitKind, ExitSite, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::places::Places;
 use super::prediction::Wrong;
@@ -49,6 +49,8 @@ pub struct Target<'a> {
     pub second_mapping: Option<u32>,
     /// Whether executed instructions are counted.
     pub counted: bool,
+    /// Whether calls predict their returns.
+    pub returns: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
     /// Whether flags are right wherever the guest may look at them.
@@ -102,6 +104,14 @@ pub(super) enum Stub {
     Wrong { label: DynamicLabel, wrong: Wrong },
     /// The unlinked end of an exit.
     Link { label: DynamicLabel, exit: usize },
+    /// A return that was not predicted: looks for the target in the jump cache.
+    Return {
+        label: DynamicLabel,
+        /// What the guest's stack pointer moves by.
+        pops: i32,
+        /// For a target that is not there.
+        record: Upcall,
+    },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
@@ -407,10 +417,21 @@ impl<'a> Emitter<'a> {
                 Stub::Link { label, exit } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.exits[exit].stub = CodeOffset(self.target.base.0 + self.here());
-                    self.flags = FlagsPlace::HOST;
+                    self.flags = match self.exits[exit].kind {
+                        ExitKind::Return => FlagsPlace::SAVED,
+                        ExitKind::Jump | ExitKind::Call => FlagsPlace::HOST,
+                    };
                     let mut record = self.record(UpcallKind::Link, 0);
                     record.extra = exit as u32;
                     self.upcall(record);
+                }
+                Stub::Return {
+                    label,
+                    pops,
+                    record,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.unpredicted_return(pops, record);
                 }
                 Stub::LoadVectors { label, back } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);

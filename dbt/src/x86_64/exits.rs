@@ -19,8 +19,21 @@ pub struct ExitSite {
     pub target: u64,
     /// The check of a group failed: the target is this block's own rest, without groups.
     pub ungrouped: Option<u16>,
+    /// What leads out.
+    pub kind: ExitKind,
     /// How the flags leave.
     pub flags: ExitFlags,
+}
+
+/// What leads out of a block to a known address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitKind {
+    /// A jump, or the block's end.
+    Jump,
+    /// A call that predicts its return.
+    Call,
+    /// What is behind such a call: the flags are in their saved place.
+    Return,
 }
 
 /// The entry of a loop for itself: its registers keep their places.
@@ -102,16 +115,34 @@ impl Emitter<'_> {
     }
 
     /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
-    fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
-        let label = self.ops.new_dynamic_label();
+    pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
+        // jcc rel32, jmp rel32
         match condition {
-            // jcc rel32
-            Some(code) => {
-                self.ops.push(0x0f);
-                self.ops.push(0x80 | code);
-            }
+            Some(code) => self.ops.extend([0x0f, 0x80 | code].iter()),
             None => self.ops.push(0xe9),
         }
+        self.linkable(target, ExitKind::Jump, flags);
+    }
+
+    /// Emits a call of a known guest address, whose return address is in T1, and what its return
+    /// leads to.
+    pub(super) fn call_exit(&mut self, target: u64, next: u64, flags: ExitFlags) {
+        dynasm!(self.ops ; .arch x64 ; push rdi);
+        self.ops.push(0xe8);
+        self.linkable(target, ExitKind::Call, flags);
+        self.landing(next);
+    }
+
+    /// Where a predicted return arrives: it goes on at a guest address.
+    pub(super) fn landing(&mut self, next: u64) {
+        dynasm!(self.ops ; .arch x64 ; pop rdi);
+        self.ops.push(0xe9);
+        self.linkable(next, ExitKind::Return, ExitFlags::Saved);
+    }
+
+    /// The displacement of a jump or call out of the block, and its stub.
+    fn linkable(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
+        let label = self.ops.new_dynamic_label();
         let site = CodeOffset(self.target.base.0 + self.here());
         self.ops.push_u32(0);
         let exit = self.exits.len();
@@ -120,6 +151,7 @@ impl Emitter<'_> {
             stub: CodeOffset(0),
             target,
             ungrouped: None,
+            kind,
             flags,
         });
         self.stubs.push(Stub::Link { label, exit });
@@ -143,6 +175,7 @@ impl Emitter<'_> {
             stub,
             target,
             ungrouped,
+            kind: ExitKind::Jump,
             flags,
         });
         self.upcall(record);

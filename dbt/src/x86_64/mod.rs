@@ -20,6 +20,7 @@ mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};
+pub use exits::{ExitKind, ExitSite};
 pub use flags::ExitFlags;
 pub use places::Places;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

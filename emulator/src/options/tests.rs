@@ -144,6 +144,7 @@ fn optimisations_have_switches() {
         usual.grouping
             && usual.system_inline
             && usual.pcid_tlb
+            && usual.returns
             && usual.precise_flags
             && usual.prediction.is_some()
             && usual.registers.is_some()
@@ -152,12 +153,13 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,returns=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
             && !off.system_inline
             && !off.pcid_tlb
+            && !off.returns
             && !off.precise_flags
             && off.prediction.is_none()
             && off.registers.is_none()

@@ -135,6 +135,7 @@ impl Setup {
                 grouping: !random.one_in(4),
                 crossing: !random.one_in(4),
                 registers: random.pick(&[Some(1), Some(3), None]),
+                returns: !random.one_in(4),
                 prediction: random.pick(&[Some(1), Some(64), None]),
                 ..EngineOptions::default()
             },
