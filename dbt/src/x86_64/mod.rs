@@ -12,8 +12,10 @@ mod memory;
 mod plain;
 mod prediction;
 pub mod registers;
+mod strings;
 mod system;
 mod trampoline;
+mod unusual;
 
 pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};

@@ -14,6 +14,7 @@ mod operation;
 mod precise;
 mod program;
 mod reference;
+mod strings;
 mod tables;
 
 use std::cell::RefCell;
@@ -53,6 +54,7 @@ fn switches(copies: usize) -> EngineOptions {
         grouping,
         // Each way with half of the other switches.
         system_inline: !copies.is_multiple_of(3),
+        memory_inline: copies != 4,
         pcid_tlb: copies < 3,
         traces,
         cold,

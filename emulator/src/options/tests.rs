@@ -143,6 +143,7 @@ fn optimisations_have_switches() {
     assert!(
         usual.grouping
             && usual.system_inline
+            && usual.memory_inline
             && usual.pcid_tlb
             && usual.precise_flags
             && usual.prediction.is_some()
@@ -150,11 +151,12 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,pcid-tlb=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,pcid-tlb=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
             && !off.system_inline
+            && !off.memory_inline
             && !off.pcid_tlb
             && !off.precise_flags
             && off.prediction.is_none()

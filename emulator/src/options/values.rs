@@ -202,6 +202,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "memory-inline=on|off",
+        help: "REP STOS, REP MOVS, bit strings and CMPXCHG16B without leaving translated code",
+        set: |engine, text| {
+            engine.memory_inline = switch("memory-inline", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "pcid-tlb=on|off",
         help: "TLB entries of several address spaces are kept where the guest has PCIDs",
         set: |engine, text| {
