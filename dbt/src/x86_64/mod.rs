@@ -18,6 +18,6 @@ mod trampoline;
 mod unusual;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
+pub use emitter::{Emitter, ExitKind, ExitSite, Predicting, Target, Unencodable, Workshop};
 pub use flags::ExitFlags;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

@@ -77,14 +77,15 @@ impl Emitter<'_> {
         self.bytes(&lea);
     }
 
-    /// Behind a page: the next one, unless that was all or somebody asks to stop.
+    /// Behind a page: the next one, unless that was all or somebody asks to stop: the poll of a
+    /// block's entry, which may also find the stack of returns full.
     fn next_page(&mut self, again: DynamicLabel, done: DynamicLabel, instead: DynamicLabel) {
         dynasm!(self.ops
             ; .arch x64
             ; test rcx, rcx
             ; jz =>done
-            ; gs cmp DWORD [at::EXIT_REQUEST], 0
-            ; je =>again
+            ; gs cmp rsp, [at::POLL]
+            ; jae =>again
             ; jmp =>instead
         );
     }
@@ -125,7 +126,7 @@ impl Emitter<'_> {
         dynasm!(self.ops
             ; .arch x64
             ; sub rcx, r8
-            ; push rcx
+            ; gs mov [at::SCRATCH], rcx
         );
         let memory = HostMemory {
             base: T0,
@@ -147,7 +148,7 @@ impl Emitter<'_> {
             }
             Ok(())
         })?;
-        dynasm!(self.ops ; .arch x64 ; pop rcx);
+        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
         self.advance(to, shift);
         self.next_page(again, done, instead);
         dynasm!(self.ops ; .arch x64 ; =>done);
@@ -190,12 +191,12 @@ impl Emitter<'_> {
             ; .arch x64
             ; gs mov rdi, [rdi + addend]
             ; add rdi, Rq(to)
-            ; push rcx
+            ; gs mov [at::SCRATCH], rcx
             ; mov ecx, Rd(from)
             ; and ecx, PAGE - 1
             ; cmp r8d, ecx
             ; cmovb r8d, ecx
-            ; mov rcx, [rsp]
+            ; gs mov rcx, [at::SCRATCH]
         );
         self.elements(shift);
         dynasm!(self.ops
@@ -210,10 +211,10 @@ impl Emitter<'_> {
             ; .arch x64
             ; cmp rcx, r8
             ; jae =>apart
-            ; pop rcx
+            ; gs mov rcx, [at::SCRATCH]
             ; jmp =>instead
             ; =>apart
-            ; sub [rsp], r8
+            ; gs sub [at::SCRATCH], r8
         );
         let memory = HostMemory {
             base: T1,
@@ -246,7 +247,7 @@ impl Emitter<'_> {
             }
             Ok(())
         })?;
-        dynasm!(self.ops ; .arch x64 ; pop rcx);
+        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
         self.advance(from, shift);
         self.advance(to, shift);
         self.next_page(again, done, instead);

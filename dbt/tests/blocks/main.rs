@@ -56,6 +56,7 @@ fn switches(copies: usize) -> EngineOptions {
         system_inline: !copies.is_multiple_of(3),
         memory_inline: copies != 4,
         pcid_tlb: copies < 3,
+        returns: copies.is_multiple_of(2),
         traces,
         cold,
         precise_flags,
