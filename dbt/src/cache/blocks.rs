@@ -17,14 +17,22 @@ use crate::x86_64::{ExitFlags, ExitKind, Places};
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
-/// Code of a block at the most; an area keeps this much free.
-const LARGEST_BLOCK: u32 = 64 << 10;
+/// Code of a block at the most, and likewise of its slow paths; an area keeps this much free. A
+/// block has 64 instructions, with less than 512 bytes of either.
+const LARGEST_BLOCK: u32 = 32 << 10;
+/// The part of an area that is for slow paths, in sixteenths.
+const COLD_PART: u32 = 5;
 
 /// Bits of a block's identifier that name its slot; those above count how often the slot was
 /// used, so that whoever remembers a block that is gone does not find another one.
 const SLOT_BITS: u32 = 22;
 /// Mappings that are remembered.
 const MAPPINGS: usize = 1 << 16;
+
+/// Where code and slow paths begin in an area.
+fn area_starts(start: u32, size: u32) -> [u32; 2] {
+    [start, start + size / 16 * (16 - COLD_PART)]
+}
 
 fn slot_of(id: u32) -> usize {
     (id & ((1 << SLOT_BITS) - 1)) as usize
@@ -86,6 +94,8 @@ pub struct Block {
     pub base: CodeOffset,
     /// Bytes of its code.
     pub size: u32,
+    /// Bytes of its slow paths.
+    pub cold_size: u32,
     /// Entry without checks.
     pub entry: CodeOffset,
     /// Entry for backward jumps.
@@ -193,8 +203,8 @@ pub struct BlockCache {
     free_areas: Vec<u32>,
     current_area: u32,
     last_touched: u32,
-    /// Next free byte of the current area.
-    cursor: u32,
+    /// Next free bytes of the current area: for code, and for slow paths.
+    cursors: [u32; 2],
     first: u32,
     area_size: u32,
     mappings: FxHashMap<(u64, GuestPhys, Mode), u32>,
@@ -218,7 +228,7 @@ impl BlockCache {
             free_areas: (1..AREAS).rev().collect(),
             current_area: 0,
             last_touched: 0,
-            cursor: reserved.0,
+            cursors: area_starts(reserved.0, area_size),
             first: reserved.0,
             area_size,
             mappings: FxHashMap::default(),
@@ -288,11 +298,17 @@ impl BlockCache {
             })
     }
 
-    /// Where the next block's code goes. May empty an area: returns the blocks that went.
-    pub fn reserve(&mut self) -> (CodeOffset, Vec<Block>) {
-        let end = self.first + (self.current_area + 1) * self.area_size;
+    /// Where the next block's code and its slow paths go. May empty an area: returns the blocks
+    /// that went.
+    pub fn reserve(&mut self) -> ([CodeOffset; 2], Vec<Block>) {
+        let start = self.first + self.current_area * self.area_size;
+        let ends = [
+            area_starts(start, self.area_size)[1],
+            start + self.area_size,
+        ];
         let mut gone = Vec::new();
-        if self.cursor + LARGEST_BLOCK > end {
+        let full = |(cursor, end): (&u32, u32)| cursor + LARGEST_BLOCK > end;
+        if self.cursors.iter().zip(ends).any(full) {
             self.areas.put(self.current_area, ());
             let area = match self.free_areas.pop() {
                 Some(area) => area,
@@ -307,9 +323,9 @@ impl BlockCache {
                 }
             };
             self.current_area = area;
-            self.cursor = self.first + area * self.area_size;
+            self.cursors = area_starts(self.first + area * self.area_size, self.area_size);
         }
-        (CodeOffset(self.cursor), gone)
+        (self.cursors.map(CodeOffset), gone)
     }
 
     fn empty(&mut self, area: u32) -> Vec<Block> {
@@ -318,12 +334,20 @@ impl BlockCache {
         ids.filter_map(|id| self.remove(id)).collect()
     }
 
-    /// Adds a block whose code has been placed at `block.base`.
-    pub fn insert(&mut self, mut block: Block, code: &[u8]) -> u32 {
+    /// Adds a block whose code and slow paths were made for where `reserve` said.
+    ///
+    /// # Panics
+    ///
+    /// If they are longer than any block can be.
+    pub fn insert(&mut self, mut block: Block, code: &[Vec<u8>; 2]) -> u32 {
         let id = self.next_id();
         block.area = self.current_area;
-        self.region.write(block.base, code);
-        self.cursor = (block.base.0 + code.len() as u32).next_multiple_of(16);
+        for (cursor, bytes) in self.cursors.iter_mut().zip(code) {
+            assert!(bytes.len() <= LARGEST_BLOCK as usize, "too long a block");
+            self.region.write(CodeOffset(*cursor), bytes);
+            *cursor += bytes.len() as u32;
+        }
+        self.cursors[0] = self.cursors[0].next_multiple_of(16);
         self.by_key.insert(block.key, id);
         self.by_page
             .entry(block.key.physical.page())
@@ -474,7 +498,9 @@ impl BlockCache {
     /// Bytes of host code in use.
     pub fn code_bytes(&self) -> u64 {
         let blocks = self.slots.iter().filter_map(|slot| slot.block.as_ref());
-        blocks.map(|block| u64::from(block.size)).sum()
+        blocks
+            .map(|block| u64::from(block.size) + u64::from(block.cold_size))
+            .sum()
     }
 
     /// Everything a new block needs but the area, which `insert` sets.
@@ -497,7 +523,8 @@ impl BlockCache {
             second,
             insns: Box::from(insns),
             base,
-            size: emitted.code.len() as u32,
+            size: emitted.code[0].len() as u32,
+            cold_size: emitted.code[1].len() as u32,
             entry: at(emitted.entry),
             poll_entry: at(emitted.poll_entry),
             guarded_entry: at(emitted.guarded_entry),

@@ -79,6 +79,7 @@ impl Engine {
             id: 0,
             mode,
             base,
+            cold_base: CodeOffset(base.0 + SNIPPET_LIMIT / 2),
             trampolines: &self.trampolines,
             copies: 1,
             stride: 0,
@@ -98,9 +99,11 @@ impl Engine {
             bmi2: false,
         };
         let mut workshop = Workshop::default();
-        let code = Emitter::new(target, &mut workshop)
+        let [code, cold] = Emitter::new(target, &mut workshop)
             .alone(insn, class)
             .ok()?;
+        // One instruction on a buffer has no slow path.
+        debug_assert!(cold.is_empty());
         self.region.write(base, &code);
         self.cursor = (self.cursor + code.len() as u32).next_multiple_of(16);
         Some(base)

@@ -70,7 +70,7 @@ impl Vcpu {
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
-        let (base, gone) = self.cache.reserve();
+        let ([base, cold_base], gone) = self.cache.reserve();
         self.drop_blocks(&gone);
         let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
         let second = second.map(|page| {
@@ -81,6 +81,7 @@ impl Vcpu {
             id: self.cache.next_id(),
             mode: key.mode,
             base,
+            cold_base,
             trampolines: &self.trampolines,
             copies: self.mem.copies(),
             stride: self.mem.mirror_stride(),

@@ -17,8 +17,8 @@ use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
 pub struct Emitted {
-    /// The bytes.
-    pub code: Vec<u8>,
+    /// The bytes: the block itself, and its slow paths, which stand elsewhere.
+    pub code: [Vec<u8>; 2],
     /// Entry for jumps within the page and forward: nothing to confirm.
     pub entry: u32,
     /// Entry for backward jumps within the page: polls for exit requests.
@@ -556,7 +556,7 @@ impl Emitter<'_> {
     /// Emits one plain instruction on its own, its memory operand replaced by the bounce
     /// buffer: what the interpreter runs for instructions it has no portable form of.
     /// Ends by leaving.
-    pub fn alone(mut self, insn: &Instruction, class: &Class) -> Result<Vec<u8>, Unencodable> {
+    pub fn alone(mut self, insn: &Instruction, class: &Class) -> Result<[Vec<u8>; 2], Unencodable> {
         let Kind::Plain(operand) = class.kind else {
             return Err(Unencodable);
         };

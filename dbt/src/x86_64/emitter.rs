@@ -1,8 +1,7 @@
 //! The state of emitting one block: the assembler, what is known of the flags, and the slow
 //! paths that go behind the block's end.
 
-use dynasmrt::x64::X64Relocation;
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Encoder, Instruction, Register};
 
 use mmu::GuestPhys;
@@ -13,6 +12,7 @@ use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::places::Places;
 use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number};
+use super::sections::Sections;
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
@@ -30,6 +30,8 @@ pub struct Target<'a> {
     pub mode: Mode,
     /// Where its first byte goes.
     pub base: CodeOffset,
+    /// Where its slow paths go.
+    pub cold_base: CodeOffset,
     /// The shared code.
     pub trampolines: &'a Trampolines,
     /// Copies of guest memory.
@@ -147,26 +149,26 @@ pub(super) enum Stub {
 /// What emitting needs over and over: kept, because translating large programs spent a tenth of
 /// its time with the allocator.
 pub struct Workshop {
-    ops: VecAssembler<X64Relocation>,
+    ops: Sections,
     encoder: Encoder,
     stubs: Vec<Stub>,
     rips: Vec<u64>,
     effects: Vec<Effect>,
     pub(super) classes: Vec<Class>,
-    /// Room for a block's code, to be given back when the code has been placed.
-    pub code: Vec<u8>,
+    /// Room for a block's code, hot and cold, to be given back when the code has been placed.
+    pub code: [Vec<u8>; 2],
 }
 
 impl Default for Workshop {
     fn default() -> Self {
         Workshop {
-            ops: VecAssembler::new(0),
+            ops: Sections::default(),
             encoder: Encoder::new(64),
             stubs: Vec::new(),
             rips: Vec::new(),
             effects: Vec::new(),
             classes: Vec::new(),
-            code: Vec::new(),
+            code: Default::default(),
         }
     }
 }
@@ -181,9 +183,9 @@ pub(super) struct Near {
 
 /// Emits one block.
 pub struct Emitter<'a> {
-    pub(super) ops: &'a mut VecAssembler<X64Relocation>,
+    pub(super) ops: &'a mut Sections,
     encoder: &'a mut Encoder,
-    code: &'a mut Vec<u8>,
+    code: &'a mut [Vec<u8>; 2],
     pub(super) target: Target<'a>,
     /// Where the guest's registers are.
     pub(super) places: Places,
@@ -232,7 +234,7 @@ pub struct Emitter<'a> {
 
 /// What an emitter leaves.
 pub(super) struct Finished {
-    pub code: Vec<u8>,
+    pub code: [Vec<u8>; 2],
     pub exits: Vec<ExitSite>,
     pub insn_starts: Vec<u32>,
     pub flags_away: u64,
@@ -248,6 +250,7 @@ pub struct Unencodable;
 impl<'a> Emitter<'a> {
     /// An empty block.
     pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
+        workshop.ops.clear();
         workshop.stubs.clear();
         workshop.rips.clear();
         workshop.effects.clear();
@@ -281,7 +284,17 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Offset of the next byte from the block's start.
+    /// Where the next byte goes in the code region.
+    pub(super) fn address(&self) -> CodeOffset {
+        let base = if self.ops.is_cold() {
+            self.target.cold_base
+        } else {
+            self.target.base
+        };
+        CodeOffset(base.0 + self.here())
+    }
+
+    /// Offset of the next byte from its section's start.
     pub(super) fn here(&self) -> u32 {
         self.ops.offset().0 as u32
     }
@@ -353,7 +366,7 @@ impl<'a> Emitter<'a> {
 
     /// `call rel32` of shared code.
     pub(super) fn call_shared(&mut self, to: CodeOffset) {
-        let end = self.target.base.0 + self.here() + 5;
+        let end = self.address().0 + 5;
         self.ops.push(0xe8);
         self.ops.push_u32(to.0.wrapping_sub(end));
     }
@@ -399,6 +412,9 @@ impl<'a> Emitter<'a> {
     pub(super) fn finish(mut self) -> Finished {
         let mut stubs = std::mem::take(self.stubs);
         for stub in stubs.drain(..) {
+            // Ways out of the middle of a loop, and predictions gone wrong, are common enough.
+            let hot = matches!(stub, Stub::SideExit { .. } | Stub::Wrong { .. });
+            self.ops.choose(!hot);
             match stub {
                 Stub::Upcall {
                     label,
@@ -418,7 +434,7 @@ impl<'a> Emitter<'a> {
                 }
                 Stub::Link { label, exit } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.exits[exit].stub = CodeOffset(self.target.base.0 + self.here());
+                    self.exits[exit].stub = self.address();
                     self.flags = match self.exits[exit].kind {
                         ExitKind::Return => FlagsPlace::SAVED,
                         ExitKind::Jump | ExitKind::Call => FlagsPlace::HOST,
@@ -496,16 +512,14 @@ impl<'a> Emitter<'a> {
             }
         }
         *self.stubs = stubs;
-        let base = self.target.base.0;
+        let bases = [self.target.base, self.target.cold_base];
         let mut code = std::mem::take(self.code);
-        code.clear();
-        code.extend(
-            self.ops
-                .drain()
-                .expect("every label of a block is defined by its stub"),
-        );
+        self.ops.place(bases, &mut code);
         for exit in &self.exits {
-            let at = (exit.site.0 - base) as usize;
+            let site = exit.site.0;
+            let cold = exit.is_cold;
+            let at = (site - bases[usize::from(cold)].0) as usize;
+            let code = &mut code[usize::from(cold)];
             let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
             code[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
         }

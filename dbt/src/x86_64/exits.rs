@@ -13,6 +13,8 @@ use crate::run::{UpcallKind, at};
 pub struct ExitSite {
     /// Where the displacement of the jump is.
     pub site: CodeOffset,
+    /// Whether that is among the slow paths.
+    pub is_cold: bool,
     /// Where the jump goes while it is not linked.
     pub stub: CodeOffset,
     /// Guest RIP of the target.
@@ -143,11 +145,12 @@ impl Emitter<'_> {
     /// The displacement of a jump or call out of the block, and its stub.
     fn linkable(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
         let label = self.ops.new_dynamic_label();
-        let site = CodeOffset(self.target.base.0 + self.here());
+        let (site, is_cold) = (self.address(), self.ops.is_cold());
         self.ops.push_u32(0);
         let exit = self.exits.len();
         self.exits.push(ExitSite {
             site,
+            is_cold,
             stub: CodeOffset(0),
             target,
             ungrouped: None,
@@ -160,9 +163,9 @@ impl Emitter<'_> {
     /// Emits a jump out of the block and, behind it, what links it.
     pub(super) fn exit_here(&mut self, target: u64, ungrouped: Option<u16>, flags: ExitFlags) {
         self.ops.push(0xe9);
-        let site = CodeOffset(self.target.base.0 + self.here());
+        let (site, is_cold) = (self.address(), self.ops.is_cold());
         self.ops.push_u32(0);
-        let stub = CodeOffset(self.target.base.0 + self.here());
+        let stub = self.address();
         self.flags = match flags {
             ExitFlags::Arrived => FlagsPlace::ARRIVED,
             _ if self.flags.lost => FlagsPlace::LOST,
@@ -172,6 +175,7 @@ impl Emitter<'_> {
         record.extra = self.exits.len() as u32;
         self.exits.push(ExitSite {
             site,
+            is_cold,
             stub,
             target,
             ungrouped,

@@ -359,7 +359,7 @@ impl Emitter<'_> {
                 Err(_) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [rdi + addend]),
             }
         }
-        let resume = self.target.base.0 + self.here();
+        let resume = self.address().0;
         if let Some(Stub::Upcall {
             record, crossing, ..
         }) = self.stubs.get_mut(slow)

@@ -15,6 +15,7 @@ mod places;
 mod plain;
 mod prediction;
 pub mod registers;
+mod sections;
 mod strings;
 mod system;
 mod trampoline;

@@ -52,7 +52,7 @@ impl Emitter<'_> {
             number,
             place,
             retry,
-            offset: self.target.base.0 + self.here(),
+            offset: self.address().0,
         })
     }
 

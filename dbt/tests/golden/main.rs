@@ -30,6 +30,8 @@ use names::Names;
 const RIP: u64 = 0x40_1000;
 /// Where the host's code goes.
 const BASE: CodeOffset = CodeOffset(0x1000);
+/// Where slow paths are.
+const COLD: CodeOffset = CodeOffset(0x10_0000);
 
 fn guest_code(case: &Case) -> Vec<Instruction> {
     let mut assembler = CodeAssembler::new(64).expect("64 bits is a width");
@@ -61,6 +63,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         id: 1,
         mode,
         base: BASE,
+        cold_base: COLD,
         trampolines,
         copies: case.copies,
         stride: 0x2000_5000,
@@ -94,7 +97,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
 
 /// The host instructions between two offsets. What follows an upcall is its record.
 fn decode(emitted: &Emitted, trampolines: &Trampolines, from: u32, to: u32) -> Vec<Instruction> {
-    let code = &emitted.code[..to as usize];
+    let code = &emitted.code[0][..to as usize];
     let ip = u64::from(BASE.0);
     let mut decoder = Decoder::with_ip(64, code, ip, DecoderOptions::NONE);
     let mut insns = Vec::new();
@@ -164,7 +167,7 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
         );
         lines("[backward]", &part(emitted.poll_entry, emitted.entry));
         if emitted.indirect_entry > end {
-            let all = part(emitted.indirect_entry, emitted.code.len() as u32);
+            let all = part(emitted.indirect_entry, emitted.code[0].len() as u32);
             let last = all
                 .iter()
                 .position(|insn| insn.flow_control() == FlowControl::UnconditionalBranch);
