@@ -88,6 +88,24 @@ pub struct VectorState {
     pub fxsave: FxsaveArea,
     /// MXCSR.
     pub mxcsr: u32,
+    /// Which x87 instruction was the last.
+    pub pointers: X87Pointers,
+}
+
+/// What the x87 remembers of its last instruction (SDM volume 1, 8.1.8). CPUID says that the
+/// operand is noted for unmasked exceptions only, and that the selectors read as zero; the
+/// opcode goes with the operand. Emitted code does not note these two, so both are what software
+/// loaded last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct X87Pointers {
+    /// FIP: the offset of the last instruction that is no control instruction; its linear
+    /// address in real and virtual-8086 mode.
+    pub instruction: u64,
+    /// FDP.
+    pub operand: u64,
+    /// FOP, 11 bits.
+    pub opcode: u16,
 }
 
 /// 512 bytes, aligned as FXSAVE wants them.
@@ -212,6 +230,7 @@ impl CpuState {
             vector: VectorState {
                 ymm: [[0; 4]; 16],
                 fxsave,
+                pointers: X87Pointers::default(),
                 mxcsr: 0x1f80,
             },
             model: CpuModel::default(),
