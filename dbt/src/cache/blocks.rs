@@ -13,7 +13,7 @@ use super::CacheStatistics;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
 use crate::record::recipe::Recipe;
-use crate::x86_64::ExitFlags;
+use crate::x86_64::{ExitFlags, ExitKind};
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
@@ -62,6 +62,8 @@ pub struct Exit {
     /// The check of a group of accesses failed: it goes to the rest of its own block, from this
     /// instruction on, without groups.
     pub ungrouped: Option<u16>,
+    /// What leads out.
+    pub kind: ExitKind,
     /// How the flags leave.
     pub flags: ExitFlags,
     /// The block it is linked to.
@@ -92,6 +94,8 @@ pub struct Block {
     pub guarded_entry: CodeOffset,
     /// Entry for indirect jumps.
     pub indirect_entry: CodeOffset,
+    /// Entry for predicted returns from within the page.
+    pub return_entry: CodeOffset,
     /// Offset of each instruction's code from `base`, and of the end.
     pub insn_starts: Box<[u32]>,
     /// Entry for direct jumps that bring their flags in EFLAGS only.
@@ -357,6 +361,7 @@ impl BlockCache {
     pub fn link(&mut self, from: u32, exit: usize, to: u32, mut entry: CodeOffset) {
         if let (Some(source), Some(target)) = (self.block(from), self.block(to))
             && let Some(out) = source.exits.get(exit)
+            && out.kind != ExitKind::Return
             && !target.takes(source, out.flags)
         {
             if out.flags == ExitFlags::Arrived {
@@ -495,6 +500,7 @@ impl BlockCache {
             poll_entry: at(emitted.poll_entry),
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
+            return_entry: at(emitted.return_entry),
             insn_starts: std::mem::take(&mut emitted.insn_starts).into_boxed_slice(),
             saving_entry: at(emitted.saving_entry),
             lost: emitted.lost,
@@ -512,6 +518,7 @@ impl BlockCache {
                     stub: exit.stub,
                     target: exit.target,
                     ungrouped: exit.ungrouped,
+                    kind: exit.kind,
                     flags: exit.flags,
                     linked: None,
                 })

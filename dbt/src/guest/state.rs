@@ -125,6 +125,11 @@ pub struct CpuState {
     pub arithmetic_flags: u64,
     /// TF, IOPL, NT, RF, VM, AC, VIF, VIP and ID at their EFLAGS positions.
     pub system_flags: u64,
+    /// The lower half of what emitted code polls: the lowest address for its stack.
+    pub return_limit: u32,
+    /// Nonzero asks emitted code to leave at its next poll. Other threads set it. It is the upper
+    /// half of what emitted code polls.
+    pub exit_request: AtomicU32,
     /// EFLAGS.IF as 0 or 1, a byte so that emitted code sets it without touching flags.
     pub interrupt_flag: u8,
     /// EFLAGS.DF as 0 or 1.
@@ -134,8 +139,6 @@ pub struct CpuState {
     pub interrupt_shadow: u8,
     /// 1 after HLT, until an interrupt arrives.
     pub halted: u8,
-    /// Nonzero asks emitted code to leave at its next poll. Other threads set it.
-    pub exit_request: AtomicU32,
     /// The mode bits of the current state; kept by [`CpuState::refresh_mode`].
     pub mode: Mode,
     /// 1 while an NMI handler runs: further NMIs wait for IRET.
@@ -199,6 +202,7 @@ impl CpuState {
             direction_flag: 0,
             interrupt_shadow: 0,
             halted: 0,
+            return_limit: 0,
             exit_request: AtomicU32::new(0),
             mode: Mode(0),
             nmi_masked: 0,

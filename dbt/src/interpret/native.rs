@@ -87,6 +87,7 @@ impl Engine {
             mapping: 0,
             second_mapping: None,
             counted: false,
+            returns: false,
             grouping: false,
             precise_flags: true,
             prediction: None,
@@ -173,6 +174,8 @@ fn execute_with(
     exchange.signal = u32::MAX;
     exchange.vcpu = 0;
     exchange.vectors_wanted = 1;
+    engine.block.prepare_returns();
+    let block = engine.block.get_mut();
     run_alone(block, enter, cx);
     let exchange = &block.exchange;
     if exchange.signal != u32::MAX {

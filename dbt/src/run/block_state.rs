@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 
 use mmu::{TlbEntry, TlbSet, View};
 
+use super::return_stack::ReturnStack;
 use crate::guest::CpuState;
 use crate::record::grouping::GROUPS;
 
@@ -68,6 +69,10 @@ impl JumpEntry {
 pub struct Exchange {
     /// The host stack pointer of the run loop.
     pub host_rsp: u64,
+    /// The stack pointer of emitted code, while it does not run.
+    pub return_stack: u64,
+    /// The same when nothing is on its stack.
+    pub return_top: u64,
     /// Where restored code continues.
     pub jump_target: u64,
     /// Guest flags as `lahf; seto al` leaves them in AX, while they are not in EFLAGS; or the
@@ -116,6 +121,8 @@ pub struct Bounce(pub [u8; 512]);
 /// Everything behind GS.
 #[repr(C, align(4096))]
 pub struct CpuBlock {
+    /// The TLBs: those of user mode first, where displacements from GS are short.
+    pub tlb: TlbSet,
     /// The guest's registers.
     pub cpu: CpuState,
     /// The exchange.
@@ -124,8 +131,6 @@ pub struct CpuBlock {
     pub guards: [[u32; GUARD_ENTRIES]; 2],
     /// Indirect jump targets, by mode.
     pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
-    /// The TLBs.
-    pub tlb: TlbSet,
     /// The offset of the TLB entry that each predicting check tries.
     pub predicted: [u32; SITES],
     /// How many times more each may be wrong before the run loop has a look at it.
@@ -139,7 +144,13 @@ pub(crate) mod at {
     pub const GPR: i32 = offset_of!(CpuBlock, cpu.gpr) as i32;
     pub const INTERRUPT_FLAG: i32 = offset_of!(CpuBlock, cpu.interrupt_flag) as i32;
     pub const DIRECTION_FLAG: i32 = offset_of!(CpuBlock, cpu.direction_flag) as i32;
-    pub const EXIT_REQUEST: i32 = offset_of!(CpuBlock, cpu.exit_request) as i32;
+    /// 64 bits: the limit of emitted code's stack below, an exit request above. The stack pointer
+    /// is less if either wants emitted code to leave.
+    pub const POLL: i32 = offset_of!(CpuBlock, cpu.return_limit) as i32;
+    const _: () = assert!(offset_of!(CpuBlock, cpu.exit_request) as i32 == POLL + 4);
+    pub const RIP: i32 = offset_of!(CpuBlock, cpu.rip) as i32;
+    pub const RETURN_STACK: i32 = offset_of!(CpuBlock, exchange.return_stack) as i32;
+    pub const RETURN_TOP: i32 = offset_of!(CpuBlock, exchange.return_top) as i32;
     pub const SEGMENTS: i32 = offset_of!(CpuBlock, cpu.segments) as i32;
     pub const YMM: i32 = offset_of!(CpuBlock, cpu.vector.ymm) as i32;
     pub const X87_INSTRUCTION: i32 = offset_of!(CpuBlock, cpu.vector.pointers.instruction) as i32;
@@ -233,6 +244,7 @@ pub(crate) mod at {
 /// Owns a [`CpuBlock`], which is too large for a stack.
 pub struct OwnedBlock {
     block: NonNull<CpuBlock>,
+    returns: ReturnStack,
     /// The memory it is in.
     _map: memmap2::MmapRaw,
 }
@@ -271,7 +283,12 @@ impl OwnedBlock {
         // SAFETY: the mapping is zero, which is valid for every field but `cpu`, which is
         // written here before anything refers to it.
         unsafe { std::ptr::addr_of_mut!((*pointer).cpu).write(CpuState::at_reset()) };
-        let mut block = OwnedBlock { block, _map: map };
+        let mut block = OwnedBlock {
+            block,
+            returns: ReturnStack::new(),
+            _map: map,
+        };
+        block.forget_returns();
         let content = block.get_mut();
         content.tlb.reset();
         content.forget_jumps();
@@ -288,6 +305,29 @@ impl OwnedBlock {
     pub fn get_mut(&mut self) -> &mut CpuBlock {
         // SAFETY: as in `get`, and the borrow is exclusive.
         unsafe { self.block.as_mut() }
+    }
+
+    /// Where emitted code goes by a return for which it has predicted nothing, if the return is to
+    /// address 0.
+    pub(crate) fn set_unpredicted(&mut self, host: u64) {
+        self.returns.set_bottom(host);
+    }
+
+    /// Forgets what returns are predicted.
+    pub(crate) fn forget_returns(&mut self) {
+        let top = self.returns.top();
+        let exchange = &mut self.get_mut().exchange;
+        (exchange.return_stack, exchange.return_top) = (top, top);
+    }
+
+    /// Before emitted code is entered: lets it poll for the end of its stack, which is emptied if it
+    /// is full.
+    pub(crate) fn prepare_returns(&mut self) {
+        let limit = self.returns.limit();
+        self.get_mut().cpu.return_limit = limit;
+        if self.get().exchange.return_stack < u64::from(limit) {
+            self.forget_returns();
+        }
     }
 
     /// Its address: what GS holds while emitted code runs.

@@ -16,6 +16,8 @@ pub struct EngineOptions {
     pub code_bytes: usize,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
+    /// Predict where returns go by a stack of the calls.
+    pub returns: bool,
     /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
     /// emitted code.
     pub system_inline: bool,
@@ -41,6 +43,7 @@ impl Default for EngineOptions {
             portable: !HAS_NATIVE,
             code_bytes: 96 << 20,
             grouping: true,
+            returns: true,
             system_inline: true,
             pcid_tlb: true,
             precise_flags: true,

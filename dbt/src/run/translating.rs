@@ -76,6 +76,7 @@ impl Vcpu {
             mapping,
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
+            returns: self.options.returns,
             grouping: key.grouped,
             precise_flags: self.options.precise_flags,
             prediction: predicting.then_some(Predicting {

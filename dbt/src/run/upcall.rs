@@ -16,6 +16,8 @@ pub enum UpcallKind {
     Alone = 4,
     /// A check has predicted wrong TLB entries many times.
     Strayed = 5,
+    /// A return that was not predicted: RIP is where it goes.
+    Unpredicted = 6,
 }
 
 /// Where the guest's flags are before an instruction.

@@ -10,6 +10,7 @@ use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
 use crate::record::recipe::Recipe;
+use crate::x86_64::ExitKind;
 
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
@@ -21,6 +22,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // code that calls here, and touches nothing meanwhile. The record is in code that
     // emitted it behind the call.
     let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
+    vcpu.returns_mode = vcpu.cpu().mode;
     vcpu.take_flags(&record);
     vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     match record.kind {
@@ -35,6 +37,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
             }
             LEAVE
         }
+        UpcallKind::Unpredicted => LEAVE,
     }
 }
 
@@ -42,6 +45,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
 pub(super) extern "sysv64" fn signal(vcpu: *mut Vcpu, _: *const Upcall, _: u64) -> u64 {
     // SAFETY: as in `upcall`.
     let vcpu = unsafe { &mut *vcpu };
+    vcpu.returns_mode = vcpu.cpu().mode;
     vcpu.host_fault();
     LEAVE
 }
@@ -203,6 +207,7 @@ impl Vcpu {
 
     /// Continues at RIP in emitted code if it can.
     fn jump_to_rip(&mut self) -> u64 {
+        self.follow_mode();
         if let Some(host) = self.remembered_jump() {
             return self.resume(host);
         }
@@ -228,7 +233,7 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let target = source.exits[exit].target;
-        let ungrouped = source.exits[exit].ungrouped;
+        let (ungrouped, kind) = (source.exits[exit].ungrouped, source.exits[exit].kind);
         if ungrouped.is_some() {
             return self.link_ungrouped(from, exit, target);
         }
@@ -262,9 +267,19 @@ impl Vcpu {
         let Some(block) = self.cache.block(to) else {
             return LEAVE;
         };
-        let entry = if source_page != target >> 12 {
+        let cross = source_page != target >> 12;
+        let entry = if kind == ExitKind::Return {
+            // Where the caller's page is mapped has not changed since the call; that of the page
+            // behind it may have changed before.
+            if cross {
+                block.indirect_entry
+            } else {
+                block.return_entry
+            }
+        } else if cross {
             block.guarded_entry
-        } else if backward {
+        } else if backward || kind == ExitKind::Call {
+            // Each call polls, so that calls and returns alone cannot go on for ever.
             block.poll_entry
         } else {
             block.entry

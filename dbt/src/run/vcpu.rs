@@ -50,6 +50,8 @@ pub struct Vcpu {
     last_exception: LastException,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
     pub(super) forgotten: u64,
+    /// The mode whose returns are predicted on emitted code's stack.
+    pub(super) returns_mode: Mode,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     counter_is_invariant: bool,
@@ -75,6 +77,7 @@ impl Vcpu {
         region.write(CodeOffset(0), &code);
         let mut block = OwnedBlock::new();
         block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);
+        block.set_unpredicted(region.address(trampolines.unpredicted));
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {
             start,
@@ -102,6 +105,7 @@ impl Vcpu {
             options,
             last_exception: LastException::none(),
             forgotten: 0,
+            returns_mode: Mode(0),
             shutdown: false,
             counter_is_invariant: counter_is_invariant(),
             _registration: registration,
@@ -255,6 +259,8 @@ impl Vcpu {
         let target = self.cache.region().address(entry);
         let enter = self.cache.region().address(self.trampolines.enter);
         let waiting = self.platform.interrupt_pending();
+        self.follow_mode();
+        self.block.prepare_returns();
         let block = self.block.get_mut();
         block.exchange.interrupt_waiting = u8::from(waiting);
         block.exchange.jump_target = target;
@@ -267,6 +273,15 @@ impl Vcpu {
         unsafe {
             let enter: extern "sysv64" fn() = std::mem::transmute(enter);
             enter();
+        }
+    }
+
+    /// Forgets the predicted returns if they are another mode's. Code that is entered elsewhere than
+    /// where it called up comes by here.
+    pub(super) fn follow_mode(&mut self) {
+        if self.cpu().mode != self.returns_mode {
+            self.returns_mode = self.cpu().mode;
+            self.block.forget_returns();
         }
     }
 
@@ -373,11 +388,15 @@ impl Vcpu {
         if !block.tlb.fetch_news.is_empty() {
             let news = std::mem::take(&mut block.tlb.fetch_news);
             self.guards.follow(&mut block.guards, &news);
+            self.block.forget_returns();
         }
     }
 
-    /// Removes blocks that are gone from the jump caches.
+    /// Removes blocks that are gone from the jump caches, and from what returns predict.
     fn forget_blocks(&mut self, gone: &[Block]) {
+        if !gone.is_empty() {
+            self.block.forget_returns();
+        }
         for block in gone {
             let host = self.cache.region().address(block.indirect_entry);
             let slot = JumpEntry::slot(block.key.rip);

@@ -25,6 +25,8 @@ pub struct Emitted {
     pub guarded_entry: u32,
     /// Entry for indirect jumps: flags are saved; confirms and polls.
     pub indirect_entry: u32,
+    /// Entry for predicted returns from within the page: flags are saved; nothing to confirm.
+    pub return_entry: u32,
     /// Jumps to known addresses.
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
@@ -142,7 +144,7 @@ fn emit_once(
     });
     let poll_entry = emitter.here();
     emitter.entry_check(arriving, false, |emitter, label| {
-        dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [at::EXIT_REQUEST], 0 ; jne =>label);
+        dynasm!(emitter.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>label);
     });
     let entry = emitter.here();
     let entry_label = emitter.ops.new_dynamic_label();
@@ -220,13 +222,15 @@ fn emit_once(
     }
     // Further entries, out of line.
     let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
+    let mut return_entry = entry;
     if arriving.arrived {
         saving_entry = emitter.here();
         emitter.flags = FlagsPlace::HOST;
         emitter.save_flags();
         dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
     } else {
-        indirect_entry = emitter.indirect_entry(guard, mapping, entry_label, arriving);
+        (indirect_entry, return_entry) =
+            emitter.indirect_entry(guard, mapping, entry_label, arriving);
     }
     let sites = emitter.sites;
     let finished = emitter.finish();
@@ -240,6 +244,7 @@ fn emit_once(
         poll_entry,
         guarded_entry,
         indirect_entry,
+        return_entry,
         saving_entry,
         exits: finished.exits,
         insn_starts: finished.insn_starts,
@@ -338,14 +343,14 @@ impl Emitter<'_> {
     }
 
     /// The entry for indirect jumps: the flags are in their saved place, and stay there if they
-    /// are as good as lost.
+    /// are as good as lost. Behind its checks is the entry for predicted returns.
     fn indirect_entry(
         &mut self,
         guard: i32,
         mapping: i32,
         entry: dynasmrt::DynamicLabel,
         arriving: FlagsPlace,
-    ) -> u32 {
+    ) -> (u32, u32) {
         let start = self.here();
         let record = {
             let mut record = self.record(UpcallKind::Leave, 0);
@@ -357,15 +362,16 @@ impl Emitter<'_> {
             ; .arch x64
             ; gs cmp DWORD [guard], mapping
             ; jne =>leave
-            ; gs cmp DWORD [at::EXIT_REQUEST], 0
-            ; jne =>leave
+            ; gs cmp rsp, [at::POLL]
+            ; jb =>leave
         );
+        let after = self.here();
         if !arriving.lost {
             self.flags = FlagsPlace::SAVED;
             self.restore_flags();
         }
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
-        start
+        (start, after)
     }
 
     /// A compare at an entry that may leave the block before it begins. `forget`: nobody needs the

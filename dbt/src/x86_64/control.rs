@@ -3,12 +3,12 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
-use super::emitter::{Emitter, Unencodable};
+use super::emitter::{Emitter, Stub, Unencodable};
 use super::memory::Address;
 use super::registers::{T0, T1, number, pinned};
 use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;
-use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, UpcallKind, at};
+use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, Upcall, UpcallKind, at};
 
 /// The host register that holds the guest's stack pointer.
 const STACK: u8 = 11;
@@ -139,7 +139,13 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         self.push_return(index, insn.next_ip(), needed)?;
-        self.exit_to(insn.near_branch_target());
+        if self.target.returns {
+            self.restore_flags();
+            let flags = self.describe_flags();
+            self.call_exit(insn.near_branch_target(), insn.next_ip(), flags);
+        } else {
+            self.exit_to(insn.near_branch_target());
+        }
         Ok(())
     }
 
@@ -220,15 +226,45 @@ impl Emitter<'_> {
         self.flags_to_saved();
         let load = self.move_load(T0, slot.host_memory(), word)?;
         self.bytes(&load);
-        self.look_up_jump(index);
         let more = if insn.op_count() == 1 {
             i32::from(insn.immediate16())
         } else {
             0
         };
-        self.move_stack(word as i32 + more);
-        self.jump_found();
+        let pops = word as i32 + more;
+        if self.target.returns {
+            let label = self.ops.new_dynamic_label();
+            let record = self.record(UpcallKind::Interpret, index);
+            self.stubs.push(Stub::Return {
+                label,
+                pops,
+                record,
+            });
+            dynasm!(self.ops
+                ; .arch x64
+                ; cmp rsi, [rsp + 8]
+                ; jne =>label
+            );
+            self.move_stack(pops);
+            dynasm!(self.ops ; .arch x64 ; ret);
+        } else {
+            self.look_up_jump(index);
+            self.move_stack(pops);
+            self.jump_found();
+        }
         Ok(())
+    }
+
+    /// A return to somewhere else than predicted: what is predicted for the returns behind it is of no
+    /// use then, as with longjmp or another thread's stack.
+    pub(super) fn unpredicted_return(&mut self, pops: i32, record: Upcall) {
+        let miss = self.ops.new_dynamic_label();
+        dynasm!(self.ops ; .arch x64 ; gs mov rsp, [at::RETURN_TOP]);
+        self.look_up_jump_in(self.target.jump_cache, miss);
+        self.move_stack(pops);
+        self.jump_found();
+        dynasm!(self.ops ; .arch x64 ; =>miss);
+        self.upcall(record);
     }
 
     /// Puts the target of an indirect jump or call into T0.
@@ -279,7 +315,16 @@ impl Emitter<'_> {
             ; gs mov [at::SCRATCH], rsi
         );
         self.push_return(index, insn.next_ip(), true)?;
-        dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::SCRATCH]);
+        if self.target.returns {
+            dynasm!(self.ops
+                ; .arch x64
+                ; push rdi
+                ; gs call QWORD [at::SCRATCH]
+            );
+            self.landing(insn.next_ip());
+        } else {
+            dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::SCRATCH]);
+        }
         Ok(())
     }
 }

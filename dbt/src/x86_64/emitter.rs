@@ -46,6 +46,8 @@ pub struct Target<'a> {
     pub second_mapping: Option<u32>,
     /// Whether executed instructions are counted.
     pub counted: bool,
+    /// Whether calls predict their returns.
+    pub returns: bool,
     /// Whether one TLB check may serve several accesses.
     pub grouping: bool,
     /// Whether flags are right wherever the guest may look at them.
@@ -78,8 +80,21 @@ pub struct ExitSite {
     pub target: u64,
     /// The check of a group failed: the target is this block's own rest, without groups.
     pub ungrouped: Option<u16>,
+    /// What leads out.
+    pub kind: ExitKind,
     /// How the flags leave.
     pub flags: ExitFlags,
+}
+
+/// What leads out of a block to a known address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitKind {
+    /// A jump, or the block's end.
+    Jump,
+    /// A call that predicts its return.
+    Call,
+    /// What is behind such a call: the flags are in their saved place.
+    Return,
 }
 
 /// The bytes of one host instruction.
@@ -109,6 +124,14 @@ pub(super) enum Stub {
     Wrong { label: DynamicLabel, wrong: Wrong },
     /// The unlinked end of an exit.
     Link { label: DynamicLabel, exit: usize },
+    /// A return that was not predicted: looks for the target in the jump cache.
+    Return {
+        label: DynamicLabel,
+        /// What the guest's stack pointer moves by.
+        pops: i32,
+        /// For a target that is not there.
+        record: Upcall,
+    },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
@@ -347,15 +370,33 @@ impl<'a> Emitter<'a> {
 
     /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
     pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
-        let label = self.ops.new_dynamic_label();
+        // jcc rel32, jmp rel32
         match condition {
-            // jcc rel32
-            Some(code) => {
-                self.ops.push(0x0f);
-                self.ops.push(0x80 | code);
-            }
+            Some(code) => self.ops.extend([0x0f, 0x80 | code].iter()),
             None => self.ops.push(0xe9),
         }
+        self.linkable(target, ExitKind::Jump, flags);
+    }
+
+    /// Emits a call of a known guest address, whose return address is in T1, and what its return
+    /// leads to.
+    pub(super) fn call_exit(&mut self, target: u64, next: u64, flags: ExitFlags) {
+        dynasm!(self.ops ; .arch x64 ; push rdi);
+        self.ops.push(0xe8);
+        self.linkable(target, ExitKind::Call, flags);
+        self.landing(next);
+    }
+
+    /// Where a predicted return arrives: it goes on at a guest address.
+    pub(super) fn landing(&mut self, next: u64) {
+        dynasm!(self.ops ; .arch x64 ; pop rdi);
+        self.ops.push(0xe9);
+        self.linkable(next, ExitKind::Return, ExitFlags::Saved);
+    }
+
+    /// The displacement of a jump or call out of the block, and its stub.
+    fn linkable(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
+        let label = self.ops.new_dynamic_label();
         let site = CodeOffset(self.target.base.0 + self.here());
         self.ops.push_u32(0);
         let exit = self.exits.len();
@@ -364,6 +405,7 @@ impl<'a> Emitter<'a> {
             stub: CodeOffset(0),
             target,
             ungrouped: None,
+            kind,
             flags,
         });
         self.stubs.push(Stub::Link { label, exit });
@@ -398,6 +440,7 @@ impl<'a> Emitter<'a> {
             stub,
             target,
             ungrouped,
+            kind: ExitKind::Jump,
             flags,
         });
         self.upcall(record);
@@ -459,10 +502,21 @@ impl<'a> Emitter<'a> {
                 Stub::Link { label, exit } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.exits[exit].stub = CodeOffset(self.target.base.0 + self.here());
-                    self.flags = FlagsPlace::HOST;
+                    self.flags = match self.exits[exit].kind {
+                        ExitKind::Return => FlagsPlace::SAVED,
+                        ExitKind::Jump | ExitKind::Call => FlagsPlace::HOST,
+                    };
                     let mut record = self.record(UpcallKind::Link, 0);
                     record.extra = exit as u32;
                     self.upcall(record);
+                }
+                Stub::Return {
+                    label,
+                    pops,
+                    record,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.unpredicted_return(pops, record);
                 }
                 Stub::LoadVectors { label, back } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);

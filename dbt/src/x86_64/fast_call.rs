@@ -107,7 +107,12 @@ impl Emitter<'_> {
             ; gs mov [at::SYSTEM_FLAGS], edi
         );
         if mode != self.target.mode {
-            dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::MODE], mode.0 as i32);
+            // What returns predict is of the mode that ends here.
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov DWORD [at::MODE], mode.0 as i32
+                ; gs mov rsp, [at::RETURN_TOP]
+            );
         }
         Ok(())
     }
@@ -181,6 +186,7 @@ impl Emitter<'_> {
         dynasm!(self.ops
             ; .arch x64
             ; gs mov DWORD [at::MODE], mode.0 as i32
+            ; gs mov rsp, [at::RETURN_TOP]
             ; gs jmp QWORD [at::SCRATCH]
         );
     }

@@ -316,39 +316,56 @@ impl Emitter<'_> {
             let displacement = address.displacement as i32;
             let site = self.site(insn, place);
             let stub = self.mispredicted(insn, site, (base, displacement), (tag, limit), stub);
-            if displacement == 0 {
-                dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base));
-            } else {
-                dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
-            }
+            self.address_to_compare(base, displacement);
             self.tlb_index(T2, site);
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs xor r8, [rdi + tag]
-                ; cmp r8, limit
-                ; ja =>stub
-                ; gs mov rsi, [rdi + addend]
-            );
+            self.compare_tag(tag, limit, stub);
+            self.load_addend(T0, addend);
         } else {
             self.linear(address)?;
             let stub = self.stub(None, record);
             let site = self.site(insn, place);
             let stub = self.mispredicted(insn, site, (T0_NUMBER, 0), (tag, limit), stub);
             self.tlb_index(T0, site);
-            dynasm!(self.ops
-                ; .arch x64
-                ; mov r8, rsi
-                ; gs xor r8, [rdi + tag]
-                ; cmp r8, limit
-                ; ja =>stub
-                ; gs add rsi, [rdi + addend]
-            );
+            dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
+            self.compare_tag(tag, limit, stub);
+            match i8::try_from(addend) {
+                Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [BYTE rdi + addend]),
+                Err(_) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [rdi + addend]),
+            }
         }
         let resume = self.target.base.0 + self.here();
         if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.get_mut(slow) {
             record.extra = resume;
         }
         Ok(())
+    }
+
+    /// Puts a base register and a displacement into T2.
+    pub(super) fn address_to_compare(&mut self, base: u8, displacement: i32) {
+        match i8::try_from(displacement) {
+            Ok(0) => dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base)),
+            Ok(near) => dynasm!(self.ops ; .arch x64 ; lea r8, [BYTE Rq(base) + near]),
+            Err(_) => dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]),
+        }
+    }
+
+    /// Compares the address in T2 with the tag of the TLB entry whose offset is in T1. The tags of user
+    /// mode are close to what GS points to, and have short displacements.
+    pub(super) fn compare_tag(&mut self, tag: i32, limit: i32, stub: DynamicLabel) {
+        match i8::try_from(tag) {
+            Ok(tag) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [BYTE rdi + tag]),
+            Err(_) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [rdi + tag]),
+        }
+        dynasm!(self.ops ; .arch x64 ; cmp r8, limit ; ja =>stub);
+    }
+
+    /// Loads the addend of the TLB entry whose offset is in T1.
+    fn load_addend(&mut self, into: Register, addend: i32) {
+        let into = Self::scratch(into);
+        match i8::try_from(addend) {
+            Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [BYTE rdi + addend]),
+            Err(_) => dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [rdi + addend]),
+        }
     }
 
     /// Puts the offset of the TLB entry for a scratch register's address into T1, or of the one
@@ -424,24 +441,16 @@ impl Emitter<'_> {
             };
             let site = self.site(insn, place);
             let stub = self.mispredicted(insn, site, (base, displacement), (tag, limit), stub);
-            dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
+            self.address_to_compare(base, displacement);
             self.tlb_index(T2, site);
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs xor r8, [rdi + tag]
-                ; cmp r8, limit
-                ; ja =>stub
-            );
+            self.compare_tag(tag, limit, stub);
             if simple.is_some() {
-                dynasm!(self.ops
-                    ; .arch x64
-                    ; gs mov rsi, [rdi + addend]
-                    ; gs mov [slot], rsi
-                );
+                self.load_addend(T0, addend);
+                dynasm!(self.ops ; .arch x64 ; gs mov [slot], rsi);
             } else {
+                self.load_addend(T1, addend);
                 dynasm!(self.ops
                     ; .arch x64
-                    ; gs mov rdi, [rdi + addend]
                     ; gs mov [slot], rdi
                     ; add rsi, rdi
                 );
@@ -512,7 +521,8 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes.
+    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes; the bits above them become 0, so that nothing
+    /// waits for the register's previous value.
     pub(super) fn move_load(
         &mut self,
         register: Register,
@@ -520,12 +530,12 @@ impl Emitter<'_> {
         size: u32,
     ) -> Result<Encoded, Unencodable> {
         let code = match size {
-            1 => Code::Mov_r8_rm8,
-            2 => Code::Mov_r16_rm16,
+            1 => Code::Movzx_r32_rm8,
+            2 => Code::Movzx_r32_rm16,
             4 => Code::Mov_r32_rm32,
             _ => Code::Mov_r64_rm64,
         };
-        let register = sized(number(register) as u8, size as usize);
+        let register = sized(number(register) as u8, size.max(4) as usize);
         let insn = Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
         self.encode(&insn)
     }

@@ -16,6 +16,6 @@ mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitSite, Predicting, Target, Unencodable, Workshop};
+pub use emitter::{Emitter, ExitKind, ExitSite, Predicting, Target, Unencodable, Workshop};
 pub use flags::ExitFlags;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

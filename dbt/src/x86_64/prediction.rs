@@ -101,14 +101,12 @@ impl Emitter<'_> {
         let predicted = at::PREDICTED + 4 * number;
         let patience = at::PATIENCE + number;
         let tag = wrong.tag;
-        dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]);
+        self.address_to_compare(base, displacement);
         self.tlb_index(T2, None);
+        dynasm!(self.ops ; .arch x64 ; gs mov [predicted], edi);
+        self.compare_tag(tag, wrong.limit, wrong.miss);
         dynasm!(self.ops
             ; .arch x64
-            ; gs mov [predicted], edi
-            ; gs xor r8, [rdi + tag]
-            ; cmp r8, wrong.limit
-            ; ja =>wrong.miss
             ; gs dec BYTE [patience]
             ; jnz =>wrong.site.retry
         );

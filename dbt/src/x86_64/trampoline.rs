@@ -7,7 +7,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use super::registers::all_pinned;
 use crate::cache::CodeOffset;
 use crate::guest::Register;
-use crate::run::at;
+use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
 /// Offsets of the shared pieces in the code region.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,8 @@ pub struct Trampolines {
     /// Called by emitted code: brings the guest's vector registers and MXCSR into the host's,
     /// leaving general registers and flags alone.
     pub load_vectors: CodeOffset,
+    /// Returned to when no return is predicted, with the target, 0, in T0 and the flags saved.
+    pub unpredicted: CodeOffset,
     /// Jumped to by the signal handler, with the guest's registers in place.
     pub signal: CodeOffset,
     /// The first free byte.
@@ -42,28 +44,17 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         ; sub rsp, 8
         ; gs mov [at::HOST_RSP], rsp
         ; gs stmxcsr [at::HOST_MXCSR]
-        ; ->resume:
     );
+    restore_guest(&mut ops);
+    dynasm!(ops ; .arch x64 ; gs jmp QWORD [at::JUMP_TARGET]);
+    // Emitted code called up: with a return of ours to it the host's own prediction of returns
+    // stays in step.
+    dynasm!(ops ; .arch x64 ; ->resume:);
+    restore_guest(&mut ops);
     dynasm!(ops
         ; .arch x64
-        ; gs cmp BYTE [at::VECTORS_WANTED], 0
-        ; je >skip
-        ; call ->load_vectors
-        ; skip:
-    );
-    dynasm!(ops
-        ; .arch x64
-        ; gs mov eax, [at::SAVED_FLAGS]
-        ; add al, 0x7f
-        ; sahf
-    );
-    for (guest, host) in all_pinned() {
-        dynasm!(ops ; .arch x64 ; gs mov Rq(host), [at::gpr(guest)]);
-    }
-    dynasm!(ops
-        ; .arch x64
-        ; gs mov rsi, [at::RESULT_HOST]
-        ; gs jmp QWORD [at::JUMP_TARGET]
+        ; gs push QWORD [at::JUMP_TARGET]
+        ; ret
     );
     let leave_emitted = |ops: &mut VecAssembler<X64Relocation>, target: u64| {
         for (guest, host) in all_pinned() {
@@ -96,6 +87,8 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         );
         dynasm!(ops
             ; .arch x64
+            ; gs mov [at::RETURN_STACK], rsp
+            ; gs mov rsp, [at::HOST_RSP]
             ; mov rdx, rsi
             ; mov rsi, r8
             ; gs mov rdi, [at::VCPU]
@@ -110,6 +103,7 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
     let upcall_offset = here(&ops);
     dynasm!(ops
         ; .arch x64
+        ; ->upcall:
         ; pop r8
         ; gs mov [at::gpr(Register::RAX)], rax
         ; lahf
@@ -119,12 +113,27 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
     leave_emitted(&mut ops, upcall);
     let signal_offset = here(&ops);
     // The handler put RFLAGS away itself, and the stack is as at a call's return.
+    dynasm!(ops ; .arch x64 ; gs mov [at::gpr(Register::RAX)], rax);
+    leave_emitted(&mut ops, signal);
+    let unpredicted = here(&ops);
+    // The pair stays where it is.
+    let record = Upcall {
+        block: 0,
+        insn: 0,
+        kind: UpcallKind::Unpredicted,
+        flags: FlagsAt::Saved,
+        size: 0,
+        write: 0,
+        wants_addend: 0,
+        extra: 0,
+    };
     dynasm!(ops
         ; .arch x64
-        ; gs mov [at::gpr(Register::RAX)], rax
-        ; gs mov rsp, [at::HOST_RSP]
+        ; lea rsp, [rsp - 8]
+        ; gs mov [at::RIP], rsi
+        ; call ->upcall
+        ; .bytes record.to_bytes()
     );
-    leave_emitted(&mut ops, signal);
     let load_vectors = here(&ops);
     dynasm!(ops ; .arch x64 ; ->load_vectors:);
     if avx {
@@ -148,7 +157,6 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
     dynasm!(ops
         ; .arch x64
         ; ->leave:
-        ; gs mov rsp, [at::HOST_RSP]
         ; add rsp, 8
         ; pop r15
         ; pop r14
@@ -166,10 +174,30 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         enter,
         upcall: upcall_offset,
         load_vectors,
+        unpredicted,
         signal: signal_offset,
         end,
     };
     (code, trampolines)
+}
+
+/// Puts the guest's registers and emitted code's stack in place.
+fn restore_guest(ops: &mut VecAssembler<X64Relocation>) {
+    dynasm!(ops
+        ; .arch x64
+        ; gs mov rsp, [at::RETURN_STACK]
+        ; gs cmp BYTE [at::VECTORS_WANTED], 0
+        ; je >skip
+        ; call ->load_vectors
+        ; skip:
+        ; gs mov eax, [at::SAVED_FLAGS]
+        ; add al, 0x7f
+        ; sahf
+    );
+    for (guest, host) in all_pinned() {
+        dynasm!(ops ; .arch x64 ; gs mov Rq(host), [at::gpr(guest)]);
+    }
+    dynasm!(ops ; .arch x64 ; gs mov rsi, [at::RESULT_HOST]);
 }
 
 /// Loads the lower halves only, if all upper halves are zero: a 256-bit load would make every

@@ -54,6 +54,7 @@ fn switches(copies: usize) -> EngineOptions {
         // Each way with half of the other switches.
         system_inline: !copies.is_multiple_of(3),
         pcid_tlb: copies < 3,
+        returns: copies.is_multiple_of(2),
         traces,
         cold,
         precise_flags,

@@ -10,6 +10,7 @@ pub struct Case {
     /// The code is repeated so often, as in a trace.
     pub rounds: usize,
     pub copies: usize,
+    pub returns: bool,
     pub grouping: bool,
     pub counted: bool,
     pub bmi2: bool,
@@ -31,6 +32,7 @@ impl Case {
             code,
             rounds: 1,
             copies: 2,
+            returns: true,
             grouping: true,
             counted: false,
             bmi2: true,
@@ -47,6 +49,13 @@ impl Case {
     const fn kernel(self) -> Case {
         Case {
             kernel: true,
+            ..self
+        }
+    }
+
+    const fn without_returns(self) -> Case {
+        Case {
+            returns: false,
             ..self
         }
     }
@@ -253,10 +262,20 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(eax, eax)?;
                 a.call(super::RIP + 0x100)
             }),
+            Case::new("call", |a| {
+                a.xor(eax, eax)?;
+                a.call(super::RIP + 0x100)
+            })
+            .without_returns(),
             Case::new("return", |a| {
                 a.xor(eax, eax)?;
                 a.ret()
             }),
+            Case::new("return", |a| {
+                a.xor(eax, eax)?;
+                a.ret()
+            })
+            .without_returns(),
             Case::new("indirect jump, register", |a| {
                 a.xor(ecx, ecx)?;
                 a.jmp(rax)

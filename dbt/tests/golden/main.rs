@@ -63,13 +63,14 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         base: BASE,
         trampolines,
         copies: case.copies,
-        stride: 0x2000_0000,
+        stride: 0x2000_5000,
         jump_cache: 0,
         far_jump_cache: Some(1),
         system_inline: true,
         mapping: 5,
         second_mapping: None,
         counted: case.counted,
+        returns: case.returns,
         grouping: case.grouping,
         precise_flags: true,
         prediction: case.predicting.then_some(Predicting {
@@ -118,6 +119,7 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
     for (on, what) in [
         (case.copies != 2, format!("copies={}", case.copies)),
         (case.counted, "counted".to_string()),
+        (!case.returns, "returns off".to_string()),
         (!case.grouping, "grouping off".to_string()),
         (!case.bmi2, "no BMI2".to_string()),
         (case.predicting, "predicting".to_string()),

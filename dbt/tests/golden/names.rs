@@ -51,7 +51,8 @@ fn behind_gs(offset: usize) -> Option<String> {
         ),
         (offset_of!(CpuBlock, exchange.stash), "stash"),
         (offset_of!(CpuBlock, exchange.constant), "constant"),
-        (offset_of!(CpuBlock, cpu.exit_request), "exit_request"),
+        (offset_of!(CpuBlock, cpu.return_limit), "poll"),
+        (offset_of!(CpuBlock, exchange.return_top), "return_top"),
         (offset_of!(CpuBlock, cpu.interrupt_flag), "guest.if"),
         (offset_of!(CpuBlock, cpu.direction_flag), "guest.df"),
         (offset_of!(CpuBlock, cpu.system_flags), "guest.system_flags"),
@@ -87,7 +88,7 @@ fn behind_gs(offset: usize) -> Option<String> {
     if (guards..jumps.max(guards)).contains(&offset) {
         return Some("guard".to_string());
     }
-    if (jumps..tlb.max(jumps)).contains(&offset) {
+    if (jumps..offset_of!(CpuBlock, predicted)).contains(&offset) {
         return Some(format!("jump_cache+{}", (offset - jumps) % 16));
     }
     let data = tlb + offset_of!(TlbSet, data);

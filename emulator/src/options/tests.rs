@@ -144,18 +144,20 @@ fn optimisations_have_switches() {
         usual.grouping
             && usual.system_inline
             && usual.pcid_tlb
+            && usual.returns
             && usual.precise_flags
             && usual.prediction.is_some()
             && usual.traces.is_some()
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,pcid-tlb=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,returns=off,pcid-tlb=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
             && !off.system_inline
             && !off.pcid_tlb
+            && !off.returns
             && !off.precise_flags
             && off.prediction.is_none()
             && off.traces.is_none()

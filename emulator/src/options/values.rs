@@ -202,6 +202,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "returns=on|off",
+        help: "where returns go is predicted by a stack of the calls",
+        set: |engine, text| {
+            engine.returns = switch("returns", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "pcid-tlb=on|off",
         help: "TLB entries of several address spaces are kept where the guest has PCIDs",
         set: |engine, text| {

@@ -133,6 +133,7 @@ impl Setup {
                 cold: random.pick(&[0, 0, 0, 2]),
                 traces: random.pick(&[Some(2), Some(2), Some(8), None]),
                 grouping: !random.one_in(4),
+                returns: !random.one_in(4),
                 prediction: random.pick(&[Some(1), Some(64), None]),
                 ..EngineOptions::default()
             },
