@@ -159,6 +159,9 @@ pub struct CpuState {
     pub model: CpuModel,
     /// 1 if no single-step trap follows the instruction that has just completed.
     pub step_suppressed: u8,
+    /// 1 if the instruction at RIP is a repeated string instruction that has done some of its
+    /// iterations.
+    pub within_string: u8,
     /// 1 while the machine's gate of address line 20 is closed; after a change, the TLBs are to
     /// be flushed.
     pub a20_closed: u8,
@@ -239,6 +242,7 @@ impl CpuState {
             },
             model: CpuModel::default(),
             step_suppressed: 0,
+            within_string: 0,
             a20_closed: 0,
             real_time: 0,
             time_line: TimeLine::default(),
