@@ -13,7 +13,7 @@ use super::CacheStatistics;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
 use crate::record::recipe::Recipe;
-use crate::x86_64::{ExitFlags, ExitKind};
+use crate::x86_64::{ExitFlags, ExitKind, Places};
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
@@ -115,6 +115,8 @@ pub struct Block {
     pub flags_lost: u64,
     /// Whether flags are right wherever the guest may look at them.
     pub precise_flags: bool,
+    /// Where the guest's registers are while it runs.
+    pub places: Places,
     /// Jumps to known addresses.
     pub exits: Vec<Exit>,
     /// (block, exit) of every jump linked here.
@@ -510,6 +512,7 @@ impl BlockCache {
             flags_away: emitted.flags_away,
             flags_lost: emitted.flags_lost,
             precise_flags: emitted.precise_flags,
+            places: emitted.places,
             exits: emitted
                 .exits
                 .iter()

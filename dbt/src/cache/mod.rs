@@ -19,6 +19,8 @@ pub struct CacheStatistics {
     pub translated: u64,
     /// Traces made of hot loops.
     pub traces: u64,
+    /// Hot loops in which guest registers have changed places.
+    pub allotted: u64,
     /// Blocks dropped because their page was written.
     pub invalidated: u64,
     /// Areas emptied for room.

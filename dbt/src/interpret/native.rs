@@ -45,7 +45,8 @@ impl Engine {
         let mut region = CodeRegion::new(REGION_BYTES).ok()?;
         let done = done as extern "sysv64" fn(u64, *const Upcall, u64) -> u64;
         let faulted = faulted as extern "sysv64" fn(u64, *const Upcall, u64) -> u64;
-        let (code, trampolines) = emit_trampolines(done as usize as u64, faulted as usize as u64);
+        let (code, trampolines) =
+            emit_trampolines(done as usize as u64, faulted as usize as u64, 1, 0);
         region.write(CodeOffset(0), &code);
         let block = OwnedBlock::new();
         let start = region.address(CodeOffset(0));
@@ -89,6 +90,8 @@ impl Engine {
             counted: false,
             returns: false,
             grouping: false,
+            allotting: None,
+            crossing: false,
             precise_flags: true,
             prediction: None,
             bmi2: false,

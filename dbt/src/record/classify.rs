@@ -89,6 +89,8 @@ pub struct Class {
     pub access: [OpAccess; 5],
     /// Bit i: it may change general-purpose register i.
     pub writes: u16,
+    /// Bit i: it uses general-purpose register i without naming it.
+    pub implied: u16,
 }
 
 /// Classifies instructions; keeps the factory that iced-x86 wants reused.
@@ -114,20 +116,28 @@ impl Classifier {
         for (index, access) in access.iter_mut().enumerate().take(insn.op_count() as usize) {
             *access = info.op_access(index as u32);
         }
-        let mut writes = 0;
+        let (mut writes, mut implied) = (0, 0);
         for used in info.used_registers() {
+            if !used.register().is_gpr() {
+                continue;
+            }
+            let number = used.register().full_register() as usize - Register::RAX as usize;
+            if !names(insn, used.register()) {
+                implied |= 1 << number;
+            }
             let changes = !matches!(
                 used.access(),
                 OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
             );
-            if changes && used.register().is_gpr() {
-                writes |= 1 << (used.register().full_register() as usize - Register::RAX as usize);
+            if changes {
+                writes |= 1 << number;
             }
         }
         let helper = Class {
             kind: Kind::Helper,
             access,
             writes,
+            implied,
         };
         let word = if mode.has(Mode::CODE64) { 8 } else { 4 };
         let kind = match insn.flow_control() {

@@ -109,6 +109,10 @@ pub struct Exchange {
     pub signal_address: u64,
     /// The processor that owns this block, for upcalls.
     pub vcpu: u64,
+    /// Where `bounce` is.
+    pub bounce_address: u64,
+    /// What the shared code for accesses that cross a page puts away.
+    pub crossing: [u64; 5],
     /// 512 bytes for instructions executed on a copy of their memory operand.
     pub bounce: Bounce,
 }
@@ -187,6 +191,9 @@ pub(crate) mod at {
     pub const TIME_MACHINE: i32 = offset_of!(CpuBlock, cpu.time_line.machine) as i32;
     pub const TIME_RATE: i32 = offset_of!(CpuBlock, cpu.time_line.rate) as i32;
     pub const TIME_SPAN: i32 = offset_of!(CpuBlock, cpu.time_line.span) as i32;
+    pub const BOUNCE: i32 = offset_of!(CpuBlock, exchange.bounce) as i32;
+    pub const BOUNCE_ADDRESS: i32 = offset_of!(CpuBlock, exchange.bounce_address) as i32;
+    pub const CROSSING: i32 = offset_of!(CpuBlock, exchange.crossing) as i32;
     pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
 
     /// The slot of a group of accesses.
@@ -290,6 +297,7 @@ impl OwnedBlock {
         };
         block.forget_returns();
         let content = block.get_mut();
+        content.exchange.bounce_address = content.exchange.bounce.0.as_ptr() as u64;
         content.tlb.reset();
         content.forget_jumps();
         block

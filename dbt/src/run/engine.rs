@@ -29,6 +29,11 @@ pub struct EngineOptions {
     /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
     /// wrong before it is looked at. `None`: none does.
     pub prediction: Option<u8>,
+    /// Let the guest registers that a hot loop needs often change places with others, so that they
+    /// are in host registers; how many loads and stores a round has to save. `None`: none do.
+    pub registers: Option<u8>,
+    /// Have emitted code execute accesses that cross from one page into the next.
+    pub crossing: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -48,6 +53,8 @@ impl Default for EngineOptions {
             pcid_tlb: true,
             precise_flags: true,
             prediction: Some(64),
+            registers: Some(3),
+            crossing: true,
             traces: Some(8),
             cold: 2,
         }

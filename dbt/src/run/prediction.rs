@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use mmu::GuestPhys;
 use rustc_hash::FxHashSet;
 
+use super::translating::Tier;
 use super::upcall::Upcall;
 use super::vcpu::Vcpu;
-use crate::cache::CodeOffset;
 use crate::guest::Mode;
 use crate::record::grouping::Place;
 
@@ -81,25 +81,26 @@ impl Vcpu {
         self.options.prediction.is_some() && mode.has(Mode::USER)
     }
 
-    /// Translates a hot block again, with checks that predict.
-    pub(super) fn predict(&mut self, id: u32) {
-        let wanted = self
-            .cache
-            .block(id)
-            .is_some_and(|block| !block.predicting && self.predicts(block.key.mode));
-        if wanted {
-            self.replace(id, true);
+    /// Translates a hot loop again that is no more than one block: with checks that predict, and
+    /// registers in better places.
+    pub(super) fn improve(&mut self, id: u32) {
+        let Some(block) = self.cache.block(id) else {
+            return;
+        };
+        let predicting = self.predicts(block.key.mode);
+        if (predicting && !block.predicting) || self.options.registers.is_some() {
+            self.replace(id, predicting);
         }
     }
 
-    /// Translates a block again, with checks that predict or without.
+    /// Translates a hot block again, with checks that predict or without.
     fn replace(&mut self, id: u32, predicting: bool) {
         let Some(old) = self.cache.remove(id) else {
             return;
         };
         let second = old.second.map(|(page, _)| page);
         let range = (old.lowest, old.len);
-        let new = self.place(old.key, &old.insns, range, second, predicting);
+        let new = self.place(old.key, &old.insns, range, second, Tier::Hot { predicting });
         if let Some(block) = new.and_then(|new| self.cache.block_mut(new)) {
             // What was found out about it stays true.
             block.predicting = true;
@@ -116,7 +117,7 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let index = record.insn as usize;
-        let (total, rip, vectors) = (block.insns.len(), block.insns[index].ip(), block.vectors);
+        let (total, rip) = (block.insns.len(), block.insns[index].ip());
         let at = block.key.physical.page().add(rip % mmu::PAGE_SIZE);
         let patience = self.patience();
         let shared = self.block.get_mut();
@@ -124,7 +125,7 @@ impl Vcpu {
         // Some checks find the address in the register that an upcall's result comes in.
         shared.exchange.result_host = linear;
         if !self.strayed.too_often() {
-            return self.resume_check(CodeOffset(record.extra), record.flags, vectors);
+            return self.resume_check(record);
         }
         self.strayed.give_up(at, record.write);
         // The block is left before this instruction, which has done nothing yet.

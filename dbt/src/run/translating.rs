@@ -12,6 +12,18 @@ use crate::guest::{Exception, Mode};
 use crate::record::classify;
 use crate::x86_64::{self, Predicting, Target};
 
+/// How much is known of code that is translated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tier {
+    /// Nothing yet.
+    First,
+    /// It is a hot loop.
+    Hot {
+        /// Its checks try the TLB entry that they found last.
+        predicting: bool,
+    },
+}
+
 impl Vcpu {
     pub(super) fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
         let mut insns = std::mem::take(&mut self.decoded);
@@ -19,7 +31,7 @@ impl Vcpu {
         let placed = decoded.map(|decoded| {
             let decoded = decoded?;
             let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, decoded.second, false)
+            self.place(key, &insns, range, decoded.second, Tier::First)
         });
         self.decoded = insns;
         placed
@@ -31,8 +43,10 @@ impl Vcpu {
         let key = self.cache.block(head)?.key;
         let trace = self.cache.trace(head)?;
         let range = (trace.lowest, trace.len);
-        let predicting = self.predicts(key.mode);
-        let id = self.place(key, &trace.insns, range, None, predicting)?;
+        let tier = Tier::Hot {
+            predicting: self.predicts(key.mode),
+        };
+        let id = self.place(key, &trace.insns, range, None, tier)?;
         self.cache.statistics.traces += 1;
         if let Some(block) = self.cache.block_mut(id) {
             block.settled = true;
@@ -44,15 +58,15 @@ impl Vcpu {
     }
 
     /// Translates instructions and keeps the result. `range`: where their bytes are.
-    /// `predicting`: its checks try the TLB entry that they found last.
     pub(super) fn place(
         &mut self,
         key: Key,
         insns: &[iced_x86::Instruction],
         range: (GuestPhys, u32),
         second: Option<GuestPhys>,
-        predicting: bool,
+        tier: Tier,
     ) -> Option<u32> {
+        let predicting = tier == Tier::Hot { predicting: true };
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
@@ -79,6 +93,8 @@ impl Vcpu {
             returns: self.options.returns,
             grouping: key.grouped,
             precise_flags: self.options.precise_flags,
+            allotting: self.options.registers.filter(|_| tier != Tier::First),
+            crossing: self.options.crossing,
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),
@@ -111,6 +127,7 @@ impl Vcpu {
         block.far_mode = far_mode;
         let id = self.cache.insert(block, &emitted.code);
         self.workshop.code = emitted.code;
+        self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
         self.new_sites(emitted.sites);
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;

@@ -1,5 +1,7 @@
 //! The records behind calls from emitted code into Rust.
 
+use std::mem::offset_of;
+
 /// Why emitted code calls up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -18,6 +20,19 @@ pub enum UpcallKind {
     Strayed = 5,
     /// A return that was not predicted: RIP is where it goes.
     Unpredicted = 6,
+}
+
+impl UpcallKind {
+    /// Whether the code that calls is in the middle of a block, where registers may have changed
+    /// places.
+    pub fn is_inside(self) -> bool {
+        match self {
+            UpcallKind::Memory | UpcallKind::Interpret | UpcallKind::Strayed => true,
+            UpcallKind::Link | UpcallKind::Leave | UpcallKind::Alone | UpcallKind::Unpredicted => {
+                false
+            }
+        }
+    }
 }
 
 /// Where the guest's flags are before an instruction.
@@ -57,6 +72,13 @@ pub struct Upcall {
 }
 
 impl Upcall {
+    /// Offset of `size`.
+    pub(crate) const SIZE: i32 = offset_of!(Upcall, size) as i32;
+    /// Offset of `wants_addend`.
+    pub(crate) const WANTS_ADDEND: i32 = offset_of!(Upcall, wants_addend) as i32;
+    /// Offset of `extra`.
+    pub(crate) const EXTRA: i32 = offset_of!(Upcall, extra) as i32;
+
     /// As it stands in code.
     pub fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];

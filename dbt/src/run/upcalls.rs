@@ -23,6 +23,9 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // emitted it behind the call.
     let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
     vcpu.returns_mode = vcpu.cpu().mode;
+    if record.kind.is_inside() {
+        vcpu.exchange_places(record.block);
+    }
     vcpu.take_flags(&record);
     vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     match record.kind {
@@ -90,7 +93,6 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
-        let vectors = block.vectors;
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
         let size = record.size as usize;
@@ -124,7 +126,7 @@ impl Vcpu {
                 } else {
                     addend.wrapping_add(linear.0)
                 };
-                return self.resume_check(CodeOffset(record.extra), record.flags, vectors);
+                return self.resume_check(record);
             }
         }
         self.interpret_in_block(id, index)
@@ -132,13 +134,29 @@ impl Vcpu {
 
     /// Goes on within a check. The flags go back to where they were: the garbage of a dead
     /// EFLAGS too.
-    pub(super) fn resume_check(&mut self, to: CodeOffset, flags: FlagsAt, vectors: bool) -> u64 {
+    pub(super) fn resume_check(&mut self, record: &Upcall) -> u64 {
         let exchange = &mut self.block.get_mut().exchange;
-        if flags == FlagsAt::Host {
+        if record.flags == FlagsAt::Host {
             exchange.saved_flags = exchange.host_flags;
         }
-        exchange.vectors_wanted = u8::from(vectors);
-        self.cache.region().address(to)
+        self.resume_within(record.block);
+        self.cache.region().address(CodeOffset(record.extra))
+    }
+
+    /// Emitted code goes on in the middle of a block: the guest's registers are where that has
+    /// them.
+    fn resume_within(&mut self, id: u32) {
+        let vectors = self.cache.block(id).is_some_and(|block| block.vectors);
+        self.block.get_mut().exchange.vectors_wanted = u8::from(vectors);
+        self.exchange_places(id);
+    }
+
+    /// The guest's registers, which have been put away, change between the places that a block
+    /// has for them and their own.
+    fn exchange_places(&mut self, id: u32) {
+        if let Some(block) = self.cache.block(id) {
+            block.places.exchange(&mut self.block.get_mut().cpu);
+        }
     }
 
     /// Interprets one instruction of a block and goes on behind it, or wherever it jumped.
@@ -149,7 +167,6 @@ impl Vcpu {
         let total = block.insns.len();
         let insn = block.insns[index];
         let mode = block.key.mode;
-        let vectors = block.vectors;
         let stashes = block.stashes >> index & 1 != 0;
         let next = self
             .cache
@@ -185,7 +202,7 @@ impl Vcpu {
             && self.cache.block(id).is_some();
         if straight && !interrupted {
             let address = self.resume(next);
-            self.block.get_mut().exchange.vectors_wanted = u8::from(vectors);
+            self.resume_within(id);
             return address;
         }
         self.give_back(total, index + 1);
@@ -308,7 +325,7 @@ impl Vcpu {
             Some(trace) => Some(trace),
             None => {
                 self.cache.block_mut(id)?.settled = true;
-                self.predict(id);
+                self.improve(id);
                 self.cache.find(&key)
             }
         }
@@ -357,6 +374,7 @@ impl Vcpu {
         };
         let block = self.cache.block(id).expect("found by its code");
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        block.places.exchange(&mut self.block.get_mut().cpu);
         let arithmetic = match block.recipe(index) {
             Some(recipe) => recipe.flags(self.cpu(), self.block.get().exchange.stash),
             None if block.flags_away >> index & 1 != 0 => self.saved_flags(),

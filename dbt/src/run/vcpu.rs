@@ -72,8 +72,12 @@ impl Vcpu {
             super::upcalls::upcall as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
         let signal =
             super::upcalls::signal as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
-        let (code, trampolines) =
-            x86_64::emit_trampolines(upcall as usize as u64, signal as usize as u64);
+        let (code, trampolines) = x86_64::emit_trampolines(
+            upcall as usize as u64,
+            signal as usize as u64,
+            mem.copies(),
+            mem.mirror_stride(),
+        );
         region.write(CodeOffset(0), &code);
         let mut block = OwnedBlock::new();
         block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);

@@ -3,8 +3,11 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::emitter::{Emitter, ExitSite, Stub, Target, Unencodable, Workshop};
+use super::crossing::Crossing;
+use super::emitter::{Emitter, Stub, Target, Unencodable, Workshop};
+use super::exits::{ExitSite, Inner};
 use super::flags::{Effect, FlagsPlace};
+use super::places::Places;
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::interpret::extension::{self, Noted};
@@ -51,6 +54,8 @@ pub struct Emitted {
     pub stashes: u64,
     /// Whether flags are right wherever the guest may look at them.
     pub precise_flags: bool,
+    /// Where the guest's registers are while it runs.
+    pub places: Places,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -79,8 +84,11 @@ pub fn emit(
     let mut exposes = liveness::mask(insns, |index, insn| {
         liveness::exposes(insn, &classes[index], precise)
     });
+    let places = target.allotting.map_or(Places::default(), |least| {
+        Places::choose(insns, &classes, least.into())
+    });
     let emitted = loop {
-        match emit_once(workshop, insns, &classes, exposes, rip, target) {
+        match emit_once(workshop, insns, &classes, exposes, (rip, places), target) {
             Ok(emitted) => break emitted,
             Err(Helpers(more)) => exposes |= more,
         }
@@ -98,7 +106,7 @@ fn emit_once(
     insns: &[Instruction],
     classes: &[Class],
     exposes: u64,
-    rip: u64,
+    (rip, places): (u64, Places),
     target: Target<'_>,
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
@@ -165,6 +173,10 @@ fn emit_once(
     if vectors {
         emitter.bring_vectors(arriving);
     }
+    if !places.are_usual() {
+        emitter.places = places;
+        emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
+    }
     emitter.flags = arriving;
     let effects = insns.iter().zip(classes).enumerate();
     emitter
@@ -178,6 +190,10 @@ fn emit_once(
         emitter.current = index;
         if !emitter.effects[index].checks {
             emitter.keep_flags();
+        }
+        emitter.keeps_t0 = keeps_t0(classes[index].kind);
+        if !emitter.keeps_t0 {
+            emitter.near = None;
         }
         let flags = emitter.flags;
         let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
@@ -200,6 +216,7 @@ fn emit_once(
             emitter.stubs.truncate(stubs);
             emitter.recipes.truncate(recipes);
             emitter.stashed = None;
+            emitter.crossing_store = Crossing::Never;
             emitter.helper(index);
         }
     }
@@ -256,7 +273,24 @@ fn emit_once(
         recipes: finished.recipes,
         stashes: finished.stashes,
         precise_flags: target.precise_flags,
+        places,
     })
+}
+
+/// Whether instructions of a kind use T0 for nothing but memory accesses, as far as their number
+/// of operands lets them.
+fn keeps_t0(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Plain(_)
+            | Kind::Lea
+            | Kind::Nop
+            | Kind::Jump
+            | Kind::Branch
+            | Kind::Push
+            | Kind::Pop
+            | Kind::Leave
+    )
 }
 
 /// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
@@ -412,17 +446,49 @@ impl Emitter<'_> {
         known.unwrap_or_else(|| self.stub(None, record))
     }
 
-    /// Counts the block's instructions in advance; leaves if the budget does not cover them.
-    fn count(&mut self, count: i32, arriving: FlagsPlace) {
+    /// The registers of a loop change places; behind that comes the entry for its own jumps back,
+    /// which polls, and counts, as the others do. Vector registers stay live within a block.
+    fn inner_entry(&mut self, rip: u64, arriving: FlagsPlace, changed: u16, len: i32) {
+        self.exchange_places();
+        let begin = self.ops.new_dynamic_label();
+        let label = self.ops.new_dynamic_label();
+        self.inner = Some(Inner {
+            label,
+            rip,
+            flags: arriving,
+            changed,
+        });
+        dynasm!(self.ops ; .arch x64 ; jmp =>begin ; =>label);
         self.flags = arriving;
         self.spoil_flags(!arriving.lost);
+        let leave = self.give_back_stub(0);
+        dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
+        if self.target.counted {
+            let leave = self.give_back_stub(len);
+            dynasm!(self.ops ; .arch x64 ; gs sub QWORD [at::BUDGET], len ; js =>leave);
+        }
+        self.restore_at_entry();
+        dynasm!(self.ops ; .arch x64 ; =>begin);
+    }
+
+    /// A stub that leaves before the block begins, once it has given back what was counted.
+    fn give_back_stub(&mut self, count: i32) -> dynasmrt::DynamicLabel {
         let record = self.record(UpcallKind::Leave, 0);
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::GiveBack {
             label,
             count,
+            inside: self.inner.is_some(),
             record,
         });
+        label
+    }
+
+    /// Counts the block's instructions in advance; leaves if the budget does not cover them.
+    fn count(&mut self, count: i32, arriving: FlagsPlace) {
+        self.flags = arriving;
+        self.spoil_flags(!arriving.lost);
+        let label = self.give_back_stub(count);
         dynasm!(self.ops
             ; .arch x64
             ; gs sub QWORD [at::BUDGET], count
@@ -503,6 +569,7 @@ impl Emitter<'_> {
         self.upcall(record);
         // It may have changed what the groups' checks saw.
         self.established = 0;
+        self.near = None;
         self.flags = FlagsPlace::BOTH;
     }
 

@@ -5,7 +5,7 @@ use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::{Emitter, Stub, Unencodable};
 use super::memory::Address;
-use super::registers::{T0, T1, number, pinned};
+use super::registers::{T0, T1, number};
 use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;
 use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, Upcall, UpcallKind, at};
@@ -45,7 +45,7 @@ impl Emitter<'_> {
             OpKind::Register => {
                 let guest = number(insn.op0_register());
                 self.check(index, (Place::Stack, &slot), word, true, needed)?;
-                let from = match pinned(guest) {
+                let from = match self.places.pinned(guest) {
                     Some(host) => Register::RAX + u32::from(host),
                     None => {
                         self.load_guest(T1, guest);
@@ -55,7 +55,7 @@ impl Emitter<'_> {
                 self.store_register(memory, from, word)?;
             }
             OpKind::Memory => {
-                let from = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
+                let from = self.operand(insn)?;
                 self.check(index, (Place::Operand, &from), word, false, needed)?;
                 let load = self.move_load(T1, from.host_memory(), word)?;
                 self.bytes(&load);
@@ -152,18 +152,16 @@ impl Emitter<'_> {
     /// The block ends with a jump to a known address.
     pub(super) fn exit_to(&mut self, target: u64) {
         self.restore_flags();
-        let flags = self.describe_flags();
-        self.direct_exit(target, None, flags);
+        self.last_exits(&[(target, None)]);
     }
 
     /// Jcc: both ways are exits.
     pub(super) fn branch(&mut self, insn: &Instruction) {
         self.restore_flags();
         let condition = insn.condition_code() as u8;
-        let flags = self.describe_flags();
         // iced-x86 numbers conditions from 1 in the encoding's order.
-        self.direct_exit(insn.near_branch_target(), Some(condition - 1), flags);
-        self.direct_exit(insn.next_ip(), None, flags);
+        let taken = (insn.near_branch_target(), Some(condition - 1));
+        self.last_exits(&[taken, (insn.next_ip(), None)]);
     }
 
     /// Jcc in the middle of a trace: the way that the trace does not follow is an exit.
@@ -277,7 +275,7 @@ impl Emitter<'_> {
                 dynasm!(self.ops ; .arch x64 ; mov esi, esi);
             }
         } else {
-            let address = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
+            let address = self.operand(insn)?;
             let word = self.word();
             self.check(index, (Place::Operand, &address), word, false, true)?;
             self.flags_to_saved();

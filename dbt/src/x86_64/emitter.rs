@@ -7,9 +7,12 @@ use iced_x86::{Encoder, Instruction, Register};
 
 use mmu::GuestPhys;
 
+use super::crossing::Crossing;
+use super::exits::{ExitKind, ExitSite, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
+use super::places::Places;
 use super::prediction::Wrong;
-use super::registers::{T0, T1, T2, number, pinned};
+use super::registers::{T0, T1, T2, number};
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::Mode;
@@ -52,6 +55,10 @@ pub struct Target<'a> {
     pub grouping: bool,
     /// Whether flags are right wherever the guest may look at them.
     pub precise_flags: bool,
+    /// What it has to save for two registers to change places; `None`: none do.
+    pub allotting: Option<u8>,
+    /// Whether accesses that cross a page are executed here.
+    pub crossing: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether the host has BMI2: instructions that shift without flags.
@@ -67,34 +74,6 @@ pub struct Predicting<'a> {
     pub page: GuestPhys,
     /// The number of the block's first site.
     pub first: u16,
-}
-
-/// A jump out of the block to a known guest address.
-#[derive(Clone, Copy, Debug)]
-pub struct ExitSite {
-    /// Where the displacement of the jump is.
-    pub site: CodeOffset,
-    /// Where the jump goes while it is not linked.
-    pub stub: CodeOffset,
-    /// Guest RIP of the target.
-    pub target: u64,
-    /// The check of a group failed: the target is this block's own rest, without groups.
-    pub ungrouped: Option<u16>,
-    /// What leads out.
-    pub kind: ExitKind,
-    /// How the flags leave.
-    pub flags: ExitFlags,
-}
-
-/// What leads out of a block to a known address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ExitKind {
-    /// A jump, or the block's end.
-    Jump,
-    /// A call that predicts its return.
-    Call,
-    /// What is behind such a call: the flags are in their saved place.
-    Return,
 }
 
 /// The bytes of one host instruction.
@@ -119,6 +98,7 @@ pub(super) enum Stub {
         label: DynamicLabel,
         lea: Option<Encoded>,
         record: Upcall,
+        crossing: Crossing,
     },
     /// A check predicted the wrong entry.
     Wrong { label: DynamicLabel, wrong: Wrong },
@@ -156,6 +136,8 @@ pub(super) enum Stub {
     GiveBack {
         label: DynamicLabel,
         count: i32,
+        /// Whether the registers go back to their own places.
+        inside: bool,
         record: Upcall,
     },
 }
@@ -187,12 +169,24 @@ impl Default for Workshop {
     }
 }
 
+/// What an access of a group has left in T0.
+#[derive(Clone, Copy)]
+pub(super) struct Near {
+    pub group: usize,
+    /// The address in the group's coordinate whose host address it is; `None`: it is the addend.
+    pub displacement: Option<i64>,
+}
+
 /// Emits one block.
 pub struct Emitter<'a> {
     pub(super) ops: &'a mut VecAssembler<X64Relocation>,
     encoder: &'a mut Encoder,
     code: &'a mut Vec<u8>,
     pub(super) target: Target<'a>,
+    /// Where the guest's registers are.
+    pub(super) places: Places,
+    /// Where a loop whose registers have changed places comes back to.
+    pub(super) inner: Option<Inner>,
     pub(super) flags: FlagsPlace,
     pub(super) stubs: &'a mut Vec<Stub>,
     pub(super) exits: Vec<ExitSite>,
@@ -217,11 +211,17 @@ pub struct Emitter<'a> {
     pub(super) groups: Groups,
     /// Bit i: the slot of group i holds its addend.
     pub(super) established: u8,
+    /// What T0 holds for further accesses of a group.
+    pub(super) near: Option<Near>,
+    /// The instruction that is being emitted uses T0 for its accesses only.
+    pub(super) keeps_t0: bool,
     /// The last instruction with an access whose slow path may execute it whole, and go on
     /// behind it.
     pub(super) may_skip: Option<usize>,
     /// The check is that of a plain instruction, which may fault on the host.
     pub(super) may_predict: bool,
+    /// What the slow path of the next store may do if it crosses a page.
+    pub(super) crossing_store: Crossing,
     /// RIP of each instruction.
     pub(super) rips: &'a mut Vec<u64>,
     /// Sites that predict.
@@ -254,6 +254,8 @@ impl<'a> Emitter<'a> {
             encoder: &mut workshop.encoder,
             code: &mut workshop.code,
             target,
+            places: Places::default(),
+            inner: None,
             flags: FlagsPlace::HOST,
             stubs: &mut workshop.stubs,
             exits: Vec::new(),
@@ -267,8 +269,11 @@ impl<'a> Emitter<'a> {
             stashes: 0,
             groups: Groups::default(),
             established: 0,
+            near: None,
+            keeps_t0: false,
             may_skip: None,
             may_predict: false,
+            crossing_store: Crossing::Never,
             rips: &mut workshop.rips,
             sites: 0,
         }
@@ -305,18 +310,22 @@ impl<'a> Emitter<'a> {
     /// Loads a guest register (64 bits) into a host register.
     pub(super) fn load_guest(&mut self, into: Register, guest: usize) {
         let into = Self::scratch(into);
-        match pinned(guest) {
+        match self.places.pinned(guest) {
             Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(into), Rq(host)),
-            None => dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [at::gpr(guest)]),
+            None => {
+                dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [self.places.slot(guest)])
+            }
         }
     }
 
     /// Stores a host register (64 bits) into a guest register.
     pub(super) fn store_guest(&mut self, guest: usize, from: Register) {
         let from = Self::scratch(from);
-        match pinned(guest) {
+        match self.places.pinned(guest) {
             Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(host), Rq(from)),
-            None => dynasm!(self.ops ; .arch x64 ; gs mov [at::gpr(guest)], Rq(from)),
+            None => {
+                dynasm!(self.ops ; .arch x64 ; gs mov [self.places.slot(guest)], Rq(from))
+            }
         }
     }
 
@@ -341,7 +350,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// `call rel32` of shared code.
-    fn call_shared(&mut self, to: CodeOffset) {
+    pub(super) fn call_shared(&mut self, to: CodeOffset) {
         let end = self.target.base.0 + self.here() + 5;
         self.ops.push(0xe8);
         self.ops.push_u32(to.0.wrapping_sub(end));
@@ -350,7 +359,12 @@ impl<'a> Emitter<'a> {
     /// Adds a stub that calls up, to be jumped to.
     pub(super) fn stub(&mut self, lea: Option<Encoded>, record: Upcall) -> DynamicLabel {
         let label = self.ops.new_dynamic_label();
-        self.stubs.push(Stub::Upcall { label, lea, record });
+        self.stubs.push(Stub::Upcall {
+            label,
+            lea,
+            record,
+            crossing: Crossing::Never,
+        });
         label
     }
 
@@ -368,51 +382,8 @@ impl<'a> Emitter<'a> {
         label
     }
 
-    /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
-    pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
-        // jcc rel32, jmp rel32
-        match condition {
-            Some(code) => self.ops.extend([0x0f, 0x80 | code].iter()),
-            None => self.ops.push(0xe9),
-        }
-        self.linkable(target, ExitKind::Jump, flags);
-    }
-
-    /// Emits a call of a known guest address, whose return address is in T1, and what its return
-    /// leads to.
-    pub(super) fn call_exit(&mut self, target: u64, next: u64, flags: ExitFlags) {
-        dynasm!(self.ops ; .arch x64 ; push rdi);
-        self.ops.push(0xe8);
-        self.linkable(target, ExitKind::Call, flags);
-        self.landing(next);
-    }
-
-    /// Where a predicted return arrives: it goes on at a guest address.
-    pub(super) fn landing(&mut self, next: u64) {
-        dynasm!(self.ops ; .arch x64 ; pop rdi);
-        self.ops.push(0xe9);
-        self.linkable(next, ExitKind::Return, ExitFlags::Saved);
-    }
-
-    /// The displacement of a jump or call out of the block, and its stub.
-    fn linkable(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
-        let label = self.ops.new_dynamic_label();
-        let site = CodeOffset(self.target.base.0 + self.here());
-        self.ops.push_u32(0);
-        let exit = self.exits.len();
-        self.exits.push(ExitSite {
-            site,
-            stub: CodeOffset(0),
-            target,
-            ungrouped: None,
-            kind,
-            flags,
-        });
-        self.stubs.push(Stub::Link { label, exit });
-    }
-
     /// Gives back instructions counted in advance; leaves the flags alone. Uses T1.
-    fn add_to_budget(&mut self, count: i32) {
+    pub(super) fn add_to_budget(&mut self, count: i32) {
         let t1 = Self::scratch(T1);
         dynasm!(self.ops
             ; .arch x64
@@ -422,78 +393,22 @@ impl<'a> Emitter<'a> {
         );
     }
 
-    /// Emits a jump out of the block and, behind it, what links it.
-    fn exit_here(&mut self, target: u64, ungrouped: Option<u16>, flags: ExitFlags) {
-        self.ops.push(0xe9);
-        let site = CodeOffset(self.target.base.0 + self.here());
-        self.ops.push_u32(0);
-        let stub = CodeOffset(self.target.base.0 + self.here());
-        self.flags = match flags {
-            ExitFlags::Arrived => FlagsPlace::ARRIVED,
-            _ if self.flags.lost => FlagsPlace::LOST,
-            _ => FlagsPlace::HOST,
-        };
-        let mut record = self.record(UpcallKind::Link, 0);
-        record.extra = self.exits.len() as u32;
-        self.exits.push(ExitSite {
-            site,
-            stub,
-            target,
-            ungrouped,
-            kind: ExitKind::Jump,
-            flags,
-        });
-        self.upcall(record);
-    }
-
-    /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
-    /// must be in EFLAGS.
-    pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
-        let described =
-            !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
-        if !self.target.counted && !described {
-            let flags = self.describe_flags();
-            return self.direct_exit(target, Some(condition), flags);
-        }
-        let label = self.ops.new_dynamic_label();
-        let left = (self.rips.len() - executed) as i32;
-        self.stubs.push(Stub::SideExit {
-            label,
-            target,
-            flags: self.flags,
-            give_back: if self.target.counted { left } else { 0 },
-        });
-        match condition {
-            0x0 => dynasm!(self.ops ; .arch x64 ; jo =>label),
-            0x1 => dynasm!(self.ops ; .arch x64 ; jno =>label),
-            0x2 => dynasm!(self.ops ; .arch x64 ; jb =>label),
-            0x3 => dynasm!(self.ops ; .arch x64 ; jae =>label),
-            0x4 => dynasm!(self.ops ; .arch x64 ; je =>label),
-            0x5 => dynasm!(self.ops ; .arch x64 ; jne =>label),
-            0x6 => dynasm!(self.ops ; .arch x64 ; jbe =>label),
-            0x7 => dynasm!(self.ops ; .arch x64 ; ja =>label),
-            0x8 => dynasm!(self.ops ; .arch x64 ; js =>label),
-            0x9 => dynasm!(self.ops ; .arch x64 ; jns =>label),
-            0xa => dynasm!(self.ops ; .arch x64 ; jp =>label),
-            0xb => dynasm!(self.ops ; .arch x64 ; jnp =>label),
-            0xc => dynasm!(self.ops ; .arch x64 ; jl =>label),
-            0xd => dynasm!(self.ops ; .arch x64 ; jge =>label),
-            0xe => dynasm!(self.ops ; .arch x64 ; jle =>label),
-            _ => dynasm!(self.ops ; .arch x64 ; jg =>label),
-        }
-    }
-
     /// Emits everything that goes behind the block's end, and returns the code.
     pub(super) fn finish(mut self) -> Finished {
         let mut stubs = std::mem::take(self.stubs);
         for stub in stubs.drain(..) {
             match stub {
-                Stub::Upcall { label, lea, record } => {
+                Stub::Upcall {
+                    label,
+                    lea,
+                    record,
+                    crossing,
+                } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if let Some(lea) = lea {
                         self.bytes(&lea);
                     }
-                    self.upcall(record);
+                    self.call_slow_path(record, crossing);
                 }
                 Stub::Wrong { label, wrong } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
@@ -541,6 +456,7 @@ impl<'a> Emitter<'a> {
                         self.restore_flags();
                         self.describe_flags()
                     };
+                    self.exchange_places();
                     self.exit_here(rip, Some(insn), flags);
                 }
                 Stub::SideExit {
@@ -554,16 +470,25 @@ impl<'a> Emitter<'a> {
                         self.add_to_budget(give_back);
                     }
                     self.flags = flags;
-                    let flags = self.describe_flags();
-                    self.exit_here(target, None, flags);
+                    if !self.next_round(target, None) {
+                        let flags = self.describe_flags();
+                        self.exchange_places();
+                        self.exit_here(target, None, flags);
+                    }
                 }
                 Stub::GiveBack {
                     label,
                     count,
+                    inside,
                     record,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.add_to_budget(count);
+                    if count != 0 {
+                        self.add_to_budget(count);
+                    }
+                    if inside {
+                        self.exchange_places();
+                    }
                     self.upcall(record);
                 }
             }

@@ -5,7 +5,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
 use super::emitter::{Emitter, Encoded};
-use super::registers::{T2, number, pinned, sized};
+use super::registers::{T2, number, sized};
 use crate::record::classify::{Class, Kind, Operand};
 use crate::record::liveness;
 use crate::record::recipe::{Operation, Recipe, Value};
@@ -279,7 +279,7 @@ impl Emitter<'_> {
         let t2 = Self::scratch(T2);
         let codes = match recipe.operation {
             Operation::Compare | Operation::Test => {
-                let left = pinned_value(left).unwrap_or_else(|| {
+                let left = self.pinned_value(left).unwrap_or_else(|| {
                     self.load_value(left);
                     t2
                 });
@@ -292,7 +292,7 @@ impl Emitter<'_> {
             }
             Operation::Added => {
                 // What it was before goes to T2.
-                match (pinned_value(left), right) {
+                match (self.pinned_value(left), right) {
                     (Some(left), Value::Constant(value)) if value != i32::MIN => {
                         dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) - value]);
                     }
@@ -304,7 +304,7 @@ impl Emitter<'_> {
                 &ADD
             }
             Operation::Subtracted => {
-                match (pinned_value(left), right, pinned_value(right)) {
+                match (self.pinned_value(left), right, self.pinned_value(right)) {
                     (Some(left), Value::Constant(value), _) => {
                         dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(left) + value]);
                     }
@@ -363,6 +363,14 @@ impl Emitter<'_> {
         self.operate(codes, t2, right, size);
     }
 
+    /// The host register of a recipe's operand.
+    fn pinned_value(&self, value: Value) -> Option<u8> {
+        match value {
+            Value::Register(guest) => self.places.pinned(guest.into()),
+            Value::Constant(_) | Value::Stash => None,
+        }
+    }
+
     /// Loads an operand of a recipe, 64 bits of it, into T2.
     fn load_value(&mut self, value: Value) {
         match value {
@@ -393,9 +401,9 @@ impl Emitter<'_> {
                 Instruction::with2(near.unwrap_or(codes.constant)[row], left, value)
             }
             Value::Stash => with_memory(place(at::STASH)),
-            Value::Register(right) => match pinned(right.into()) {
+            Value::Register(right) => match self.places.pinned(right.into()) {
                 Some(right) => Instruction::with2(codes.register[row], left, sized(right, size)),
-                None => with_memory(place(at::gpr(right.into()))),
+                None => with_memory(place(self.places.slot(right.into()))),
             },
         };
         let encoded: Encoded = insn
@@ -451,14 +459,6 @@ impl Emitter<'_> {
             FlagsAt::Lost => self.flags_lost |= 1 << insn,
             FlagsAt::Host | FlagsAt::Recipe => {}
         }
-    }
-}
-
-/// The host register of a recipe's operand.
-fn pinned_value(value: Value) -> Option<u8> {
-    match value {
-        Value::Register(guest) => pinned(guest.into()),
-        Value::Constant(_) | Value::Stash => None,
     }
 }
 

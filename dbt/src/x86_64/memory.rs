@@ -5,7 +5,9 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::crossing::Crossing;
+use super::emitter::{Emitter, Encoded, Near, Stub, Unencodable};
+use super::places::Places;
 use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
 use crate::guest::Mode;
@@ -27,9 +29,9 @@ pub struct HostMemory {
 /// How the linear address of an operand is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Address {
-    /// Guest base register number.
+    /// The place of the base register.
     pub base: Option<usize>,
-    /// Guest index register number and scale.
+    /// The place of the index register, and the scale.
     pub index: Option<(usize, u32)>,
     /// Displacement, or the whole address when there is neither base nor index.
     pub displacement: u64,
@@ -43,7 +45,7 @@ pub struct Address {
 
 impl Address {
     /// The address of an instruction's memory operand; `None` for forms left to helpers.
-    pub fn of(insn: &Instruction, mode: Mode) -> Option<Address> {
+    fn of(insn: &Instruction, mode: Mode, places: Places) -> Option<Address> {
         let code64 = mode.has(Mode::CODE64);
         let segment = match insn.memory_segment() {
             Register::FS => Some(4),
@@ -89,10 +91,11 @@ impl Address {
             return Some(address);
         }
         if base != Register::None {
-            address.base = Some(number(base));
+            address.base = Some(places.of(number(base)));
         }
         if insn.memory_index() != Register::None {
-            address.index = Some((number(insn.memory_index()), insn.memory_index_scale()));
+            let index = places.of(number(insn.memory_index()));
+            address.index = Some((index, insn.memory_index_scale()));
         }
         i32::try_from(address.displacement as i64)
             .or_else(|_| u32::try_from(address.displacement).map(|_| 0))
@@ -100,7 +103,7 @@ impl Address {
         Some(address)
     }
 
-    /// A plain base register with a displacement.
+    /// A base register that is in its own place, with a displacement.
     pub fn based(base: usize, displacement: i32, mode: Mode) -> Address {
         Address {
             base: Some(base),
@@ -137,11 +140,7 @@ impl Address {
                 index: sized(base, 8),
                 displacement: self.displacement as i32,
             },
-            None => HostMemory {
-                base: T0,
-                index: Register::None,
-                displacement: 0,
-            },
+            None => HostMemory::AT_T0,
         }
     }
 }
@@ -163,6 +162,13 @@ fn changes_base(insn: &Instruction) -> bool {
 }
 
 impl HostMemory {
+    /// Where T0 points.
+    pub const AT_T0: HostMemory = HostMemory {
+        base: T0,
+        index: Register::None,
+        displacement: 0,
+    };
+
     /// The same operand in another copy.
     pub fn further(self, bytes: i32) -> HostMemory {
         HostMemory {
@@ -196,20 +202,26 @@ impl HostMemory {
 }
 
 impl Emitter<'_> {
+    /// The address of an instruction's memory operand, for forms that are not left to helpers.
+    pub(super) fn operand(&self, insn: &Instruction) -> Result<Address, Unencodable> {
+        Address::of(insn, self.target.mode, self.places).ok_or(Unencodable)
+    }
+
     /// Puts an address's linear value into T0; uses T1. Leaves the flags alone.
     fn linear(&mut self, address: &Address) -> Result<(), Unencodable> {
         if let Some(constant) = address.constant() {
             dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
         } else {
             let bytes = self.lea(address)?;
-            for (register, guest) in [
+            for (register, place) in [
                 (T0, address.base),
                 (T1, address.index.map(|(index, _)| index)),
             ] {
-                if let Some(guest) = guest
-                    && pinned(guest).is_none()
+                if let Some(place) = place
+                    && pinned(place).is_none()
                 {
-                    self.load_guest(register, guest);
+                    let register = Self::scratch(register);
+                    dynasm!(self.ops ; .arch x64 ; gs mov Rq(register), [at::gpr(place)]);
                 }
             }
             self.bytes(&bytes);
@@ -226,15 +238,13 @@ impl Emitter<'_> {
 
     /// `lea T0, …` of the base, index and displacement.
     fn lea(&mut self, address: &Address) -> Result<Encoded, Unencodable> {
-        let place = |guest: usize, staged: Register| match pinned(guest) {
+        let host = |place: usize, staged: Register| match pinned(place) {
             Some(host) => sized(host, 8),
             None => staged,
         };
-        let base = address
-            .base
-            .map_or(Register::None, |guest| place(guest, T0));
-        let (index, scale) = address.index.map_or((Register::None, 1), |(guest, scale)| {
-            (place(guest, T1), scale)
+        let base = address.base.map_or(Register::None, |place| host(place, T0));
+        let (index, scale) = address.index.map_or((Register::None, 1), |(place, scale)| {
+            (host(place, T1), scale)
         });
         let displacement = i64::from(address.displacement as i32);
         let memory = MemoryOperand::new(
@@ -286,10 +296,21 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         if let Some((member, group)) = self.groups.of(insn, place) {
             if self.established >> member.group & 1 != 0 {
-                return self.reuse(member.group, address);
+                self.reuse(member, address)?;
+            } else {
+                self.check_group(insn, (place, address), member, group, needed)?;
             }
-            return self.check_group(insn, (place, address), member, group, needed);
+            self.near = Some(Near {
+                group: member.group,
+                displacement: match address.simple_base() {
+                    Some(_) => None,
+                    None => Some(member.displacement),
+                },
+            })
+            .filter(|_| self.keeps_t0 && self.may_skip != Some(insn));
+            return Ok(());
         }
+        self.near = None;
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
@@ -299,6 +320,11 @@ impl Emitter<'_> {
         let mut record = self.record(UpcallKind::Memory, insn);
         record.size = size as u16;
         record.write = u8::from(write);
+        let crosses = if write {
+            std::mem::replace(&mut self.crossing_store, Crossing::Never)
+        } else {
+            self.crossing_load(size)
+        };
         let slow = self.stubs.len();
         let constant = address.constant().filter(|constant| {
             address.segment.is_none()
@@ -334,8 +360,12 @@ impl Emitter<'_> {
             }
         }
         let resume = self.target.base.0 + self.here();
-        if let Some(super::emitter::Stub::Upcall { record, .. }) = self.stubs.get_mut(slow) {
+        if let Some(Stub::Upcall {
+            record, crossing, ..
+        }) = self.stubs.get_mut(slow)
+        {
             record.extra = resume;
+            *crossing = crosses;
         }
         Ok(())
     }
@@ -464,10 +494,23 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// The memory operand of an instruction in host memory, if T0 already leads there.
+    pub(super) fn nearby(&self, insn: usize) -> Option<HostMemory> {
+        let (member, _) = self.groups.of(insn, Place::Operand)?;
+        let near = self.near.filter(|near| near.group == member.group)?;
+        Some(HostMemory::AT_T0.further((member.displacement - near.displacement?) as i32))
+    }
+
     /// A later access of a group: the addend is in its slot. Leaves the flags alone.
-    fn reuse(&mut self, group: usize, address: &Address) -> Result<(), Unencodable> {
-        let slot = at::group(group);
+    fn reuse(&mut self, member: Member, address: &Address) -> Result<(), Unencodable> {
+        let slot = at::group(member.group);
         if address.simple_base().is_some() {
+            if let Some(near) = self.near
+                && near.group == member.group
+                && near.displacement.is_none()
+            {
+                return Ok(());
+            }
             dynasm!(self.ops ; .arch x64 ; gs mov rsi, [slot]);
         } else {
             self.linear(address)?;

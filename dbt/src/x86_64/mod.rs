@@ -5,10 +5,13 @@
 
 mod block;
 mod control;
+mod crossing;
 mod emitter;
+mod exits;
 mod fast_call;
 mod flags;
 mod memory;
+mod places;
 mod plain;
 mod prediction;
 pub mod registers;
@@ -16,6 +19,8 @@ mod system;
 mod trampoline;
 
 pub use block::{Emitted, emit, translatable};
-pub use emitter::{Emitter, ExitKind, ExitSite, Predicting, Target, Unencodable, Workshop};
+pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};
+pub use exits::{ExitKind, ExitSite};
 pub use flags::ExitFlags;
+pub use places::Places;
 pub use trampoline::{Trampolines, emit as emit_trampolines};

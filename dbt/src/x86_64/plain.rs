@@ -1,36 +1,45 @@
 //! Instructions that run on the host as they are, with registers substituted and the memory
 //! operand replaced by a checked host address.
 
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
+use super::crossing::{Crossing, repeatable};
 use super::emitter::{Emitter, Encoded, Unencodable};
 use super::flags::FlagsPlace;
-use super::memory::{Address, HostMemory};
-use super::registers::{T1, host, is_high_byte, number, pinned, sized};
+use super::memory::HostMemory;
+use super::places::Places;
+use super::registers::{T0, T1, is_high_byte, number, sized};
 use crate::record::classify::{Class, Operand};
 use crate::record::grouping::Place;
 use crate::record::liveness;
 use crate::record::recipe::Recipe;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
-#[derive(Default)]
 struct Staging {
+    /// Where the others are.
+    places: Places,
     /// (guest number, scratch register, load before, store after)
     staged: Vec<(usize, Register, bool, bool)>,
 }
 
 impl Staging {
+    /// What is loaded before the instruction: scratch registers, and guest registers by number.
+    fn loads(&self) -> impl Iterator<Item = (Register, usize)> {
+        let loaded = self.staged.iter().filter(|staged| staged.2);
+        loaded.map(|&(guest, scratch, _, _)| (scratch, guest))
+    }
+
     fn place(&self, register: Register) -> Option<Register> {
         if is_high_byte(register) {
-            return host(register);
+            return Some(register);
         }
         let guest = number(register);
         self.staged
             .iter()
             .find(|staged| staged.0 == guest)
             .map(|staged| sized(number(staged.1) as u8, register.size()))
-            .or_else(|| host(register))
+            .or_else(|| self.places.host(register))
     }
 }
 
@@ -107,7 +116,7 @@ impl Emitter<'_> {
         class: &Class,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let staging = stage(insn, class, &Self::STAGING)?;
+        let staging = stage(insn, class, self.places, &Self::STAGING)?;
         let mut out = *insn;
         substitute(&mut out, &staging)?;
         let bytes = self.encode(&out)?;
@@ -140,8 +149,9 @@ impl Emitter<'_> {
         operand: Operand,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let address = Address::of(insn, self.target.mode).ok_or(Unencodable)?;
-        let memory = address.host_memory();
+        let address = self.operand(insn)?;
+        let nearby = self.nearby(index);
+        let memory = nearby.unwrap_or_else(|| address.host_memory());
         let size = insn.memory_size().size() as u32;
         let stash = match operand {
             Operand::Read => Recipe::with_memory(insn),
@@ -156,7 +166,7 @@ impl Emitter<'_> {
         } else {
             &Self::STAGING[..2]
         };
-        let staging = stage(insn, class, scratch)?;
+        let staging = stage(insn, class, self.places, scratch)?;
         let high_byte = (0..insn.op_count())
             .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
@@ -187,15 +197,23 @@ impl Emitter<'_> {
             operand,
             Operand::Write | Operand::WriteOnce | Operand::Modify
         );
-        self.may_predict = true;
-        self.check(
-            index,
-            (Place::Operand, &address),
-            size,
-            write,
-            need.before != 0,
-        )?;
-        self.may_predict = false;
+        let behind = self.ops.new_dynamic_label();
+        if self.target.crossing && operand == Operand::Write && repeatable(insn) {
+            self.crossing_store = Crossing::Store {
+                loads: staging.loads().collect(),
+                store: encoded(self, HostMemory::AT_T0)?,
+                behind,
+            };
+        }
+        if nearby.is_some() {
+            self.keep_flags();
+        } else {
+            self.may_predict = true;
+            let at = (Place::Operand, &address);
+            self.check(index, at, size, write, need.before != 0)?;
+            self.may_predict = false;
+        }
+        self.crossing_store = Crossing::Never;
         if need.in_host(insn) {
             self.restore_flags();
         }
@@ -234,6 +252,7 @@ impl Emitter<'_> {
         }
         self.store_staged(&staging);
         self.changed_flags(insn);
+        dynasm!(self.ops ; .arch x64 ; =>behind);
         Ok(())
     }
 
@@ -245,10 +264,11 @@ impl Emitter<'_> {
     }
 
     fn load_staged(&mut self, staging: &Staging) {
-        for &(guest, scratch, load, _) in &staging.staged {
-            if load {
-                self.load_guest(scratch, guest);
-            }
+        if staging.staged.iter().any(|staged| staged.1 == T0) {
+            self.near = None;
+        }
+        for (scratch, guest) in staging.loads() {
+            self.load_guest(scratch, guest);
         }
     }
 
@@ -274,7 +294,7 @@ impl Emitter<'_> {
                 4 => value & 0xffff_ffff,
                 _ => return Err(Unencodable),
             };
-            match pinned(guest) {
+            match self.places.pinned(guest) {
                 Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(host), QWORD value as i64),
                 None => {
                     dynasm!(self.ops ; .arch x64 ; mov rdi, QWORD value as i64);
@@ -294,7 +314,7 @@ impl Emitter<'_> {
         }
         let mut out = *insn;
         out.set_segment_prefix(Register::None);
-        let staging = stage(insn, class, &Self::STAGING)?;
+        let staging = stage(insn, class, self.places, &Self::STAGING)?;
         substitute(&mut out, &staging)?;
         for (register, set) in [
             (
@@ -322,8 +342,16 @@ impl Emitter<'_> {
 }
 
 /// Finds a scratch register for every guest register that stays in memory.
-fn stage(insn: &Instruction, class: &Class, scratch: &[Register]) -> Result<Staging, Unencodable> {
-    let mut staging = Staging::default();
+fn stage(
+    insn: &Instruction,
+    class: &Class,
+    places: Places,
+    scratch: &[Register],
+) -> Result<Staging, Unencodable> {
+    let mut staging = Staging {
+        places,
+        staged: Vec::new(),
+    };
     let mut add = |register: Register, load: bool, store: bool| {
         let guest = number(register);
         if let Some(staged) = staging.staged.iter_mut().find(|staged| staged.0 == guest) {
@@ -339,7 +367,9 @@ fn stage(insn: &Instruction, class: &Class, scratch: &[Register]) -> Result<Stag
     // With AH and the like no operand may be a register that a REX prefix names.
     let high_byte = (0..insn.op_count()).any(|op| is_high_byte(insn.op_register(op)));
     let reachable = |register: Register| {
-        host(register).is_some_and(|host| !high_byte || number(host) < 8 || is_high_byte(host))
+        places
+            .host(register)
+            .is_some_and(|host| !high_byte || number(host) < 8 || is_high_byte(host))
     };
     for op in 0..insn.op_count() {
         if insn.op_kind(op) != OpKind::Register {
@@ -360,7 +390,7 @@ fn stage(insn: &Instruction, class: &Class, scratch: &[Register]) -> Result<Stag
     }
     if insn.mnemonic() == Mnemonic::Lea {
         for register in [insn.memory_base(), insn.memory_index()] {
-            if register != Register::None && host(register).is_none() {
+            if register != Register::None && places.host(register).is_none() {
                 add(register, true, false)?;
             }
         }
@@ -392,16 +422,11 @@ impl Emitter<'_> {
         insn.set_has_lock_prefix(false);
         insn.set_segment_prefix(Register::None);
         let free = if operand == Operand::None { 3 } else { 2 };
-        let staging = stage(&insn, class, &Self::STAGING[..free])?;
+        let staging = stage(&insn, class, self.places, &Self::STAGING[..free])?;
         let mut out = insn;
         substitute(&mut out, &staging)?;
         if operand != Operand::None {
-            let memory = HostMemory {
-                base: super::registers::T0,
-                index: Register::None,
-                displacement: 0,
-            };
-            memory.apply(&mut out);
+            HostMemory::AT_T0.apply(&mut out);
         }
         let bytes = self.encode(&out)?;
         self.load_staged(&staging);

@@ -72,11 +72,3 @@ pub fn sized(number: u8, size: usize) -> Register {
         _ => Register::RAX + number,
     }
 }
-
-/// The host register for a guest register of any size, or `None` if it stays in memory.
-pub fn host(register: Register) -> Option<Register> {
-    if is_high_byte(register) {
-        return Some(register);
-    }
-    pinned(number(register)).map(|host| sized(host, register.size()))
-}

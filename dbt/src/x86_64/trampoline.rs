@@ -4,6 +4,7 @@
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
+use super::crossing::{self, Crossings};
 use super::registers::all_pinned;
 use crate::cache::CodeOffset;
 use crate::guest::Register;
@@ -23,18 +24,22 @@ pub struct Trampolines {
     pub unpredicted: CodeOffset,
     /// Jumped to by the signal handler, with the guest's registers in place.
     pub signal: CodeOffset,
+    /// For accesses that cross a page.
+    pub crossings: Crossings,
     /// The first free byte.
     pub end: CodeOffset,
 }
 
 /// Emits the shared pieces for the start of the region. `upcall` and `signal` are the Rust
-/// functions behind them: `extern "sysv64" fn(vcpu, record, linear) -> host address or 0`.
-pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
+/// functions behind them: `extern "sysv64" fn(vcpu, record, linear) -> host address or 0`. Guest
+/// memory is in so many copies, each `stride` bytes from the one before.
+pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, Trampolines) {
     let mut ops: VecAssembler<X64Relocation> = VecAssembler::new(0);
     let avx = std::arch::is_x86_feature_detected!("avx");
     let enter = here(&ops);
     dynasm!(ops
         ; .arch x64
+        ; ->region:
         ; push rbx
         ; push rbp
         ; push r12
@@ -166,6 +171,7 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         ; pop rbx
         ; ret
     );
+    let crossings = crossing::emit(&mut ops, copies, stride);
     let code = ops
         .finalize()
         .expect("the trampolines' labels are all defined above");
@@ -176,6 +182,7 @@ pub fn emit(upcall: u64, signal: u64) -> (Vec<u8>, Trampolines) {
         load_vectors,
         unpredicted,
         signal: signal_offset,
+        crossings,
         end,
     };
     (code, trampolines)

@@ -8,9 +8,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod crossing;
 mod instruction;
 mod machine;
 mod operation;
+mod places;
 mod precise;
 mod program;
 mod reference;
@@ -59,6 +61,9 @@ fn switches(copies: usize) -> EngineOptions {
         cold,
         precise_flags,
         prediction,
+        // Traces are made with one and with three copies.
+        crossing: copies != 2,
+        registers: (copies != 1).then_some(1),
         ..EngineOptions::default()
     }
 }
@@ -70,6 +75,8 @@ struct Tally {
     told: u64,
     faulted: u64,
     instructions: u64,
+    /// Loops whose registers changed places.
+    allotted: u64,
 }
 
 impl Bench {
@@ -81,6 +88,7 @@ impl Bench {
             // The interpreter forgets what it may, so that others that keep too much differ.
             pcid_tlb: !interpret_only,
             traces: Some(2),
+            registers: Some(1),
             cold: 0,
             ..EngineOptions::default()
         };
@@ -234,6 +242,8 @@ fn check(bench: &mut Bench, recipe: &Recipe) -> Option<String> {
     let run = reference::run(&mut bench.interpreter, &program)?;
     let executed = bench.interpreter.vcpu.instructions() - before;
     bench.tally.told += 1;
+    let allotted = |bench: &Bench| bench.translator.vcpu.statistics().allotted;
+    let allotted_before = allotted(bench);
     bench.tally.faulted += u64::from(run.faulted);
     bench.tally.instructions += executed;
     let last = run.moments.last()?;
@@ -246,6 +256,7 @@ fn check(bench: &mut Bench, recipe: &Recipe) -> Option<String> {
             let _ = writeln!(text, "translator: stopped for {stop:?}");
         }
         compare_registers("translator", last, &bench.translator, &mut text);
+        bench.tally.allotted += allotted(bench) - allotted_before;
         let pair = (&mut bench.interpreter, &mut bench.translator);
         compare_rest("translator", run.frame_undefined, pair, &mut text);
     }
@@ -388,6 +399,9 @@ fn explore(bits: u32, salt: u64) {
     let tally = &bench.borrow().tally;
     eprintln!("{bits} bits: {tally:?}");
     assert!(tally.told * 2 > tally.programs, "most programs say nothing");
+    if bits == 64 && cases >= 100 {
+        assert!(tally.allotted > 0, "no loop has registers in other places");
+    }
 }
 
 #[test]

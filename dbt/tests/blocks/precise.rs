@@ -180,6 +180,8 @@ impl Bench {
                 grouping: bits & 2 != 0,
                 traces: (bits & 4 != 0).then_some(2),
                 cold: 0,
+                // With traces each way.
+                registers: (bits & 2 == 0).then_some(1),
                 ..EngineOptions::default()
             };
             (options.clone(), Machine::new(options, 2))

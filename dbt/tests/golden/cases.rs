@@ -18,6 +18,8 @@ pub struct Case {
     pub kernel: bool,
     /// The checks predict their TLB entries.
     pub predicting: bool,
+    /// Registers may change places.
+    pub allotting: bool,
     /// The entries are listed, too.
     pub entries: bool,
 }
@@ -38,6 +40,7 @@ impl Case {
             bmi2: true,
             kernel: false,
             predicting: false,
+            allotting: false,
             entries: false,
         }
     }
@@ -92,6 +95,13 @@ impl Case {
         }
     }
 
+    const fn allotting(self) -> Case {
+        Case {
+            allotting: true,
+            ..self
+        }
+    }
+
     const fn entries(self) -> Case {
         Case {
             entries: true,
@@ -109,6 +119,19 @@ fn copy_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.add(rdi, 8)?;
     a.dec(rcx)?;
     a.jne(again)
+}
+
+/// All registers that are in memory, and a branch out of the middle.
+fn sum_of_products(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.mov(r8, qword_ptr(r9 + r10 * 8))?;
+    a.imul_2(r8, rbx)?;
+    a.add(r11, r8)?;
+    a.jo(super::RIP + 0x100)?;
+    a.inc(r10)?;
+    a.cmp(r10, rdx)?;
+    a.jb(again)
 }
 
 fn prologue(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -308,6 +331,13 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 .without_groups(),
             Case::new("a copying loop as a trace of two rounds", copy_loop)
                 .rounds(2)
+                .counted(),
+            Case::new("registers that stay in memory", sum_of_products),
+            Case::new("registers that change places", sum_of_products)
+                .allotting()
+                .entries(),
+            Case::new("registers that change places", sum_of_products)
+                .allotting()
                 .counted(),
         ],
     ),

@@ -77,6 +77,10 @@ fn behind_gs(offset: usize) -> Option<String> {
             return Some(name.to_string());
         }
     }
+    let predicted = offset_of!(CpuBlock, predicted);
+    if (predicted..offset_of!(CpuBlock, patience)).contains(&offset) {
+        return Some(format!("predicted.{}", (offset - predicted) / 4));
+    }
     let groups = offset_of!(CpuBlock, exchange.groups);
     if (groups..groups + 64).contains(&offset) && offset < offset_of!(CpuBlock, exchange.host_mxcsr)
     {

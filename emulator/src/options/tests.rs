@@ -147,11 +147,13 @@ fn optimisations_have_switches() {
             && usual.returns
             && usual.precise_flags
             && usual.prediction.is_some()
+            && usual.registers.is_some()
+            && usual.crossing
             && usual.traces.is_some()
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,returns=off,pcid-tlb=off,precise-flags=off,prediction=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,returns=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -160,6 +162,8 @@ fn optimisations_have_switches() {
             && !off.returns
             && !off.precise_flags
             && off.prediction.is_none()
+            && off.registers.is_none()
+            && !off.crossing
             && off.traces.is_none()
             && off.cold == 0
     );

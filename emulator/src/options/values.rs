@@ -238,6 +238,26 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "registers=3|N|off",
+        help: "what a hot loop has to save for the guest registers in host registers to be others",
+        set: |engine, text| {
+            engine.registers = match text {
+                "off" => None,
+                "on" => EngineOptions::default().registers,
+                _ => Some(small(text)?.max(1)),
+            };
+            Ok(())
+        },
+    },
+    Switch {
+        form: "crossing=on|off",
+        help: "accesses that cross from one page into the next are executed in translated code",
+        set: |engine, text| {
+            engine.crossing = switch("crossing", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {

@@ -1,0 +1,262 @@
+//! Accesses that cross from one page into the next: shared code looks up both pages, and the
+//! instruction works on a buffer in between. Code that copies or compares unaligned memory by
+//! vectors meets the end of a page every 128 times, and the interpreter is a thousand times
+//! slower than the access.
+//!
+//! A load finds 64 bytes of the buffer filled with what is on both sides of the boundary. A store
+//! finds them so too, changes some, and all go back, in all copies: the rest are as they were.
+//! Both are tried where the check has failed anyway; what does not cross, or whose pages are not
+//! both in the TLB with the right tag, calls up.
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
+
+use super::emitter::{Emitter, Encoded};
+use crate::cache::CodeOffset;
+use crate::record::liveness;
+use crate::run::{Upcall, at};
+
+/// Bytes on each side of the boundary.
+const SIDE: i32 = 32;
+/// The boundary in the buffer.
+const MIDDLE: i32 = at::BOUNCE + SIDE;
+
+/// Shared code for accesses that cross.
+#[derive(Clone, Copy, Debug)]
+pub struct Crossings {
+    /// By [`View`]: called as the upcall is, by a load's slow path. Goes on where the record says.
+    load: [CodeOffset; 3],
+    /// Likewise, by a store's slow path. Goes on behind the record with T0 pointing into the buffer.
+    store: [CodeOffset; 3],
+    /// Called after that by a store's slow path: writes the buffer back to all copies.
+    finish: CodeOffset,
+}
+
+impl Crossings {
+    /// Whether the 16 bytes behind a call of this code are a record.
+    pub fn has_record(&self, target: CodeOffset) -> bool {
+        self.load.contains(&target) || self.store.contains(&target)
+    }
+}
+
+/// What the slow path of an access can do if it crosses.
+#[derive(Clone)]
+pub(super) enum Crossing {
+    /// It cannot, or is left to the interpreter.
+    Never,
+    /// Work on the buffer.
+    Load,
+    /// Execute this store on the buffer, once these guest registers are in scratch registers, and
+    /// go on there.
+    Store {
+        loads: Vec<(Register, usize)>,
+        store: Encoded,
+        behind: DynamicLabel,
+    },
+}
+
+/// Whether a store can be repeated on the buffer: it has nothing to do with flags, and raises no
+/// exception, which would be taken for that of another instruction.
+pub(super) fn repeatable(insn: &Instruction) -> bool {
+    let plain = matches!(
+        insn.mnemonic(),
+        Mnemonic::Mov
+            | Mnemonic::Movups
+            | Mnemonic::Movupd
+            | Mnemonic::Movdqu
+            | Mnemonic::Movq
+            | Mnemonic::Movd
+            | Mnemonic::Movss
+            | Mnemonic::Movsd
+            | Mnemonic::Vmovups
+            | Mnemonic::Vmovupd
+            | Mnemonic::Vmovdqu
+            | Mnemonic::Vmovq
+            | Mnemonic::Vmovd
+            | Mnemonic::Vmovss
+            | Mnemonic::Vmovsd
+    );
+    let size = insn.memory_size().size() as i32;
+    plain
+        && insn.op0_kind() == OpKind::Memory
+        && (2..=SIDE).contains(&size)
+        && liveness::read(insn) == 0
+}
+
+impl Emitter<'_> {
+    /// What the slow path of a load of so many bytes can do.
+    pub(super) fn crossing_load(&self, size: u32) -> Crossing {
+        if self.target.crossing && (2..=SIDE as u32).contains(&size) {
+            Crossing::Load
+        } else {
+            Crossing::Never
+        }
+    }
+
+    /// The call of a memory slow path, with what it may do if the access crosses.
+    pub(super) fn call_slow_path(&mut self, record: Upcall, crossing: Crossing) {
+        let shared = self.target.trampolines.crossings;
+        let view = crate::interpret::view(self.target.mode) as usize;
+        match crossing {
+            Crossing::Never => self.upcall(record),
+            Crossing::Load => {
+                self.call_shared(shared.load[view]);
+                self.bytes(&record.to_bytes());
+            }
+            Crossing::Store {
+                loads,
+                store,
+                behind,
+            } => {
+                self.call_shared(shared.store[view]);
+                self.bytes(&record.to_bytes());
+                for (scratch, guest) in loads {
+                    self.load_guest(scratch, guest);
+                }
+                self.bytes(&store);
+                self.call_shared(shared.finish);
+                dynasm!(self.ops ; .arch x64 ; jmp =>behind);
+            }
+        }
+    }
+}
+
+fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {
+    CodeOffset(ops.offset().0 as u32)
+}
+
+/// Emits the shared code. The label `upcall` is the trampoline's.
+pub(super) fn emit(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride: i32) -> Crossings {
+    let views = [View::User, View::Supervisor, View::SupervisorOpen];
+    Crossings {
+        load: views.map(|view| emit_access(ops, view, false)),
+        store: views.map(|view| emit_access(ops, view, true)),
+        finish: emit_finish(ops, copies, stride),
+    }
+}
+
+/// T0 has the linear address, and a record is behind the call. Only T1 and T2 are free: others are
+/// put away in between.
+fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -> CodeOffset {
+    let start = here(ops);
+    let tag = at::tlb(view) + if write { at::WRITE_TAG } else { at::READ_TAG };
+    let addend = at::tlb(view) + at::ADDEND;
+    let mask = ((TLB_ENTRIES - 1) * 32) as i32;
+    let page = PAGE_SIZE as i32;
+    dynasm!(ops
+        ; .arch x64
+        ; pop r8
+        ; gs mov [at::CROSSING], rax
+        ; gs mov [at::CROSSING + 8], rcx
+        ; gs mov [at::CROSSING + 16], rdx
+        // RCX: bytes up to the boundary. Fewer than the access has?
+        ; mov ecx, esi
+        ; or ecx, page - 1
+        ; sub ecx, esi
+        ; inc ecx
+        ; movzx eax, WORD [r8 + Upcall::SIZE]
+        ; cmp ecx, eax
+        ; jae >miss
+        // RAX: the first page; RDX: where its end is in host memory.
+        ; mov rax, rsi
+        ; and rax, -page
+        ; mov edi, eax
+        ; shr edi, 7
+        ; and edi, mask
+        ; gs cmp rax, [rdi + tag]
+        ; jne >miss
+        ; add rax, page
+        ; jc >miss
+        ; gs mov rdx, [rdi + addend]
+        ; add rdx, rax
+        // RDI: where the second page is.
+        ; mov edi, eax
+        ; shr edi, 7
+        ; and edi, mask
+        ; gs cmp rax, [rdi + tag]
+        ; jne >miss
+        ; gs mov rdi, [rdi + addend]
+        ; add rdi, rax
+    );
+    if write {
+        dynasm!(ops
+            ; .arch x64
+            ; gs mov [at::CROSSING + 24], rdx
+            ; gs mov [at::CROSSING + 32], rdi
+        );
+    }
+    for word in (0..SIDE).step_by(8) {
+        dynasm!(ops
+            ; .arch x64
+            ; mov rax, [rdx + word - SIDE]
+            ; gs mov [MIDDLE + word - SIDE], rax
+            ; mov rax, [rdi + word]
+            ; gs mov [MIDDLE + word], rax
+        );
+    }
+    // Where the access begins in the buffer.
+    dynasm!(ops
+        ; .arch x64
+        ; gs mov rdx, [at::BOUNCE_ADDRESS]
+        ; add rdx, SIDE
+        ; sub rdx, rcx
+    );
+    if write {
+        dynasm!(ops
+            ; .arch x64
+            ; mov rsi, rdx
+            ; lea rdi, [r8 + size_of::<Upcall>() as i32]
+        );
+    } else {
+        // Some checks want the addend.
+        dynasm!(ops
+            ; .arch x64
+            ; xor eax, eax
+            ; cmp BYTE [r8 + Upcall::WANTS_ADDEND], 0
+            ; cmovne rax, rsi
+            ; mov rsi, rdx
+            ; sub rsi, rax
+            ; mov edi, [r8 + Upcall::EXTRA]
+            ; lea rax, [->region]
+            ; add rdi, rax
+        );
+    }
+    dynasm!(ops
+        ; .arch x64
+        ; gs mov rax, [at::CROSSING]
+        ; gs mov rcx, [at::CROSSING + 8]
+        ; gs mov rdx, [at::CROSSING + 16]
+        // The host predicts returns: it has seen a call.
+        ; push rdi
+        ; ret
+        ; miss:
+        ; gs mov rax, [at::CROSSING]
+        ; gs mov rcx, [at::CROSSING + 8]
+        ; gs mov rdx, [at::CROSSING + 16]
+        ; push r8
+        ; jmp ->upcall
+    );
+    start
+}
+
+/// Both sides go back, mirrors first: this is a store to guest memory, by the same rule as
+/// `Emitter::store_all`.
+fn emit_finish(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride: i32) -> CodeOffset {
+    let start = here(ops);
+    for (pointer, buffer, offset) in [
+        (at::CROSSING + 24, MIDDLE - SIDE, -SIDE),
+        (at::CROSSING + 32, MIDDLE, 0),
+    ] {
+        dynasm!(ops ; .arch x64 ; gs mov rdi, [pointer]);
+        for word in (0..SIDE).step_by(8) {
+            dynasm!(ops ; .arch x64 ; gs mov rsi, [buffer + word]);
+            for copy in (0..copies as i32).rev() {
+                dynasm!(ops ; .arch x64 ; mov [rdi + offset + word + copy * stride], rsi);
+            }
+        }
+    }
+    dynasm!(ops ; .arch x64 ; ret);
+    start
+}

@@ -1,0 +1,225 @@
+//! The ways out of a block to known guest addresses, and those of a loop back to its beginning.
+
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+
+use super::emitter::{Emitter, Stub};
+use super::flags::{ExitFlags, FlagsPlace};
+use super::registers::T1;
+use crate::cache::CodeOffset;
+use crate::run::{UpcallKind, at};
+
+/// A jump out of the block to a known guest address.
+#[derive(Clone, Copy, Debug)]
+pub struct ExitSite {
+    /// Where the displacement of the jump is.
+    pub site: CodeOffset,
+    /// Where the jump goes while it is not linked.
+    pub stub: CodeOffset,
+    /// Guest RIP of the target.
+    pub target: u64,
+    /// The check of a group failed: the target is this block's own rest, without groups.
+    pub ungrouped: Option<u16>,
+    /// What leads out.
+    pub kind: ExitKind,
+    /// How the flags leave.
+    pub flags: ExitFlags,
+}
+
+/// What leads out of a block to a known address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitKind {
+    /// A jump, or the block's end.
+    Jump,
+    /// A call that predicts its return.
+    Call,
+    /// What is behind such a call: the flags are in their saved place.
+    Return,
+}
+
+/// The entry of a loop for itself: its registers keep their places.
+#[derive(Clone, Copy)]
+pub(super) struct Inner {
+    pub label: DynamicLabel,
+    /// RIP of its first instruction.
+    pub rip: u64,
+    /// Where it wants the flags.
+    pub flags: FlagsPlace,
+    /// Registers that a recipe for these flags must not need.
+    pub changed: u16,
+}
+
+impl Emitter<'_> {
+    /// Registers that are not in their own places go there, or come back. Uses T1; the flags
+    /// stay.
+    pub(super) fn exchange_places(&mut self) {
+        let t1 = Self::scratch(T1);
+        for (memory, host) in self.places.swaps() {
+            let slot = at::gpr(memory);
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov Rq(t1), [slot]
+                ; gs mov [slot], Rq(host)
+                ; mov Rq(host), Rq(t1)
+            );
+        }
+    }
+
+    /// Puts the flags, which are in EFLAGS, where the loop wants them when it comes back to its
+    /// inner entry, leaving EFLAGS as it is.
+    fn flags_for_next_round(&mut self, inner: Inner) {
+        if inner.flags.arrived {
+            match self.describe_flags() {
+                ExitFlags::Saved => {}
+                ExitFlags::Recipe(needed) if needed & inner.changed == 0 => {}
+                _ => self.save_flags(),
+            }
+        }
+    }
+
+    /// The loop's own way back to its first instruction, if that is where a jump leads. The flags
+    /// must be in EFLAGS.
+    pub(super) fn next_round(&mut self, target: u64, condition: Option<u8>) -> bool {
+        let Some(inner) = self.inner.filter(|inner| inner.rip == target) else {
+            return false;
+        };
+        self.flags_for_next_round(inner);
+        match condition {
+            Some(condition) => self.jump_if(condition, inner.label),
+            None => dynasm!(self.ops ; .arch x64 ; jmp =>inner.label),
+        }
+        true
+    }
+
+    /// Emits the jumps at the block's end to known guest addresses, each with its condition if it
+    /// has one. The flags must be in EFLAGS.
+    pub(super) fn last_exits(&mut self, exits: &[(u64, Option<u8>)]) {
+        if self.inner.is_none() {
+            let flags = self.describe_flags();
+            for &(target, condition) in exits {
+                self.direct_exit(target, condition, flags);
+            }
+            return;
+        }
+        for &(target, condition) in exits {
+            if self.next_round(target, condition) {
+                continue;
+            }
+            if let Some(condition) = condition {
+                self.side_exit(target, condition, self.rips.len());
+                continue;
+            }
+            let flags = self.describe_flags();
+            self.exchange_places();
+            self.direct_exit(target, None, flags);
+        }
+    }
+
+    /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
+    pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
+        // jcc rel32, jmp rel32
+        match condition {
+            Some(code) => self.ops.extend([0x0f, 0x80 | code].iter()),
+            None => self.ops.push(0xe9),
+        }
+        self.linkable(target, ExitKind::Jump, flags);
+    }
+
+    /// Emits a call of a known guest address, whose return address is in T1, and what its return
+    /// leads to.
+    pub(super) fn call_exit(&mut self, target: u64, next: u64, flags: ExitFlags) {
+        dynasm!(self.ops ; .arch x64 ; push rdi);
+        self.ops.push(0xe8);
+        self.linkable(target, ExitKind::Call, flags);
+        self.landing(next);
+    }
+
+    /// Where a predicted return arrives: it goes on at a guest address.
+    pub(super) fn landing(&mut self, next: u64) {
+        dynasm!(self.ops ; .arch x64 ; pop rdi);
+        self.ops.push(0xe9);
+        self.linkable(next, ExitKind::Return, ExitFlags::Saved);
+    }
+
+    /// The displacement of a jump or call out of the block, and its stub.
+    fn linkable(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
+        let label = self.ops.new_dynamic_label();
+        let site = CodeOffset(self.target.base.0 + self.here());
+        self.ops.push_u32(0);
+        let exit = self.exits.len();
+        self.exits.push(ExitSite {
+            site,
+            stub: CodeOffset(0),
+            target,
+            ungrouped: None,
+            kind,
+            flags,
+        });
+        self.stubs.push(Stub::Link { label, exit });
+    }
+
+    /// Emits a jump out of the block and, behind it, what links it.
+    pub(super) fn exit_here(&mut self, target: u64, ungrouped: Option<u16>, flags: ExitFlags) {
+        self.ops.push(0xe9);
+        let site = CodeOffset(self.target.base.0 + self.here());
+        self.ops.push_u32(0);
+        let stub = CodeOffset(self.target.base.0 + self.here());
+        self.flags = match flags {
+            ExitFlags::Arrived => FlagsPlace::ARRIVED,
+            _ if self.flags.lost => FlagsPlace::LOST,
+            _ => FlagsPlace::HOST,
+        };
+        let mut record = self.record(UpcallKind::Link, 0);
+        record.extra = self.exits.len() as u32;
+        self.exits.push(ExitSite {
+            site,
+            stub,
+            target,
+            ungrouped,
+            kind: ExitKind::Jump,
+            flags,
+        });
+        self.upcall(record);
+    }
+
+    /// A conditional jump out of the middle of a block behind `executed` instructions. The flags
+    /// must be in EFLAGS.
+    pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
+        let described =
+            !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
+        if !self.target.counted && !described && self.inner.is_none() {
+            let flags = self.describe_flags();
+            return self.direct_exit(target, Some(condition), flags);
+        }
+        let label = self.ops.new_dynamic_label();
+        let left = (self.rips.len() - executed) as i32;
+        self.stubs.push(Stub::SideExit {
+            label,
+            target,
+            flags: self.flags,
+            give_back: if self.target.counted { left } else { 0 },
+        });
+        self.jump_if(condition, label);
+    }
+
+    /// Emits a conditional jump, with the condition as encodings number it.
+    fn jump_if(&mut self, condition: u8, label: DynamicLabel) {
+        match condition {
+            0x0 => dynasm!(self.ops ; .arch x64 ; jo =>label),
+            0x1 => dynasm!(self.ops ; .arch x64 ; jno =>label),
+            0x2 => dynasm!(self.ops ; .arch x64 ; jb =>label),
+            0x3 => dynasm!(self.ops ; .arch x64 ; jae =>label),
+            0x4 => dynasm!(self.ops ; .arch x64 ; je =>label),
+            0x5 => dynasm!(self.ops ; .arch x64 ; jne =>label),
+            0x6 => dynasm!(self.ops ; .arch x64 ; jbe =>label),
+            0x7 => dynasm!(self.ops ; .arch x64 ; ja =>label),
+            0x8 => dynasm!(self.ops ; .arch x64 ; js =>label),
+            0x9 => dynasm!(self.ops ; .arch x64 ; jns =>label),
+            0xa => dynasm!(self.ops ; .arch x64 ; jp =>label),
+            0xb => dynasm!(self.ops ; .arch x64 ; jnp =>label),
+            0xc => dynasm!(self.ops ; .arch x64 ; jl =>label),
+            0xd => dynasm!(self.ops ; .arch x64 ; jge =>label),
+            0xe => dynasm!(self.ops ; .arch x64 ; jle =>label),
+            _ => dynasm!(self.ops ; .arch x64 ; jg =>label),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Where the guest registers of a block are: each in its own place, or, in a hot loop, some that
+//! the loop needs often in the places of others that it needs less.
+//!
+//! Four of the sixteen places are in memory. A loop-carried value there makes each round wait
+//! until a load has got it from the store before. So the registers of a loop may change places
+//! in pairs, one of them in memory: when it is entered, and back whenever it is left. Everything
+//! outside, Rust included, finds each register in its own place.
+
+use iced_x86::{FlowControl, Instruction, OpAccess, OpKind, Register};
+
+use super::registers::{is_high_byte, number, pinned, sized};
+use crate::guest::{CpuState, Register as Guest};
+use crate::record::classify::{Class, Kind};
+use crate::run::at;
+
+/// Guest registers whose own places are in memory.
+const IN_MEMORY: std::ops::Range<usize> = 8..12;
+
+/// Registers that instructions imply in forms that do not look different from others: AL to RAX,
+/// CL and DX as explicit operands.
+const OFTEN_IMPLIED: u16 = 1 << Guest::RAX | 1 << Guest::RCX | 1 << Guest::RDX;
+
+/// The place of each guest register, named by the register whose own it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Places([u8; 16]);
+
+impl Default for Places {
+    fn default() -> Self {
+        Places(std::array::from_fn(|guest| guest as u8))
+    }
+}
+
+impl Places {
+    /// The place of a guest register.
+    pub fn of(&self, guest: usize) -> usize {
+        usize::from(self.0[guest])
+    }
+
+    /// The host register that holds a guest register; `None`: it is in memory.
+    pub fn pinned(&self, guest: usize) -> Option<u8> {
+        pinned(self.of(guest))
+    }
+
+    /// Where a guest register is in memory, if it is: an offset from GS.
+    pub fn slot(&self, guest: usize) -> i32 {
+        at::gpr(self.of(guest))
+    }
+
+    /// The host register for a guest register of any size, or `None` if it is in memory.
+    pub fn host(&self, register: Register) -> Option<Register> {
+        if is_high_byte(register) {
+            return Some(register);
+        }
+        let host = self.pinned(number(register))?;
+        Some(sized(host, register.size()))
+    }
+
+    /// The pairs that have changed places: first the one whose own place is in memory.
+    pub fn swaps(&self) -> impl Iterator<Item = (usize, u8)> + use<> {
+        let places = self.0;
+        IN_MEMORY.filter_map(move |guest| Some((guest, pinned(usize::from(places[guest]))?)))
+    }
+
+    /// Whether each register is in its own place.
+    pub fn are_usual(&self) -> bool {
+        *self == Places::default()
+    }
+
+    /// Exchanges the pairs among registers that have been put away: from the block's places to
+    /// their own, or back.
+    pub fn exchange(&self, cpu: &mut CpuState) {
+        for guest in IN_MEMORY {
+            cpu.gpr.swap(guest, self.of(guest));
+        }
+    }
+
+    /// Chooses the places for a run of instructions that closes on itself: what it needs often is
+    /// not to be in memory. `least`: what a pair has to save, counted as [`uses`] does, to change
+    /// places, which takes three moves for each at the entry and at the way out.
+    pub fn choose(insns: &[Instruction], classes: &[Class], least: i32) -> Places {
+        let mut places = Places::default();
+        let (Some(first), Some(last)) = (insns.first(), insns.last()) else {
+            return places;
+        };
+        if !returns_to(last, first.ip()) {
+            return places;
+        }
+        let mut needs = [0; 16];
+        let mut stays: u16 = 1 << Guest::RSP;
+        for (insn, class) in insns.iter().zip(classes) {
+            match class.kind {
+                // The interpreter finds every register in its own place.
+                Kind::Helper | Kind::Nop | Kind::Jump | Kind::Branch => {}
+                Kind::Plain(_) | Kind::Lea | Kind::Push | Kind::Pop | Kind::Leave => {
+                    stays |= class.implied | high_bytes(insn);
+                    uses(insn, class, &mut needs);
+                }
+                // Others name the registers they work on.
+                _ => return places,
+            }
+        }
+        let needed = |guest: &usize| needs[*guest] != 0;
+        let named = (0..16).filter(needed);
+        stays |= named.fold(0, |mask, guest| mask | 1 << guest) & OFTEN_IMPLIED;
+        let mut wanting: Vec<usize> = IN_MEMORY.filter(|&guest| stays >> guest & 1 == 0).collect();
+        wanting.sort_by_key(|&guest| std::cmp::Reverse(needs[guest]));
+        let mut giving: Vec<usize> = (0..16)
+            .filter(|&guest| pinned(guest).is_some() && stays >> guest & 1 == 0)
+            .collect();
+        giving.sort_by_key(|&guest| needs[guest]);
+        for (memory, register) in wanting.into_iter().zip(giving) {
+            if needs[memory] - needs[register] < least {
+                break;
+            }
+            places.0.swap(memory, register);
+        }
+        places
+    }
+}
+
+/// Whether the last instruction of a run may lead back to its first one.
+fn returns_to(last: &Instruction, head: u64) -> bool {
+    match last.flow_control() {
+        FlowControl::UnconditionalBranch => last.near_branch_target() == head,
+        FlowControl::ConditionalBranch => {
+            last.near_branch_target() == head || last.next_ip() == head
+        }
+        _ => last.next_ip() == head,
+    }
+}
+
+/// The registers of which an instruction names the second byte, a bit each.
+fn high_bytes(insn: &Instruction) -> u16 {
+    (0..insn.op_count())
+        .filter(|&op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)))
+        .fold(0, |mask, op| mask | 1 << number(insn.op_register(op)))
+}
+
+/// Adds up how many loads and stores more an instruction would be if a register were in memory;
+/// one more for addresses, which have to be computed then, and for values that it changes, which
+/// the next one may wait for.
+fn uses(insn: &Instruction, class: &Class, needs: &mut [i32; 16]) {
+    for op in 0..insn.op_count() {
+        match insn.op_kind(op) {
+            OpKind::Register if insn.op_register(op).is_gpr() => {
+                needs[number(insn.op_register(op))] += match class.access[op as usize] {
+                    OpAccess::Read | OpAccess::CondRead => 1,
+                    OpAccess::Write => 2,
+                    _ => 3,
+                };
+            }
+            OpKind::Memory => {
+                for register in [insn.memory_base(), insn.memory_index()] {
+                    if register.is_gpr() {
+                        needs[number(register)] += 2;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Hot loops whose registers change places: whoever looks, wherever the loop is left, finds each
+//! register in its own.
+
+use dbt::{EngineOptions, Stop};
+use iced_x86::code_asm::*;
+
+use crate::machine::{CODE, DATA, DEVICE, HOLE, Machine};
+use crate::program::{Program, Recipe};
+
+type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// What the loops do in the middle. All of them use R8 to R11 often; RBP, R12, R14 and R15 hold
+/// values that must stay.
+const MIDDLES: &[(&str, Code)] = &[
+    ("nothing", |_| Ok(())),
+    ("an instruction for the interpreter", |a| {
+        a.cpuid()?;
+        a.add(r9, rbx)
+    }),
+    ("one that shows registers", |a| {
+        a.xchg(byte_ptr(rdi + 9), r10b)?;
+        a.cmpxchg16b(ptr(rdi + 32))
+    }),
+    ("a device", |a| a.add(dword_ptr(DEVICE + 0x10), r11d)),
+    ("an access that crosses a page", |a| {
+        a.add(r8, qword_ptr(rdi + 0xffb))?;
+        a.mov(qword_ptr(rdi + 0x1ffd), r8)
+    }),
+    ("pages that are met for the first time", |a| {
+        a.mov(rax, r10)?;
+        a.and(eax, 0x3f80)?;
+        a.add(r9, qword_ptr(rdi + rax))
+    }),
+    ("push and pop", |a| {
+        a.push(r9)?;
+        a.push(qword_ptr(rdi + r11 * 1 + 8))?;
+        a.pop(rax)?;
+        a.pop(r10)
+    }),
+    ("high bytes", |a| {
+        a.mov(ah, bh)?;
+        a.add(bh, ah)?;
+        a.movzx(r9d, bl)
+    }),
+    ("shifts by CL", |a| {
+        a.lea(rcx, ptr(r9 + 3))?;
+        a.rol(r8, cl)?;
+        a.shld(r9, r10, cl)
+    }),
+    ("wide multiplication", |a| {
+        a.mov(rax, r9)?;
+        a.mul(r10)?;
+        a.add(r8, rdx)
+    }),
+    ("a string instruction", |a| {
+        a.lea(rsi, ptr(rdi + 0x80))?;
+        a.movsb()?;
+        a.dec(rdi)
+    }),
+    ("flags that are kept over a check", |a| {
+        a.sub(r9d, r10d)?;
+        a.mov(eax, dword_ptr(rdi + 4))?;
+        a.adc(r8d, r9d)
+    }),
+    ("flags that a frame shows", |a| {
+        a.pushfq()?;
+        a.pop(rax)?;
+        a.add(r8, rax)
+    }),
+    ("vectors", |a| {
+        a.movq(xmm1, r9)?;
+        a.paddq(xmm1, xmmword_ptr(rdi))?;
+        a.movq(r10, xmm1)
+    }),
+    ("a branch that is taken now and then", |a| {
+        let mut past = a.create_label();
+        a.test(r11b, 7)?;
+        a.jne(past)?;
+        a.xor(r8, r9)?;
+        a.set_label(&mut past)?;
+        a.add(r10, 1)
+    }),
+    ("its own code changes", |a| {
+        // The constant of the instruction at `CHANGING`.
+        a.mov(eax, r11d)?;
+        a.and(eax, 3)?;
+        a.mov(byte_ptr(CHANGING + 3), al)
+    }),
+    ("a division that fails at last", |a| {
+        a.mov(eax, r9d)?;
+        a.xor(edx, edx)?;
+        a.lea(ebx, ptr(r11 - 90))?;
+        a.div(ebx)
+    }),
+    ("a misaligned vector at last", |a| {
+        a.mov(eax, r11d)?;
+        a.shr(eax, 6)?;
+        a.movaps(xmm0, xmmword_ptr(rdi + rax))
+    }),
+    ("a page that is missing at last", |a| {
+        a.mov(rax, r11)?;
+        a.shl(rax, 7)?;
+        a.add(qword_ptr(rax + HOLE as i32 - 95 * 128), r9)
+    }),
+];
+
+/// `add r8, constant` at the head of every loop.
+const CHANGING: u64 = CODE + 0x40;
+
+/// How a loop goes on and ends: R11 counts its rounds.
+const ENDS: &[(&str, Code)] = &[
+    ("a condition", |a| {
+        a.inc(r11)?;
+        a.cmp(r11, 120)?;
+        a.jb(CHANGING)
+    }),
+    ("a jump", |a| {
+        let mut out = a.create_label();
+        a.add(r11, 1)?;
+        a.cmp(r11d, 119)?;
+        a.ja(out)?;
+        a.jmp(CHANGING)?;
+        a.set_label(&mut out)?;
+        a.zero_bytes()
+    }),
+    ("a way back in the middle", |a| {
+        a.inc(r11)?;
+        a.test(r11b, 3)?;
+        a.jne(CHANGING)?;
+        a.lea(r9, ptr(r9 + r8))?;
+        a.cmp(r11, 100)?;
+        a.jb(CHANGING)
+    }),
+    ("flags of the round before", |a| {
+        a.lea(r11, ptr(r11 + 1))?;
+        a.sub(r10, r9)?;
+        a.lea(rcx, ptr(r11 - 110))?;
+        a.test(rcx, rcx)?;
+        a.js(CHANGING)
+    }),
+];
+
+fn program(middle: Code, end: Code) -> Program {
+    let assemble = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        a.add(r8, 1)?;
+        a.lea(r9, ptr(r9 + r8 * 4 + 7))?;
+        a.xor(r10, r9)?;
+        middle(&mut a)?;
+        a.imul_2(r9, r8)?;
+        a.add(qword_ptr(rdi + 16), r10)?;
+        end(&mut a)?;
+        // It may run again, with its trace there; then it halts.
+        a.xor(r11d, r11d)?;
+        a.dec(dword_ptr(rdi + 24))?;
+        a.jns(CHANGING)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    };
+    let code = assemble().expect("the loop can be assembled");
+    let mut program = Recipe {
+        bits: 64,
+        setting: 4,
+        operations: Vec::new(),
+    }
+    .build();
+    let at = (CHANGING - CODE) as usize;
+    program.memory[0].1[at..at + code.len()].copy_from_slice(&code);
+    let data = &mut program.memory[1].1;
+    data[24..28].copy_from_slice(&2u32.to_le_bytes());
+    program.start = CHANGING;
+    program.interrupts.clear();
+    program.code_on_demand = false;
+    program.maps_holes = false;
+    program.smap = false;
+    let stack = program.gpr[4];
+    program.gpr = std::array::from_fn(|guest| 0x1111_1111_1111_1111 * guest as u64);
+    program.gpr[4] = stack;
+    program.gpr[7] = DATA;
+    program.gpr[11] = 0;
+    program
+}
+
+/// Where the processor is, and what a guest can see of it.
+fn seen(machine: &mut Machine) -> ([u64; 16], u64, u64, Vec<u8>) {
+    let memory = machine.memory();
+    let cpu = machine.vcpu.cpu();
+    (cpu.gpr, cpu.rip, cpu.rflags(), memory)
+}
+
+fn engines() -> impl Iterator<Item = EngineOptions> {
+    (0..16).map(|bits| EngineOptions {
+        grouping: bits & 1 != 0,
+        precise_flags: bits & 2 != 0,
+        prediction: (bits & 4 != 0).then_some(1),
+        registers: (bits & 8 != 0).then_some(1),
+        traces: Some(2),
+        cold: 0,
+        ..EngineOptions::default()
+    })
+}
+
+fn interpreter() -> Machine {
+    let options = EngineOptions {
+        counted: true,
+        interpret_only: true,
+        ..EngineOptions::default()
+    };
+    Machine::new(options, 2)
+}
+
+/// Undefined arithmetic flags may differ; what the loops leave in memory is defined.
+const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
+
+#[test]
+fn loops_end_as_interpreted_ones() {
+    let mut reference = interpreter();
+    let mut engines: Vec<_> = engines()
+        .map(|options| (options.clone(), Machine::new(options, 2)))
+        .collect();
+    for (middle_name, middle) in MIDDLES {
+        for (end_name, end) in ENDS {
+            let program = program(*middle, *end);
+            reference.set_up(&program);
+            let goal = reference.vcpu.instructions() + 100_000;
+            reference.vcpu.set_goal(goal);
+            assert_eq!(reference.vcpu.run(), Stop::Halted, "{middle_name}");
+            let expected = seen(&mut reference);
+            for (options, machine) in &mut engines {
+                let allotted = machine.vcpu.statistics().allotted;
+                machine.set_up(&program);
+                assert_eq!(machine.vcpu.run(), Stop::Halted, "{middle_name}");
+                let found = seen(machine);
+                let what = format!("{middle_name}, {end_name}, {options:?}");
+                assert_eq!(found.0, expected.0, "{what}");
+                assert_eq!(found.1, expected.1, "{what}");
+                assert_eq!(found.2 & DEFINED, expected.2 & DEFINED, "{what}");
+                // Imprecise flags may differ in the frame of an exception.
+                if options.precise_flags || expected.3[0x5fe8..0x6000] == [0; 24] {
+                    assert!(found.3 == expected.3, "{what}: memory differs");
+                }
+                machine.vcpu.mem.audit().expect("the copies are equal");
+                let changed = machine.vcpu.statistics().allotted > allotted;
+                assert!(options.registers.is_some() || !changed, "{what}");
+                // Instructions that name their registers, and loops that go in two ways, keep
+                // all of them where they are.
+                let excused = ["flags that a frame", "a branch", "its own code"];
+                let plain = !excused.iter().any(|name| middle_name.starts_with(name));
+                if options.registers.is_some() && plain && *end_name == "a condition" {
+                    assert!(changed, "no registers change places: {what}");
+                }
+            }
+        }
+    }
+}
+
+/// Counted, the loops stop at every instruction, and are interrupted now and then.
+#[test]
+fn loops_stop_anywhere() {
+    let mut reference = interpreter();
+    let mut engines: Vec<_> = engines()
+        .step_by(3)
+        .map(|options| EngineOptions {
+            counted: true,
+            ..options
+        })
+        .map(|options| (options.precise_flags, Machine::new(options, 2)))
+        .collect();
+    for (middle_name, middle) in MIDDLES {
+        for (end_name, end) in ENDS {
+            let program = program(*middle, *end);
+            for (engine, (precise, machine)) in engines.iter_mut().enumerate() {
+                reference.set_up(&program);
+                machine.set_up(&program);
+                for step in 1.. {
+                    // Long enough to get into the loop, and to no multiple of its length.
+                    let more = 97 + (step * 31 + engine as u64 * 7) % 61;
+                    let mut halted = false;
+                    for machine in [&mut reference, machine] {
+                        let goal = machine.vcpu.instructions() + more;
+                        machine.vcpu.set_goal(goal);
+                        halted = machine.vcpu.run() == Stop::Halted;
+                    }
+                    let (theirs, ours) = (reference.vcpu.cpu(), machine.vcpu.cpu());
+                    let what = format!("{middle_name}, {end_name}, stop {step}");
+                    assert_eq!(ours.gpr, theirs.gpr, "{what}");
+                    assert_eq!(ours.rip, theirs.rip, "{what}");
+                    if *precise {
+                        let flags = |machine: &Machine| machine.vcpu.cpu().rflags() & 0x8c1;
+                        let undefined = ["wide", "shifts", "a division", "its own"];
+                        if !undefined.iter().any(|name| middle_name.starts_with(name)) {
+                            // A multiplication leaves only CF and OF defined.
+                            let known = flags(machine) ^ flags(&reference);
+                            assert_eq!(known & 0x801, 0, "{what}");
+                        }
+                    }
+                    if halted || ours.halted != 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A loop that never ends stops when it is asked to, with every register where it belongs.
+#[test]
+fn an_endless_loop_can_be_stopped() {
+    let mut a = CodeAssembler::new(64).expect("64 bits is a width");
+    let assemble = |a: &mut CodeAssembler| -> Result<Vec<u8>, IcedError> {
+        a.add(r8, 1)?;
+        a.lea(r9, ptr(r9 + 2))?;
+        a.lea(r10, ptr(r10 + 3))?;
+        a.jmp(CHANGING)?;
+        a.assemble(CHANGING)
+    };
+    let code = assemble(&mut a).expect("the loop can be assembled");
+    let mut program = program(|_| Ok(()), ENDS[0].1);
+    let at = (CHANGING - CODE) as usize;
+    program.memory[0].1[at..at + code.len()].copy_from_slice(&code);
+    let options = EngineOptions {
+        registers: Some(1),
+        traces: Some(2),
+        cold: 0,
+        ..EngineOptions::default()
+    };
+    let mut machine = Machine::new(options, 2);
+    machine.set_up(&program);
+    let request = machine.vcpu.exit_request() as usize;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            // SAFETY: the processor lives until the scope ends.
+            let request = unsafe { &*(request as *const std::sync::atomic::AtomicU32) };
+            request.store(1, std::sync::atomic::Ordering::Release);
+        });
+        assert_eq!(machine.vcpu.run(), Stop::Requested);
+    });
+    assert!(machine.vcpu.statistics().allotted > 0);
+    let gpr = machine.vcpu.cpu().gpr;
+    let start = program.gpr;
+    let rounds = gpr[8].wrapping_sub(start[8]);
+    assert!(rounds > 1000, "{rounds}");
+    assert_eq!(gpr[9].wrapping_sub(start[9]), 2 * rounds);
+    assert_eq!(gpr[10].wrapping_sub(start[10]), 3 * rounds);
+    for guest in (0..8).chain(11..16) {
+        assert_eq!(gpr[guest], start[guest], "register {guest}");
+    }
+}
