@@ -6,6 +6,7 @@
 
 mod address;
 mod audit;
+mod homes;
 mod large;
 mod physical;
 mod poison;

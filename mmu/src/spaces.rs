@@ -5,6 +5,8 @@
 //! others out into a list and those of the new space back in: programs use few entries between two
 //! switches, so that is less than filling them anew.
 
+use crate::address::GuestPhys;
+use crate::homes::Hash;
 use crate::large::LargeRegions;
 use crate::tlb::{FetchEntry, TlbEntry};
 
@@ -14,6 +16,8 @@ pub const SPACES: usize = 8;
 const DATA: usize = 512;
 /// Fetch translations likewise.
 const FETCHES: usize = 64;
+/// The logarithm of the bits in [`Space::pages`].
+const PAGE_BITS: u32 = 12;
 /// The identifier of a list that is not in use.
 const NOBODY: u16 = u16::MAX;
 
@@ -25,6 +29,8 @@ pub(crate) struct Space {
     places: [u16; DATA],
     entries: [TlbEntry; DATA],
     count: usize,
+    /// A bit for each hash of a guest-physical page of which there may be an entry.
+    pages: [u64; 1 << PAGE_BITS >> 6],
     fetches: [(u16, FetchEntry); FETCHES],
     fetch_count: usize,
     /// Where entries of larger pages are: the data views, then fetches.
@@ -49,6 +55,8 @@ impl Space {
             self.places[self.count] = (view << 14 | index) as u16;
             self.entries[self.count] = entry;
             self.count += 1;
+            let bit = Hash::of(entry.physical).bits(PAGE_BITS);
+            self.pages[bit / 64] |= 1 << (bit % 64);
         }
     }
 
@@ -57,6 +65,19 @@ impl Space {
         if self.fetch_count < FETCHES {
             self.fetches[self.fetch_count] = (index as u16, entry);
             self.fetch_count += 1;
+        }
+    }
+
+    fn drop_entries(&mut self, condition: impl Fn(&TlbEntry) -> bool) {
+        let mut at = 0;
+        while self.pcid != NOBODY && at < self.count {
+            if condition(&self.entries[at]) {
+                self.count -= 1;
+                self.entries[at] = self.entries[self.count];
+                self.places[at] = self.places[self.count];
+            } else {
+                at += 1;
+            }
         }
     }
 
@@ -93,15 +114,16 @@ impl Spaces {
     /// Drops the data translations that `condition` picks.
     pub(crate) fn drop_entries(&mut self, condition: impl Fn(&TlbEntry) -> bool) {
         for space in &mut self.list {
-            let mut at = 0;
-            while space.pcid != NOBODY && at < space.count {
-                if condition(&space.entries[at]) {
-                    space.count -= 1;
-                    space.entries[at] = space.entries[space.count];
-                    space.places[at] = space.places[space.count];
-                } else {
-                    at += 1;
-                }
+            space.drop_entries(&condition);
+        }
+    }
+
+    /// Drops the data translations of a guest-physical page.
+    pub(crate) fn forget_physical(&mut self, page: GuestPhys) {
+        let bit = Hash::of(page.0).bits(PAGE_BITS);
+        for space in &mut self.list {
+            if space.pages[bit / 64] >> (bit % 64) & 1 != 0 {
+                space.drop_entries(|entry| entry.is_of(page));
             }
         }
     }
@@ -133,6 +155,7 @@ impl Spaces {
         space.pcid = pcid;
         space.stamp = stamp;
         space.count = 0;
+        space.pages.fill(0);
         space.fetch_count = 0;
         (index, space)
     }

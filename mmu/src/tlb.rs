@@ -9,6 +9,7 @@
 //! either. The host processor then refuses the access, as the guest's has to.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+use crate::homes::{Hash, Homes};
 use crate::large::LargeRegions;
 use crate::physical::PhysMem;
 use crate::spaces::Spaces;
@@ -59,6 +60,11 @@ impl TlbEntry {
         mapping.physical.page().0 | global | key
     }
 
+    /// The hash of its page; `None` if it is empty.
+    fn hash(&self) -> Option<Hash> {
+        (self.physical != u64::MAX).then(|| Hash::of(self.physical))
+    }
+
     /// Whether it is of a guest-physical page.
     pub(crate) fn is_of(&self, page: GuestPhys) -> bool {
         self.physical & PAGE == page.0
@@ -86,6 +92,8 @@ pub struct Tlb {
     large: LargeRegions,
     /// The protection keys that entries may have, a bit each.
     keys: u16,
+    /// Where entries are by their guest-physical page: every one that is not empty.
+    homes: Homes,
 }
 
 /// One fetch translation: where code at a linear page is.
@@ -155,6 +163,7 @@ impl Tlb {
             *entry = TlbEntry::empty_at(index);
         }
         self.used = [Used::NONE; 2];
+        self.homes.clear();
         self.large = LargeRegions::NONE;
         self.keys = 0;
     }
@@ -181,9 +190,8 @@ impl Tlb {
     /// Takes back what was dropped, unless a global page has taken its place.
     fn take_back(&mut self, index: usize, entry: TlbEntry) {
         if self.entries[index].physical == u64::MAX {
-            self.entries[index] = entry;
+            self.put(index, entry);
             self.used[LOCALS].add(index);
-            self.keys |= entry.key();
         }
     }
 
@@ -203,8 +211,36 @@ impl Tlb {
         }
     }
 
+    /// Puts an entry where none is in the way.
+    fn put(&mut self, index: usize, entry: TlbEntry) {
+        self.entries[index] = entry;
+        self.keys |= entry.key();
+        let entries = &self.entries;
+        let hash = Hash::of(entry.physical);
+        self.homes
+            .note(hash, index, |other| entries[other].hash() == Some(hash));
+    }
+
     fn forget_physical(&mut self, page: GuestPhys) {
+        let hash = Hash::of(page.0);
+        if let Some(indexes) = self.homes.of(hash) {
+            for index in indexes {
+                if self.entries[index].is_of(page) {
+                    self.clear(index);
+                }
+            }
+            return;
+        }
         self.drop_entries(|entry| entry.is_of(page));
+        let mut left = Vec::new();
+        for used in &self.used {
+            used.each(|index| {
+                if self.entries[index].hash() == Some(hash) {
+                    left.push(index);
+                }
+            });
+        }
+        self.homes.learn(hash, &left);
     }
 
     /// Drops the entries whose pages have one of these protection keys.
@@ -284,13 +320,13 @@ impl Tlb {
         self.used[kind ^ 1].remove(index);
         self.large.add(address, mapping);
         let writable = direct.writable && mapping.write_ready;
-        self.entries[index] = TlbEntry {
+        let entry = TlbEntry {
             read_tag: page,
             write_tag: if writable { page } else { empty_tag(index) },
             addend: (direct.host as u64).wrapping_sub(page),
             physical: TlbEntry::facts(mapping),
         };
-        self.keys |= self.entries[index].key();
+        self.put(index, entry);
         !write || writable
     }
 }
@@ -530,7 +566,7 @@ impl TlbSet {
     /// Forgets every translation to a guest-physical page.
     pub fn forget_physical(&mut self, page: GuestPhys) {
         self.forgotten = self.forgotten.wrapping_add(1);
-        self.spaces.drop_entries(|entry| entry.is_of(page));
+        self.spaces.forget_physical(page);
         for tlb in &mut self.data {
             tlb.forget_physical(page);
         }

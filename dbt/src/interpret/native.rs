@@ -85,6 +85,7 @@ impl Engine {
             jump_cache: 0,
             far_jump_cache: None,
             system_inline: false,
+            memory_inline: false,
             mapping: 0,
             second_mapping: None,
             counted: false,

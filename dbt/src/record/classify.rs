@@ -60,6 +60,14 @@ pub enum Kind {
     ReadBase,
     /// WRFSBASE or WRGSBASE.
     WriteBase,
+    /// REP STOS with 64-bit addresses.
+    Fill,
+    /// REP MOVS with 64-bit addresses and without a segment base.
+    Copy,
+    /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
+    BitString,
+    /// CMPXCHG16B.
+    CompareSixteen,
     /// The interpreter executes it.
     Helper,
 }
@@ -180,6 +188,26 @@ impl Classifier {
                 {
                     Kind::ReadSelector
                 }
+                Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
+                    if repeats(insn) && flat(insn, OpKind::MemoryESRDI) =>
+                {
+                    Kind::Fill
+                }
+                Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
+                    if repeats(insn)
+                        && flat(insn, OpKind::MemoryESRDI)
+                        && flat(insn, OpKind::MemorySegRSI) =>
+                {
+                    Kind::Copy
+                }
+                Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+                    if insn.op0_kind() == OpKind::Memory
+                        && insn.op1_kind() == OpKind::Register
+                        && insn.op1_register().size() >= 4 =>
+                {
+                    Kind::BitString
+                }
+                Mnemonic::Cmpxchg16b if mode.has(Mode::CODE64) => Kind::CompareSixteen,
                 Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
                     Kind::Pop
@@ -234,7 +262,9 @@ impl Classifier {
                 | Kind::Call
                 | Kind::JumpIndirect
                 | Kind::CallIndirect
-                | Kind::Nop => kind,
+                | Kind::Nop
+                | Kind::Fill
+                | Kind::Copy => kind,
                 _ => Kind::Helper,
             }
         } else {
@@ -242,6 +272,17 @@ impl Classifier {
         };
         Class { kind, ..helper }
     }
+}
+
+/// Whether a string instruction has a prefix that repeats it as often as RCX says.
+fn repeats(insn: &Instruction) -> bool {
+    insn.has_rep_prefix() || insn.has_repne_prefix()
+}
+
+/// Whether a string instruction has such an operand, in a segment that begins at 0.
+fn flat(insn: &Instruction, operand: OpKind) -> bool {
+    let based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
+    !based && (0..insn.op_count()).any(|index| insn.op_kind(index) == operand)
 }
 
 /// The mode in which emitted code arrives behind an instruction that changes the privilege.

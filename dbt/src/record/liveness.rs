@@ -153,6 +153,8 @@ pub fn lost_at_entry(
             | Kind::ReadControl
             | Kind::ReadBase
             | Kind::WriteBase
+            | Kind::Fill
+            | Kind::Copy
                 if !last => {}
             // The rest reads the flags, passes them on, or wants them saved.
             _ => return None,

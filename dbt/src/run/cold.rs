@@ -8,11 +8,23 @@ use crate::{decode, interpret};
 
 /// Counters; places of code that share one are only translated a little earlier.
 const COUNTERS: usize = 1 << 20;
+/// Counters of stores; pages that share one lose their mark a little earlier or later.
+const PAGES: usize = 1 << 12;
+/// Stores to a page that is marked as code and has none, before the mark goes: marking it again
+/// costs more than some of them, if it is about to be code again.
+const IDLE_STORES: u8 = 8;
 
-/// Counts of visits to places of code that have no translation.
+/// Counts of visits to places of code that have no translation, and of stores to pages that have
+/// none.
 pub(super) struct Visits {
     counts: Box<[u8]>,
+    idle: Box<[u8]>,
     threshold: u8,
+}
+
+/// Fibonacci hashing: the best bits are the upper ones.
+fn hash(of: u64, size: usize) -> usize {
+    (of.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - size.ilog2())) as usize
 }
 
 impl Visits {
@@ -20,20 +32,48 @@ impl Visits {
     pub(super) fn new(threshold: u8) -> Visits {
         Visits {
             counts: vec![0; COUNTERS].into_boxed_slice(),
+            idle: vec![0; PAGES].into_boxed_slice(),
             threshold,
         }
     }
 
-    /// Notes a visit of code by its address in memory and by RIP, since a translation is good for
-    /// both only; whether the place is still to be interpreted.
+    /// The counter of code by its address in memory and by RIP, since a translation is good for
+    /// both only.
+    fn counter(&mut self, at: GuestPhys, rip: u64) -> &mut u8 {
+        &mut self.counts[hash(at.0 ^ rip.rotate_left(32), COUNTERS)]
+    }
+
+    /// Whether a place is still to be interpreted.
     pub(super) fn cold(&mut self, at: GuestPhys, rip: u64) -> bool {
-        let at = at.0 ^ rip.rotate_left(32);
-        // Fibonacci hashing: the best bits are the upper ones.
-        let hash = at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - COUNTERS.ilog2());
-        let count = &mut self.counts[hash as usize];
-        let cold = *count < self.threshold;
-        *count += u8::from(cold);
-        cold
+        *self.counter(at, rip) < self.threshold
+    }
+
+    /// Notes that a place was interpreted.
+    fn note(&mut self, at: GuestPhys, rip: u64) {
+        let count = self.counter(at, rip);
+        *count = count.saturating_add(1);
+    }
+
+    /// Code at a place was overwritten: it may be again before a translation would pay.
+    pub(super) fn rewritten(&mut self, at: GuestPhys, rip: u64) {
+        *self.counter(at, rip) = 0;
+    }
+
+    /// Notes a store to a page that is marked as code and has none; whether it is to lose the
+    /// mark.
+    pub(super) fn idle_store(&mut self, page: GuestPhys) -> bool {
+        let count = &mut self.idle[hash(page.0, PAGES)];
+        *count += 1;
+        if *count < IDLE_STORES {
+            return false;
+        }
+        *count = 0;
+        true
+    }
+
+    /// Code of a page is executed.
+    fn busy(&mut self, page: GuestPhys) {
+        self.idle[hash(page.0, PAGES)] = 0;
     }
 }
 
@@ -42,7 +82,10 @@ impl Vcpu {
     pub(super) fn run_cold(&mut self) {
         let mut insns = std::mem::take(&mut self.decoded);
         match decode::block(&mut self.context(), &mut insns) {
-            Ok(Some(decoded)) => self.run_page(&insns, decoded.physical.page()),
+            Ok(Some(decoded)) => {
+                self.visits.note(decoded.physical, insns[0].ip());
+                self.run_page(&insns, decoded.physical.page());
+            }
             Ok(None) => self.step(),
             Err(exception) => self.raise(exception),
         }
@@ -51,13 +94,12 @@ impl Vcpu {
 
     /// Interprets code of a page.
     fn run_page(&mut self, insns: &[Instruction], page: GuestPhys) {
-        // Stores to this page have to be noticed, as if it had translations.
+        // Stores to this page have to be noticed, as if it had translations. The mark stays until
+        // there are some.
+        self.visits.busy(page);
         self.mem.mark_code(page);
         self.settle();
         self.run_decoded(insns);
-        if !self.cache.has_code(page) {
-            self.mem.unmark_code(page);
-        }
     }
 
     fn run_decoded(&mut self, insns: &[Instruction]) {

@@ -21,6 +21,8 @@ pub struct EngineOptions {
     /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
     /// emitted code.
     pub system_inline: bool,
+    /// Execute REP STOS, REP MOVS, bit strings in memory and CMPXCHG16B in emitted code.
+    pub memory_inline: bool,
     /// Keep the TLB entries of address spaces with other process-context identifiers.
     pub pcid_tlb: bool,
     /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
@@ -50,6 +52,7 @@ impl Default for EngineOptions {
             grouping: true,
             returns: true,
             system_inline: true,
+            memory_inline: true,
             pcid_tlb: true,
             precise_flags: true,
             prediction: Some(64),

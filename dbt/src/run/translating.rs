@@ -87,6 +87,7 @@ impl Vcpu {
             jump_cache,
             far_jump_cache,
             system_inline: self.options.system_inline,
+            memory_inline: self.options.memory_inline,
             mapping,
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,

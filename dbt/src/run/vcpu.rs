@@ -44,7 +44,7 @@ pub struct Vcpu {
     pub(super) next_jump_cache: usize,
     /// The instruction count at which the budget is used up.
     goal: u64,
-    visits: Visits,
+    pub(super) visits: Visits,
     guards: Guards,
     /// The instruction count at the latest exception.
     last_exception: LastException,
@@ -374,9 +374,12 @@ impl Vcpu {
             for (at, len) in self.mem.take_code_writes() {
                 let gone = self.cache.invalidate(at, len);
                 self.forget_blocks(&gone);
+                for block in &gone {
+                    self.visits.rewritten(block.key.physical, block.key.rip);
+                }
                 let mut page = at.page();
                 while page.0 < at.0 + u64::from(len) {
-                    if !self.cache.has_code(page) {
+                    if !self.cache.has_code(page) && self.visits.idle_store(page) {
                         self.mem.unmark_code(page);
                     }
                     page = page.add(mmu::PAGE_SIZE);

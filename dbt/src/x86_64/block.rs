@@ -549,6 +549,15 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Helper => Err(Unencodable),
+            Kind::Fill | Kind::Copy | Kind::BitString | Kind::CompareSixteen
+                if !self.target.memory_inline =>
+            {
+                Err(Unencodable)
+            }
+            Kind::Fill => self.fill(index, insn, needed),
+            Kind::Copy => self.copy(index, insn, needed),
+            Kind::BitString => self.bit_string(index, insn, need),
+            Kind::CompareSixteen => self.compare_sixteen(index, insn, need),
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),

@@ -43,6 +43,8 @@ pub struct Target<'a> {
     pub far_jump_cache: Option<usize>,
     /// Whether common system instructions are emitted in line.
     pub system_inline: bool,
+    /// Whether repeated string instructions, bit strings and CMPXCHG16B are.
+    pub memory_inline: bool,
     /// The identifier that the page guard must hold.
     pub mapping: u32,
     /// Likewise for the next page, if the block's one instruction crosses into it.

@@ -33,7 +33,7 @@ fn flat_upper(kind: u16, level: u16) -> u64 {
 
 impl Emitter<'_> {
     /// A way out to the interpreter, which executes the instruction from its beginning.
-    fn interpret_instead(&mut self, index: usize) -> dynasmrt::DynamicLabel {
+    pub(super) fn interpret_instead(&mut self, index: usize) -> dynasmrt::DynamicLabel {
         let record = self.record(UpcallKind::Interpret, index);
         self.stub(None, record)
     }

@@ -208,7 +208,7 @@ impl Emitter<'_> {
     }
 
     /// Puts an address's linear value into T0; uses T1. Leaves the flags alone.
-    fn linear(&mut self, address: &Address) -> Result<(), Unencodable> {
+    pub(super) fn linear(&mut self, address: &Address) -> Result<(), Unencodable> {
         if let Some(constant) = address.constant() {
             dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
         } else {

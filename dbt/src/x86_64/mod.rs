@@ -15,8 +15,10 @@ mod places;
 mod plain;
 mod prediction;
 pub mod registers;
+mod strings;
 mod system;
 mod trampoline;
+mod unusual;
 
 pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};

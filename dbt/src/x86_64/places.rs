@@ -91,7 +91,15 @@ impl Places {
             match class.kind {
                 // The interpreter finds every register in its own place.
                 Kind::Helper | Kind::Nop | Kind::Jump | Kind::Branch => {}
-                Kind::Plain(_) | Kind::Lea | Kind::Push | Kind::Pop | Kind::Leave => {
+                Kind::Plain(_)
+                | Kind::Lea
+                | Kind::Push
+                | Kind::Pop
+                | Kind::Leave
+                | Kind::Fill
+                | Kind::Copy
+                | Kind::BitString
+                | Kind::CompareSixteen => {
                     stays |= class.implied | high_bytes(insn);
                     uses(insn, class, &mut needs);
                 }

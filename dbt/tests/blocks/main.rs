@@ -16,6 +16,7 @@ mod places;
 mod precise;
 mod program;
 mod reference;
+mod strings;
 mod tables;
 
 use std::cell::RefCell;
@@ -55,6 +56,7 @@ fn switches(copies: usize) -> EngineOptions {
         grouping,
         // Each way with half of the other switches.
         system_inline: !copies.is_multiple_of(3),
+        memory_inline: copies != 4,
         pcid_tlb: copies < 3,
         returns: copies.is_multiple_of(2),
         traces,

@@ -105,7 +105,7 @@ fn walk(producer: Code, between: Code, extra: Code) -> Vec<u8> {
 }
 
 /// How a program ends: registers, and the frame of the last exception.
-fn end(machine: &mut Machine, counted: bool, code: &[u8], flags: u64) -> ([u64; 17], Vec<u64>) {
+pub fn end(machine: &mut Machine, counted: bool, code: &[u8], flags: u64) -> ([u64; 17], Vec<u64>) {
     let recipe = Recipe {
         bits: 64,
         setting: 4,

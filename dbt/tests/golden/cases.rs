@@ -380,4 +380,25 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
         ],
     ),
+    (
+        "unusual",
+        &[
+            Case::new("a page filled", |a| {
+                a.rep().stosq()?;
+                a.xor(eax, eax)
+            }),
+            Case::new("bytes copied", |a| {
+                a.rep().movsb()?;
+                a.xor(eax, eax)
+            }),
+            Case::new("a bit of a string", |a| {
+                a.bts(qword_ptr(rbx), rsi)?;
+                a.xor(eax, eax)
+            }),
+            Case::new("sixteen bytes", |a| {
+                a.cmpxchg16b(xmmword_ptr(rdi))?;
+                a.xor(eax, eax)
+            }),
+        ],
+    ),
 ];

@@ -67,6 +67,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         jump_cache: 0,
         far_jump_cache: Some(1),
         system_inline: true,
+        memory_inline: true,
         mapping: 5,
         second_mapping: None,
         counted: case.counted,

@@ -202,6 +202,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "memory-inline=on|off",
+        help: "REP STOS, REP MOVS, bit strings and CMPXCHG16B without leaving translated code",
+        set: |engine, text| {
+            engine.memory_inline = switch("memory-inline", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "returns=on|off",
         help: "where returns go is predicted by a stack of the calls",
         set: |engine, text| {

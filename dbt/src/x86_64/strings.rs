@@ -1,0 +1,257 @@
+//! REP STOS and REP MOVS in line: page by page, with the host's own instructions, where the TLB
+//! has both pages and DF is clear.
+//!
+//! Between two pages the registers are as the guest's processor would have them, so whatever is
+//! unusual there (a miss, an element across pages, a request to stop, overlapping operands) is left
+//! to the interpreter, which goes on from those.
+
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic, Register};
+use mmu::PAGE_SIZE;
+
+use super::emitter::{Emitter, Unencodable};
+use super::memory::HostMemory;
+use super::registers::{T0, T1, T2, pinned};
+use crate::guest::Register as Guest;
+use crate::interpret::view;
+use crate::run::at;
+
+const PAGE: i32 = PAGE_SIZE as i32;
+
+/// The logarithm of the bytes in an element.
+fn shift(insn: &Instruction) -> i8 {
+    match insn.mnemonic() {
+        Mnemonic::Stosb | Mnemonic::Movsb => 0,
+        Mnemonic::Stosw | Mnemonic::Movsw => 1,
+        Mnemonic::Stosd | Mnemonic::Movsd => 2,
+        _ => 3,
+    }
+}
+
+impl Emitter<'_> {
+    /// Looks a guest index register up: its TLB entry's offset goes to T1, and its offset in the
+    /// page to T2. An element that crosses pages counts as a miss.
+    fn look_up_element(&mut self, index: u8, shift: i8, right: i32, miss: DynamicLabel) {
+        let tag = at::tlb(view(self.target.mode)) + right;
+        let limit = PAGE - (1 << shift);
+        dynasm!(self.ops ; .arch x64 ; mov r8, Rq(index));
+        self.tlb_index(T2, None);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs xor r8, [rdi + tag]
+            ; cmp r8, limit
+            ; ja =>miss
+        );
+    }
+
+    /// Turns the larger of the operands' offsets in their pages, in T2, into elements to work on:
+    /// as many as fit, and no more than RCX says.
+    fn elements(&mut self, shift: i8) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; neg r8
+            ; add r8, PAGE
+        );
+        if shift != 0 {
+            dynasm!(self.ops ; .arch x64 ; shr r8, shift);
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; cmp r8, rcx
+            ; cmova r8, rcx
+        );
+    }
+
+    /// Moves a guest index register past the elements in T2.
+    fn advance(&mut self, index: u8, shift: i8) {
+        let scale = 1 << shift;
+        let bytes = iced_x86::MemoryOperand::with_base_index_scale(
+            super::registers::sized(index, 8),
+            T2,
+            scale,
+        );
+        let into = super::registers::sized(index, 8);
+        let lea = Instruction::with2(iced_x86::Code::Lea_r64_m, into, bytes)
+            .expect("a base and a scaled index are an address");
+        let lea = self.encode(&lea).expect("LEA takes every such address");
+        self.bytes(&lea);
+    }
+
+    /// Behind a page: the next one, unless that was all or somebody asks to stop: the poll of a
+    /// block's entry, which may also find the stack of returns full.
+    fn next_page(&mut self, again: DynamicLabel, done: DynamicLabel, instead: DynamicLabel) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; test rcx, rcx
+            ; jz =>done
+            ; gs cmp rsp, [at::POLL]
+            ; jae =>again
+            ; jmp =>instead
+        );
+    }
+
+    fn index_register(guest: usize) -> Result<u8, Unencodable> {
+        pinned(guest).ok_or(Unencodable)
+    }
+
+    /// REP STOS.
+    pub(super) fn fill(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let to = Self::index_register(Guest::RDI)?;
+        let shift = shift(insn);
+        let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
+        self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI, needed);
+        let instead = self.interpret_instead(index);
+        let again = self.ops.new_dynamic_label();
+        let done = self.ops.new_dynamic_label();
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
+            ; jne =>instead
+            ; test rcx, rcx
+            ; jz =>done
+            ; =>again
+        );
+        self.look_up_element(to, shift, at::WRITE_TAG, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov rsi, [rdi + addend]
+            ; add rsi, Rq(to)
+        );
+        self.elements(shift);
+        dynasm!(self.ops
+            ; .arch x64
+            ; sub rcx, r8
+            ; gs mov [at::SCRATCH], rcx
+        );
+        let memory = HostMemory {
+            base: T0,
+            index: Register::None,
+            displacement: 0,
+        };
+        self.store_all(memory, |emitter, memory| {
+            let displacement = memory.displacement;
+            dynasm!(emitter.ops
+                ; .arch x64
+                ; lea rdi, [rsi + displacement]
+                ; mov rcx, r8
+            );
+            match shift {
+                0 => dynasm!(emitter.ops ; .arch x64 ; rep stosb),
+                1 => dynasm!(emitter.ops ; .arch x64 ; rep stosw),
+                2 => dynasm!(emitter.ops ; .arch x64 ; rep stosd),
+                _ => dynasm!(emitter.ops ; .arch x64 ; rep stosq),
+            }
+            Ok(())
+        })?;
+        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
+        self.advance(to, shift);
+        self.next_page(again, done, instead);
+        dynasm!(self.ops ; .arch x64 ; =>done);
+        Ok(())
+    }
+
+    /// REP MOVS. A destination that begins within the source is the interpreter's: the mirrors
+    /// could not be written from the native source before the native destination is.
+    pub(super) fn copy(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let to = Self::index_register(Guest::RDI)?;
+        let from = Self::index_register(Guest::RSI)?;
+        let shift = shift(insn);
+        let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
+        self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI | 1 << Guest::RSI, needed);
+        let instead = self.interpret_instead(index);
+        let again = self.ops.new_dynamic_label();
+        let done = self.ops.new_dynamic_label();
+        let apart = self.ops.new_dynamic_label();
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
+            ; jne =>instead
+            ; test rcx, rcx
+            ; jz =>done
+            ; =>again
+        );
+        self.look_up_element(from, shift, at::READ_TAG, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov rsi, [rdi + addend]
+            ; add rsi, Rq(from)
+        );
+        self.look_up_element(to, shift, at::WRITE_TAG, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov rdi, [rdi + addend]
+            ; add rdi, Rq(to)
+            ; gs mov [at::SCRATCH], rcx
+            ; mov ecx, Rd(from)
+            ; and ecx, PAGE - 1
+            ; cmp r8d, ecx
+            ; cmovb r8d, ecx
+            ; gs mov rcx, [at::SCRATCH]
+        );
+        self.elements(shift);
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rcx, rdi
+            ; sub rcx, rsi
+        );
+        if shift != 0 {
+            dynasm!(self.ops ; .arch x64 ; shr rcx, shift);
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; cmp rcx, r8
+            ; jae =>apart
+            ; gs mov rcx, [at::SCRATCH]
+            ; jmp =>instead
+            ; =>apart
+            ; gs sub [at::SCRATCH], r8
+        );
+        let memory = HostMemory {
+            base: T1,
+            index: Register::None,
+            displacement: 0,
+        };
+        self.store_all(memory, |emitter, memory| {
+            let displacement = memory.displacement;
+            if displacement != 0 {
+                dynasm!(emitter.ops ; .arch x64 ; add rdi, displacement);
+            }
+            dynasm!(emitter.ops ; .arch x64 ; mov rcx, r8);
+            match shift {
+                0 => dynasm!(emitter.ops ; .arch x64 ; rep movsb),
+                1 => dynasm!(emitter.ops ; .arch x64 ; rep movsw),
+                2 => dynasm!(emitter.ops ; .arch x64 ; rep movsd),
+                _ => dynasm!(emitter.ops ; .arch x64 ; rep movsq),
+            }
+            if displacement != 0 {
+                dynasm!(emitter.ops ; .arch x64 ; mov rcx, r8);
+                if shift != 0 {
+                    dynasm!(emitter.ops ; .arch x64 ; shl rcx, shift);
+                }
+                dynasm!(emitter.ops
+                    ; .arch x64
+                    ; sub rsi, rcx
+                    ; sub rdi, rcx
+                    ; sub rdi, displacement
+                );
+            }
+            Ok(())
+        })?;
+        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
+        self.advance(from, shift);
+        self.advance(to, shift);
+        self.next_page(again, done, instead);
+        dynasm!(self.ops ; .arch x64 ; =>done);
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! Accesses with an address or a width of their own: bit strings and CMPXCHG16B. What misses the
+//! TLB is the interpreter's.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic, Register};
+use mmu::PAGE_SIZE;
+
+use super::emitter::{Emitter, Unencodable};
+use super::flags::FlagsPlace;
+use super::memory::HostMemory;
+use super::plain::Need;
+use super::registers::{T0, T1, T2, number};
+use crate::interpret::view;
+use crate::run::at;
+
+/// The operand that a linear address in T0 becomes.
+const OPERAND: HostMemory = HostMemory {
+    base: T0,
+    index: Register::None,
+    displacement: 0,
+};
+
+impl Emitter<'_> {
+    /// Turns the linear address in T0 into a host address, if the TLB has its page.
+    fn translate_linear(&mut self, size: u32, write: bool, miss: dynasmrt::DynamicLabel) {
+        let tlb = at::tlb(view(self.target.mode));
+        let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
+        let addend = tlb + at::ADDEND;
+        let limit = PAGE_SIZE as i32 - size as i32;
+        self.tlb_index(T0, None);
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov r8, rsi
+            ; gs xor r8, [rdi + tag]
+            ; cmp r8, limit
+            ; ja =>miss
+            ; gs add rsi, [rdi + addend]
+        );
+    }
+
+    /// BT, BTS, BTR and BTC of memory by a register: the bit's number, signed, chooses the word
+    /// (SDM volume 2, BT).
+    pub(super) fn bit_string(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        let bit = number(insn.op1_register());
+        let size = insn.op1_register().size();
+        self.spoil_flags(need.before != 0);
+        let instead = self.interpret_instead(index);
+        self.linear(&address)?;
+        self.load_guest(T1, bit);
+        if size == 8 {
+            dynasm!(self.ops ; .arch x64 ; sar rdi, 6 ; lea rsi, [rsi + rdi * 8]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; movsxd rdi, edi ; sar rdi, 5 ; lea rsi, [rsi + rdi * 4]);
+        }
+        if address.narrow {
+            dynasm!(self.ops ; .arch x64 ; mov esi, esi);
+        }
+        let write = insn.mnemonic() != Mnemonic::Bt;
+        self.translate_linear(size as u32, write, instead);
+        if need.in_host(insn) {
+            self.restore_flags();
+        }
+        self.load_guest(T2, bit);
+        let load = self.move_load(T1, OPERAND, size as u32)?;
+        self.bytes(&load);
+        match (insn.mnemonic(), size) {
+            (Mnemonic::Bt, 8) => dynasm!(self.ops ; .arch x64 ; bt rdi, r8),
+            (Mnemonic::Bt, _) => dynasm!(self.ops ; .arch x64 ; bt edi, r8d),
+            (Mnemonic::Bts, 8) => dynasm!(self.ops ; .arch x64 ; bts rdi, r8),
+            (Mnemonic::Bts, _) => dynasm!(self.ops ; .arch x64 ; bts edi, r8d),
+            (Mnemonic::Btr, 8) => dynasm!(self.ops ; .arch x64 ; btr rdi, r8),
+            (Mnemonic::Btr, _) => dynasm!(self.ops ; .arch x64 ; btr edi, r8d),
+            (_, 8) => dynasm!(self.ops ; .arch x64 ; btc rdi, r8),
+            (_, _) => dynasm!(self.ops ; .arch x64 ; btc edi, r8d),
+        }
+        if write {
+            self.store_register(OPERAND, T1, size as u32)?;
+        }
+        self.flags = FlagsPlace::HOST;
+        Ok(())
+    }
+
+    /// CMPXCHG16B of an aligned operand; it stores in either case (SDM volume 2, CMPXCHG8B), so
+    /// the mirrors follow the native copy.
+    pub(super) fn compare_sixteen(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        if !std::arch::is_x86_feature_detected!("cmpxchg16b") {
+            return Err(Unencodable);
+        }
+        let address = self.operand(insn)?;
+        self.spoil_flags(need.before != 0);
+        let instead = self.interpret_instead(index);
+        self.linear(&address)?;
+        dynasm!(self.ops ; .arch x64 ; test esi, 15 ; jnz =>instead);
+        self.translate_linear(16, true, instead);
+        if need.in_host(insn) {
+            self.restore_flags();
+        }
+        dynasm!(self.ops ; .arch x64 ; cmpxchg16b [rsi]);
+        self.mirror_from_native(OPERAND, 16)?;
+        self.flags = FlagsPlace::HOST;
+        Ok(())
+    }
+}
