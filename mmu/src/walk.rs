@@ -112,7 +112,7 @@ impl PagingRegisters {
     }
 
     /// Translates a linear address, setting accessed and (for a write) dirty bits. A closed A20
-    /// gate masks what comes out; the tables themselves are read past it.
+    /// gate masks the addresses of tables too.
     pub fn walk(
         &self,
         mem: &mut PhysMem,
@@ -120,10 +120,17 @@ impl PagingRegisters {
         purpose: Purpose,
     ) -> Result<Mapping, WalkError> {
         let mut mapping = self.walk_open(mem, address, purpose)?;
-        if self.a20_closed {
-            mapping.physical.0 &= !(1 << 20);
-        }
+        mapping.physical = self.gated(mapping.physical);
         Ok(mapping)
+    }
+
+    /// What the A20 gate makes of an address on the bus, be it that of a table.
+    pub fn gated(&self, address: GuestPhys) -> GuestPhys {
+        if self.a20_closed {
+            GuestPhys(address.0 & !(1 << 20))
+        } else {
+            address
+        }
     }
 
     fn walk_open(
@@ -204,7 +211,7 @@ impl PagingRegisters {
         };
         let (mut writable, mut user, mut executable) = (true, true, true);
         loop {
-            let at = GuestPhys(table + (address.0 >> shift & 511) * 8);
+            let at = self.gated(GuestPhys(table + (address.0 >> shift & 511) * 8));
             let value = Self::read(mem, at, 8)?;
             if value & PRESENT == 0 {
                 return Err(self.fault(address, purpose, false, 0));
@@ -250,6 +257,7 @@ impl PagingRegisters {
     ) -> Result<Mapping, WalkError> {
         const RESERVED: u32 = 1 << 3;
         let directory = GuestPhys((self.cr3 & 0xffff_f000) + (address.0 >> 22 & 1023) * 4);
+        let directory = self.gated(directory);
         let pde = Entry {
             at: directory,
             value: Self::read(mem, directory, 4)?,
@@ -274,6 +282,7 @@ impl PagingRegisters {
             return self.finish(mem, address, purpose, leaf, &[pde], 4);
         }
         let table = GuestPhys((pde.value & 0xffff_f000) + (address.0 >> 12 & 1023) * 4);
+        let table = self.gated(table);
         let pte = Entry {
             at: table,
             value: Self::read(mem, table, 4)?,

@@ -185,10 +185,12 @@ features! {
     TscAdjust "tsc-adjust": 7, 0 Ebx 1 Max [] [];
     Bmi1 "bmi1": 7, 0 Ebx 3 V3 ["bmi1" portable] [];
     Avx2 "avx2": 7, 0 Ebx 5 V3 ["avx2"] [Avx];
+    FdpExcptnOnly "fdp-excptn-only": 7, 0 Ebx 6 Max [] [];
     Smep "smep": 7, 0 Ebx 7 Max [] [];
     Bmi2 "bmi2": 7, 0 Ebx 8 V3 ["bmi2" portable] [];
     Erms "erms": 7, 0 Ebx 9 Max [] [];
     Invpcid "invpcid": 7, 0 Ebx 10 Max [] [];
+    ZeroFcsFds "zero-fcs-fds": 7, 0 Ebx 13 Max [] [];
     Rdseed "rdseed": 7, 0 Ebx 18 Max [] [];
     Adx "adx": 7, 0 Ebx 19 Max ["adx" portable] [];
     Smap "smap": 7, 0 Ebx 20 Max [] [];

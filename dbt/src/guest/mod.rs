@@ -13,5 +13,5 @@ pub use cpuid::{CpuModel, CpuModelError, Feature, HostSupport};
 pub use exception::Exception;
 pub use mode::{CodeSize, Mode};
 pub use segment::{DescriptorTable, Segment, SegmentIndex};
-pub use state::{Control, CpuState, FxsaveArea, Msrs, Register, VectorState};
+pub use state::{Control, CpuState, FxsaveArea, Msrs, Register, VectorState, X87Pointers};
 pub use time_line::TimeLine;

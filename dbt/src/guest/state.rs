@@ -88,6 +88,24 @@ pub struct VectorState {
     pub fxsave: FxsaveArea,
     /// MXCSR.
     pub mxcsr: u32,
+    /// Which x87 instruction was the last.
+    pub pointers: X87Pointers,
+}
+
+/// What the x87 remembers of its last instruction (SDM volume 1, 8.1.8). CPUID says that the
+/// operand is noted for unmasked exceptions only, and that the selectors read as zero; the
+/// opcode goes with the operand. Emitted code does not note these two, so both are what software
+/// loaded last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct X87Pointers {
+    /// FIP: the offset of the last instruction that is no control instruction; its linear
+    /// address in real and virtual-8086 mode.
+    pub instruction: u64,
+    /// FDP.
+    pub operand: u64,
+    /// FOP, 11 bits.
+    pub opcode: u16,
 }
 
 /// 512 bytes, aligned as FXSAVE wants them.
@@ -141,6 +159,9 @@ pub struct CpuState {
     pub model: CpuModel,
     /// 1 if no single-step trap follows the instruction that has just completed.
     pub step_suppressed: u8,
+    /// 1 if the instruction at RIP is a repeated string instruction that has done some of its
+    /// iterations.
+    pub within_string: u8,
     /// 1 while the machine's gate of address line 20 is closed; after a change, the TLBs are to
     /// be flushed.
     pub a20_closed: u8,
@@ -216,10 +237,12 @@ impl CpuState {
             vector: VectorState {
                 ymm: [[0; 4]; 16],
                 fxsave,
+                pointers: X87Pointers::default(),
                 mxcsr: 0x1f80,
             },
             model: CpuModel::default(),
             step_suppressed: 0,
+            within_string: 0,
             a20_closed: 0,
             real_time: 0,
             time_line: TimeLine::default(),

@@ -4,10 +4,10 @@
 
 use std::cell::Cell;
 
-use iced_x86::{CpuidFeature, Instruction};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 use super::{Context, soft};
-use crate::guest::{CpuState, Exception, flags};
+use crate::guest::{CpuState, Exception, SegmentIndex, X87Pointers, flags};
 use crate::record::classify::{is_avx, is_sse};
 
 /// Whether this build can execute guest instructions on the host processor.
@@ -58,11 +58,71 @@ pub(crate) fn x87_live() -> bool {
 /// Executes an instruction that has no row of its own. #UD if it is none of these extensions.
 pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     check_enabled(cx, insn)?;
+    let pointers = pointers_after(cx.cpu, insn);
+    run(cx, insn)?;
+    if let Some(pointers) = pointers {
+        cx.cpu.vector.pointers = pointers;
+    }
+    Ok(())
+}
+
+fn run(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if !PORTABLE.get() {
         return super::native::execute(cx, insn);
     }
     soft::execute(cx, insn)
+}
+
+/// What an x87 instruction does to the pointers to the last one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Noted {
+    /// It becomes the last one.
+    Address,
+    /// It clears them.
+    Cleared,
+}
+
+/// `None`: it is none of the x87, or a control instruction (SDM volume 1, 8.1.8).
+pub(crate) fn noted(insn: &Instruction) -> Option<Noted> {
+    use CpuidFeature as F;
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Fninit => Some(Noted::Cleared),
+        M::Fisttp => Some(Noted::Address),
+        M::Wait
+        | M::Fnclex
+        | M::Fldcw
+        | M::Fnstcw
+        | M::Fnstsw
+        | M::Fnstenv
+        | M::Fldenv
+        | M::Fnsave
+        | M::Frstor
+        | M::Fneni
+        | M::Fndisi
+        | M::Fnsetpm
+        | M::Frstpm
+        | M::Fstdw
+        | M::Fstsg => None,
+        _ => insn
+            .cpuid_features()
+            .iter()
+            .any(|it| matches!(it, F::FPU | F::FPU287 | F::FPU387))
+            .then_some(Noted::Address),
+    }
+}
+
+fn pointers_after(cpu: &CpuState, insn: &Instruction) -> Option<X87Pointers> {
+    let instruction = match noted(insn)? {
+        Noted::Cleared => return Some(X87Pointers::default()),
+        Noted::Address if cpu.protected() => insn.ip(),
+        Noted::Address => cpu.segment(SegmentIndex::Cs).base.wrapping_add(insn.ip()) & 0xffff_ffff,
+    };
+    Some(X87Pointers {
+        instruction,
+        ..cpu.vector.pointers
+    })
 }
 
 /// What an instruction of an extension raises when the extension is switched off.

@@ -157,6 +157,9 @@ pub(crate) mod at {
     pub const RETURN_TOP: i32 = offset_of!(CpuBlock, exchange.return_top) as i32;
     pub const SEGMENTS: i32 = offset_of!(CpuBlock, cpu.segments) as i32;
     pub const YMM: i32 = offset_of!(CpuBlock, cpu.vector.ymm) as i32;
+    pub const X87_INSTRUCTION: i32 = offset_of!(CpuBlock, cpu.vector.pointers.instruction) as i32;
+    pub const X87_OPERAND: i32 = offset_of!(CpuBlock, cpu.vector.pointers.operand) as i32;
+    pub const X87_OPCODE: i32 = offset_of!(CpuBlock, cpu.vector.pointers.opcode) as i32;
     pub const MXCSR: i32 = offset_of!(CpuBlock, cpu.vector.mxcsr) as i32;
     pub const HOST_RSP: i32 = offset_of!(CpuBlock, exchange.host_rsp) as i32;
     pub const JUMP_TARGET: i32 = offset_of!(CpuBlock, exchange.jump_target) as i32;

@@ -10,6 +10,7 @@ use super::flags::{Effect, FlagsPlace};
 use super::places::Places;
 use super::plain::Need;
 use crate::guest::Mode;
+use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
 use crate::record::recipe::Recipe;
 use crate::record::{grouping, liveness};
@@ -203,6 +204,9 @@ fn emit_once(
             .is_ok()
         {
             emitter.follow_flags(insn, &classes[index]);
+            if plain(&classes[index]) {
+                emitter.note_x87(insn);
+            }
         } else {
             // Forms are refused before anything is emitted for them.
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
@@ -331,6 +335,31 @@ fn uses_vectors(insn: &Instruction) -> bool {
 }
 
 impl Emitter<'_> {
+    /// Behind an x87 instruction: it was the last one. A move touches no flags.
+    fn note_x87(&mut self, insn: &Instruction) {
+        let (ip, all) = match extension::noted(insn) {
+            None => return,
+            Some(Noted::Address) => (insn.ip(), false),
+            Some(Noted::Cleared) => (0, true),
+        };
+        if let Ok(short) = i32::try_from(ip) {
+            dynasm!(self.ops ; .arch x64 ; gs mov QWORD [at::X87_INSTRUCTION], short);
+        } else {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov DWORD [at::X87_INSTRUCTION], ip as i32
+                ; gs mov DWORD [at::X87_INSTRUCTION + 4], (ip >> 32) as i32
+            );
+        }
+        if all {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov QWORD [at::X87_OPERAND], 0
+                ; gs mov WORD [at::X87_OPCODE], 0
+            );
+        }
+    }
+
     /// Makes sure that the guest's vector registers are in the host's.
     fn bring_vectors(&mut self, arriving: FlagsPlace) {
         self.flags = arriving;

@@ -195,6 +195,10 @@ fn compare_rest(what: &str, frame: u64, bench: (&mut Machine, &mut Machine), tex
         let (a, b) = (&a.fxsave.0[..160], &b.fxsave.0[..160]);
         let _ = writeln!(text, "{what}: x87 {b:x?}, interpreter {a:x?}");
     }
+    if a.pointers != b.pointers {
+        let (a, b) = (&a.pointers, &b.pointers);
+        let _ = writeln!(text, "{what}: x87 pointers {b:x?}, interpreter {a:x?}");
+    }
     if theirs.control != ours.control {
         let (a, b) = (&theirs.control, &ours.control);
         let _ = writeln!(text, "{what}: control {b:x?}, interpreter {a:x?}");

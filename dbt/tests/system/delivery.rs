@@ -312,3 +312,41 @@ fn frame_that_does_not_fit() {
     assert_eq!(fault, Exception::stack_fault(0));
     assert_eq!(machine.read(KERNEL_STACK - 4, 4), 0x5555);
 }
+
+/// What interrupts a repeated string instruction between two iterations pushes flags with RF set, the
+/// last iteration excepted (SDM volume 3, 17.3.1.1).
+#[test]
+fn string_instructions_are_interrupted_with_rf() {
+    const REP_STOSB: &[u8] = &[0xf3, 0xaa];
+    for (count, iterations, expected) in [(3, 1, RF), (3, 2, RF), (3, 3, 0), (1, 1, 0)] {
+        for event in ["interrupt", "NMI", "trap"] {
+            let mut m = Machine::long(0);
+            m.cpu.interrupt_flag = 1;
+            m.cpu.set_rflags(TF, TF);
+            m.cpu.gpr[1] = count;
+            m.cpu.gpr[7] = 0x11_0000;
+            for _ in 0..iterations {
+                m.run(REP_STOSB);
+            }
+            match event {
+                "interrupt" => m.platform.vector = Some(0x31),
+                "NMI" => m.platform.nmi = true,
+                _ => m.cpu.pending_debug = 0x4000,
+            }
+            assert_eq!(deliver::pending(&mut m.context()), Ok(true));
+            let flags = m.stack(8, 3)[2];
+            assert_eq!(
+                flags & RF,
+                expected,
+                "{event} behind {iterations} of {count}"
+            );
+            // What comes next is not in the middle of anything.
+            m.platform.nmi = false;
+            assert_eq!(
+                deliver::exception(&mut m.context(), Exception::plain(Exception::BP)),
+                Ok(())
+            );
+            assert_eq!(m.stack(8, 3)[2] & RF, 0);
+        }
+    }
+}

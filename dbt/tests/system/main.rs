@@ -15,3 +15,4 @@ mod protection_keys;
 mod remapping;
 mod transfers;
 mod translation;
+mod x87_pointers;

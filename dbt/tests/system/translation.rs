@@ -388,3 +388,51 @@ fn pages_of_4_mib_reach_40_bits() {
         }
     }
 }
+
+/// A closed A20 gate clears bit 20 of every address on the bus, those of tables among them
+/// (SDM volume 3, 8.7.13.4; 20.1.1).
+#[test]
+fn tables_are_behind_the_a20_gate() {
+    const HIGH: u64 = 0x30_0000;
+    const LOW: u64 = 0x20_0000;
+    for (closed, expected) in [(0, 0xaaaa), (1, 0xbbbb)] {
+        let mut m = machine();
+        m.write(PAGES + 0x1008, 8, HIGH | 7);
+        for (directory, table, frame, value) in [
+            (HIGH, LOW + 0x1000, LOW + 0x2000, 0xaaaa),
+            (LOW, LOW + 0x3000, HIGH + 0x4000, 0xbbbb),
+        ] {
+            m.write(directory, 8, table | 7);
+            m.write(table, 8, frame | 7);
+            let shown = if closed == 1 {
+                frame & !(1 << 20)
+            } else {
+                frame
+            };
+            m.write(shown, 4, value);
+        }
+        m.cpu.a20_closed = closed;
+        assert_eq!(load(&mut m), expected, "gate closed: {closed}");
+        // The accessed bit is set where the entry was read.
+        let directory = if closed == 1 { LOW } else { HIGH };
+        let other = HIGH + LOW - directory;
+        assert_eq!(m.read(directory, 8) & 0x20, 0x20);
+        assert_eq!(m.read(other, 8) & 0x20, 0);
+    }
+}
+
+/// PAE's page-directory pointers too.
+#[test]
+fn pdptes_are_behind_the_a20_gate() {
+    for (closed, expected) in [(0, 0x11_0001), (1, 0x22_0001)] {
+        let mut m = Machine::protected(0);
+        m.write(0x30_0000, 8, 0x11_0001);
+        m.write(0x20_0000, 8, 0x22_0001);
+        m.cpu.control.cr4 |= CR4_PAE;
+        m.cpu.control.cr3 = 0x30_0000;
+        m.cpu.a20_closed = closed;
+        m.cpu.gpr[0] = m.cpu.control.cr0 | CR0_PG;
+        m.run(&[0x0f, 0x22, 0xc0]);
+        assert_eq!(m.cpu.control.pdpte[0], expected, "gate closed: {closed}");
+    }
+}

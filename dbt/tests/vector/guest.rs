@@ -2,7 +2,7 @@
 
 use dbt::guest::cpuid::CpuModel;
 use dbt::guest::flags::*;
-use dbt::guest::{CpuState, Exception, Segment};
+use dbt::guest::{CpuState, Exception, Segment, X87Pointers};
 use dbt::interpret::{Context, execute};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use mmu::{GuestPhys, MemoryConfig, PhysMem, TlbSet};
@@ -77,6 +77,7 @@ impl Guest {
         let vector = &mut self.cpu.vector;
         vector.fxsave.0[..160].copy_from_slice(&area.0[..160]);
         vector.mxcsr = area.word(24) as u32;
+        vector.pointers = X87Pointers::default();
         for (index, ymm) in vector.ymm.iter_mut().enumerate() {
             for lane in 0..2 {
                 ymm[lane] = area.word(160 + 16 * index + 8 * lane);

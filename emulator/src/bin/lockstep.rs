@@ -100,10 +100,11 @@ fn difference(a: &CpuState, b: &mut CpuState, undefined: &mut u64) -> Option<Str
     };
     same("vector registers", a.vector.ymm == b.vector.ymm);
     same("MXCSR", a.vector.mxcsr == b.vector.mxcsr);
-    // FXSAVE image: FCW, FSW, tags; registers. The pointers in between are not compared.
+    // FXSAVE image: FCW, FSW, tags; registers. In between may be what the host left there.
     let (left, right) = (&a.vector.fxsave.0, &b.vector.fxsave.0);
     same("x87 control", left[..5] == right[..5]);
     same("x87 registers", left[32..160] == right[32..160]);
+    same("x87 pointers", a.vector.pointers == b.vector.pointers);
     same("system flags", a.system_flags == b.system_flags);
     same("IF", a.interrupt_flag == b.interrupt_flag);
     same("DF", a.direction_flag == b.direction_flag);

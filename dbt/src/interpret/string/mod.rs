@@ -120,6 +120,7 @@ fn repeat(
     form: Form,
     mut step: impl FnMut(&mut Context<'_>, u64) -> Result<Progress, Exception>,
 ) -> Result<(), Exception> {
+    cx.cpu.within_string = 0;
     if !form.repeated {
         step(cx, 1)?;
         return next(cx, insn);
@@ -136,6 +137,7 @@ fn repeat(
             return next(cx, insn);
         }
         if budget == 0 {
+            cx.cpu.within_string = 1;
             return Ok(());
         }
         let progress = step(cx, count.min(budget))?;

@@ -13,7 +13,7 @@ use crate::interpret::address::{effective_address, is_canonical, linear, memory_
 use crate::interpret::operand::{
     next, read_operand, read_register, row, write_operand, write_register,
 };
-use crate::interpret::{Access, Context};
+use crate::interpret::{Access, Context, memory};
 use crate::record::Row;
 
 pub(crate) const ROWS: &[Row] = &[
@@ -87,7 +87,8 @@ fn pdptes(
     }
     const RESERVED: u64 = 0x1e6 | !((1 << PHYSICAL_BITS) - 1);
     let mut bytes = [0; 32];
-    cx.load_physical(GuestPhys(cr3 & 0xffff_ffe0), &mut bytes)?;
+    let table = memory::paging(cx.cpu).gated(GuestPhys(cr3 & 0xffff_ffe0));
+    cx.load_physical(table, &mut bytes)?;
     let mut entries = [0; 4];
     for (entry, chunk) in entries.iter_mut().zip(bytes.chunks_exact(8)) {
         let mut word = [0; 8];

@@ -55,7 +55,8 @@ struct Event {
     external: u32,
     /// The instruction pointer to push.
     rip: u64,
-    /// A fault: RF is set in the pushed flags (SDM volume 3, 17.3.1.1).
+    /// A fault, or between two iterations of a string instruction: RF is set in the pushed flags
+    /// (SDM volume 3, 17.3.1.1).
     resume: bool,
 }
 
@@ -83,6 +84,9 @@ fn class(vector: u8) -> Class {
 /// replaces it or becomes a double fault; a third stops the processor.
 pub fn exception(cx: &mut Context<'_>, first: Exception) -> Result<(), Shutdown> {
     let mut current = first;
+    // A trap between two iterations of a string instruction shows RF too (SDM volume 3,
+    // 17.3.1.1).
+    let within_string = std::mem::take(&mut cx.cpu.within_string) != 0;
     loop {
         match current.vector {
             Exception::PF => cx.cpu.control.cr2 = current.address,
@@ -105,10 +109,11 @@ pub fn exception(cx: &mut Context<'_>, first: Exception) -> Result<(), Shutdown>
             software: false,
             external: 1,
             rip: cx.cpu.rip,
-            resume: !matches!(
-                current.vector,
-                Exception::DB | Exception::DF | Exception::MC | Exception::BP | Exception::OF
-            ),
+            resume: within_string
+                || !matches!(
+                    current.vector,
+                    Exception::DB | Exception::DF | Exception::MC | Exception::BP | Exception::OF
+                ),
         };
         let Err(second) = deliver(cx, &event) else {
             cx.cpu.interrupt_shadow = 0;
@@ -143,7 +148,7 @@ pub fn interrupt(cx: &mut Context<'_>, vector: u8, kind: Kind) -> Result<(), Exc
         software,
         external,
         rip,
-        resume: false,
+        resume: !software && cx.cpu.within_string != 0,
     };
     if let Kind::Software { .. } = kind
         && cx.cpu.system_flags & VM != 0
@@ -158,6 +163,7 @@ pub fn interrupt(cx: &mut Context<'_>, vector: u8, kind: Kind) -> Result<(), Exc
         }
     }
     deliver(cx, &event)?;
+    cx.cpu.within_string = 0;
     match kind {
         Kind::Nmi => cx.cpu.nmi_masked = 1,
         Kind::External => {}

@@ -4,9 +4,9 @@
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use super::Done;
-use super::x87::X87;
+use super::x87::{OPCODE_BITS, X87};
 use crate::guest::flags::{CR0_MP, CR0_TS};
-use crate::guest::{CpuState, Exception};
+use crate::guest::{CpuState, Exception, X87Pointers};
 use crate::interpret::operand::{next, row};
 use crate::interpret::{Access, Context, address, extension};
 use crate::record::Row;
@@ -50,26 +50,69 @@ pub(super) fn check_pending(cpu: &CpuState) -> Done {
     Ok(())
 }
 
-/// Control, status and tag word; instruction and operand pointers are zero. The unused halves
-/// of 32-bit words are ones, those of the pointers excepted.
-fn environment(x87: &X87, word: usize, into: &mut [u8]) {
-    into.fill(0);
-    let fields = [x87.control, x87.status, x87.tag_word()];
+/// Control, status and tag word, then the pointers: offsets in protected mode, linear addresses
+/// split in two otherwise (SDM volume 1, figures 8-9 to 8-12). The unused halves of 32-bit words
+/// are ones in the first three words and the last.
+fn environment(x87: &X87, word: usize, protected: bool, into: &mut [u8]) {
+    let X87Pointers {
+        instruction,
+        operand,
+        opcode,
+    } = x87.pointers;
+    let opcode = u32::from(opcode);
+    let high = |pointer: u64| (pointer >> 16 << 12) as u32 & 0x0fff_f000;
+    let low = |pointer: u64| pointer as u32 & 0xffff;
+    let pointers = match (word, protected) {
+        (4, true) => [
+            instruction as u32,
+            opcode << 16,
+            operand as u32,
+            0xffff_0000,
+        ],
+        (_, true) => [instruction as u32, 0, operand as u32, 0],
+        (_, false) => [
+            low(instruction),
+            high(instruction) | opcode,
+            low(operand),
+            high(operand),
+        ],
+    };
+    let first = [x87.control, x87.status, x87.tag_word()];
+    let first = first.map(|field| 0xffff_0000 | u32::from(field));
+    let fields = first.into_iter().chain(pointers);
     for (slot, field) in into.chunks_exact_mut(word).zip(fields) {
-        slot.fill(0xff);
-        slot[..2].copy_from_slice(&field.to_le_bytes());
-    }
-    if word == 4 {
-        into[26..28].fill(0xff);
+        slot.copy_from_slice(&field.to_le_bytes()[..word]);
     }
 }
 
-fn set_environment(x87: &mut X87, word: usize, from: &[u8]) {
-    let field = |index: usize| u16::from_le_bytes([from[word * index], from[word * index + 1]]);
+fn set_environment(x87: &mut X87, word: usize, protected: bool, from: &[u8]) {
+    let field = |index: usize| {
+        let mut bytes = [0; 4];
+        bytes[..word].copy_from_slice(&from[word * index..word * (index + 1)]);
+        u32::from_le_bytes(bytes)
+    };
     // Bit 6 always reads as one.
-    x87.control = field(0) & 0x1f3f | 0x40;
-    x87.status = field(1);
-    x87.set_tag_word(field(2));
+    x87.control = field(0) as u16 & 0x1f3f | 0x40;
+    x87.status = field(1) as u16;
+    x87.set_tag_word(field(2) as u16);
+    let pointer = |index: usize| {
+        if protected {
+            u64::from(field(index))
+        } else {
+            let high = field(index + 1) >> 12 & 0xffff;
+            u64::from(field(index) & 0xffff | high << 16)
+        }
+    };
+    let opcode = match (word, protected) {
+        (4, true) => (field(4) >> 16) as u16,
+        (_, true) => 0,
+        (_, false) => field(4) as u16,
+    };
+    x87.pointers = X87Pointers {
+        instruction: pointer(3),
+        operand: pointer(5),
+        opcode: opcode & OPCODE_BITS,
+    };
 }
 
 fn store_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
@@ -78,7 +121,7 @@ fn store_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let mut x87 = X87::of(cx.cpu);
     let mut image = [0; 28];
     let image = &mut image[..7 * word];
-    environment(&x87, word, image);
+    environment(&x87, word, cx.cpu.protected(), image);
     let at = address::linear(cx, insn, 0, image.len(), Access::Write)?;
     cx.store_bytes(at, image)?;
     x87.control |= 0x3f;
@@ -97,7 +140,7 @@ fn load_environment(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let mut x87 = X87::of(cx.cpu);
     // The registers stay where they are physically; the image has them in stack order.
     let before = x87.top();
-    set_environment(&mut x87, word, image);
+    set_environment(&mut x87, word, cx.cpu.protected(), image);
     let turn = (x87.top() + 8 - before) % 8;
     x87.registers.rotate_left(16 * turn);
     x87.load(cx.cpu);
@@ -110,7 +153,7 @@ fn save(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let mut x87 = X87::of(cx.cpu);
     let mut image = [0; 28 + REGISTERS];
     let image = &mut image[..7 * word + REGISTERS];
-    environment(&x87, word, &mut image[..7 * word]);
+    environment(&x87, word, cx.cpu.protected(), &mut image[..7 * word]);
     for (slot, register) in image[7 * word..]
         .chunks_exact_mut(10)
         .zip(x87.registers.chunks_exact(16))
@@ -139,7 +182,7 @@ fn restore(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let at = address::linear(cx, insn, 0, image.len(), Access::Read)?;
     cx.load_bytes(at, image)?;
     let mut x87 = X87::INITIAL;
-    set_environment(&mut x87, word, &image[..7 * word]);
+    set_environment(&mut x87, word, cx.cpu.protected(), &image[..7 * word]);
     for (register, slot) in x87
         .registers
         .chunks_exact_mut(16)

@@ -48,6 +48,31 @@ const COMPACTED: u64 = 1 << 63;
 /// Bytes of the largest area.
 const AREA: usize = PKRU_STATE.offset + PKRU_STATE.size;
 
+/// Whether the area has pointers of 64 bits, which REX.W asks for.
+fn is_wide(insn: &Instruction) -> bool {
+    matches!(
+        insn.mnemonic(),
+        Mnemonic::Fxsave64
+            | Mnemonic::Fxrstor64
+            | Mnemonic::Xsave64
+            | Mnemonic::Xsaveopt64
+            | Mnemonic::Xsavec64
+            | Mnemonic::Xrstor64
+    )
+}
+
+/// The x87 registers as this instruction stores them.
+fn x87_for(cpu: &CpuState, insn: &Instruction) -> X87 {
+    let x87 = X87::of(cpu);
+    if is_wide(insn) { x87 } else { x87.narrow() }
+}
+
+/// The x87 registers as this instruction loads them.
+fn x87_from(insn: &Instruction, image: &[u8]) -> X87 {
+    let x87 = X87::from_image(image);
+    if is_wide(insn) { x87 } else { x87.narrow() }
+}
+
 /// XMM and YMM registers that the mode can reach.
 fn reachable(cpu: &CpuState) -> usize {
     if cpu.code64() { 16 } else { 8 }
@@ -121,7 +146,7 @@ fn fxsave(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let at = area(cx, insn, LEGACY, 16, Access::Write)?;
     cx.authorise_write(at, LEGACY)?;
     let mut image = [0; LEGACY];
-    X87::of(cx.cpu).to_image(&mut image);
+    x87_for(cx.cpu, insn).to_image(&mut image);
     store_mxcsr(cx.cpu, &mut image);
     store_halves(cx.cpu, 0, &mut image[XMM..]);
     // What follows the registers is left to software.
@@ -136,7 +161,7 @@ fn fxrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let mut image = [0; LEGACY];
     cx.load_bytes(at, &mut image)?;
     let mxcsr = load_mxcsr(&image)?;
-    X87::from_image(&image).load(cx.cpu);
+    x87_from(insn, &image).load(cx.cpu);
     cx.cpu.vector.mxcsr = mxcsr;
     load_halves(cx.cpu, 0, Some(&image[XMM..]));
     next(cx, insn)
@@ -278,7 +303,7 @@ fn store_area(
 fn save_standard(cx: &mut Context<'_>, insn: &Instruction, needs: Feature) -> Done {
     let wanted = requested(cx, insn, needs)?;
     let at = area(cx, insn, xsave_size(wanted), 64, Access::Write)?;
-    let x87 = X87::of(cx.cpu);
+    let x87 = x87_for(cx.cpu, insn);
     let used = in_use(cx.cpu, &x87);
     let mut before = [0; 8];
     cx.load_bytes(Linear(at.0.wrapping_add(HEADER as u64)), &mut before)?;
@@ -304,7 +329,7 @@ fn xsaveopt(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 fn xsavec(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let wanted = requested(cx, insn, Feature::Xsavec)?;
     let at = area(cx, insn, compacted_size(wanted), 64, Access::Write)?;
-    let x87 = X87::of(cx.cpu);
+    let x87 = x87_for(cx.cpu, insn);
     let mut used = in_use(cx.cpu, &x87);
     // Here MXCSR is part of the SSE component (SDM volume 1, 13.10).
     if cx.cpu.vector.mxcsr != MXCSR_INITIAL {
@@ -369,7 +394,7 @@ fn xrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         None
     };
     if loaded & X87_COMPONENT != 0 {
-        X87::from_image(&image).load(cx.cpu);
+        x87_from(insn, &image).load(cx.cpu);
     } else if cleared & X87_COMPONENT != 0 {
         X87::INITIAL.load(cx.cpu);
     }

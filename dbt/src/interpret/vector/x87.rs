@@ -1,17 +1,18 @@
 //! The x87 registers, wherever they live: in the host's while the run loop runs, otherwise in
 //! the processor's image.
 
-use crate::guest::CpuState;
+use crate::guest::{CpuState, X87Pointers};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::{guest::FxsaveArea, interpret::extension, run};
 
 /// Offset of the first register in an FXSAVE image; registers are 16 bytes apart.
 pub(super) const REGISTERS: usize = 32;
+/// The bits of FOP.
+pub(super) const OPCODE_BITS: u16 = 0x7ff;
 /// One past the last register.
 pub(super) const REGISTERS_END: usize = 160;
 
-/// The x87 part of an FXSAVE image (SDM volume 1, table 10-2). The last instruction and
-/// operand are not kept: their fields read as zero.
+/// The x87 part of an FXSAVE image (SDM volume 1, table 10-2).
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct X87 {
     /// FCW.
@@ -20,6 +21,8 @@ pub(super) struct X87 {
     pub status: u16,
     /// One bit a physical register: 1 if it is not empty.
     pub tags: u8,
+    /// FIP, FDP and FOP.
+    pub pointers: X87Pointers,
     /// ST0 to ST7 as the image keeps them, 16 bytes each.
     pub registers: [u8; REGISTERS_END - REGISTERS],
 }
@@ -31,11 +34,24 @@ impl X87 {
         control: 0x37f,
         status: 0,
         tags: 0,
+        pointers: X87Pointers {
+            instruction: 0,
+            operand: 0,
+            opcode: 0,
+        },
         registers: [0; REGISTERS_END - REGISTERS],
     };
 
     /// The guest's registers now.
     pub fn of(cpu: &CpuState) -> X87 {
+        X87 {
+            // Those of the host are about host code.
+            pointers: cpu.vector.pointers,
+            ..X87::registers_of(cpu)
+        }
+    }
+
+    fn registers_of(cpu: &CpuState) -> X87 {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if extension::x87_live() {
             let mut area = FxsaveArea([0; 512]);
@@ -45,7 +61,8 @@ impl X87 {
         X87::from_image(&cpu.vector.fxsave.0)
     }
 
-    /// Reads the x87 part of an image of at least 160 bytes.
+    /// Reads the x87 part of an image of at least 160 bytes, in the format with pointers of 64
+    /// bits.
     pub fn from_image(image: &[u8]) -> X87 {
         let mut registers = [0; REGISTERS_END - REGISTERS];
         registers.copy_from_slice(&image[REGISTERS..REGISTERS_END]);
@@ -53,16 +70,34 @@ impl X87 {
             control: u16::from_le_bytes([image[0], image[1]]),
             status: u16::from_le_bytes([image[2], image[3]]),
             tags: image[4],
+            pointers: X87Pointers {
+                instruction: u64::from_le_bytes(image[8..16].try_into().unwrap_or_default()),
+                operand: u64::from_le_bytes(image[16..24].try_into().unwrap_or_default()),
+                opcode: u16::from_le_bytes([image[6], image[7]]) & OPCODE_BITS,
+            },
             registers,
         }
     }
 
-    /// Writes the first 24 bytes and the registers of an image.
+    /// The same with pointers of 32 bits and selectors behind them, which read as zero and are
+    /// ignored: what FXSAVE, XSAVE and their reverses have without REX.W.
+    pub fn narrow(mut self) -> X87 {
+        self.pointers.instruction &= 0xffff_ffff;
+        self.pointers.operand &= 0xffff_ffff;
+        self
+    }
+
+    /// Writes the first 24 bytes and the registers of an image, in the format with pointers of
+    /// 64 bits.
     pub fn to_image(&self, image: &mut [u8]) {
         image[..24].fill(0);
         image[0..2].copy_from_slice(&self.control.to_le_bytes());
         image[2..4].copy_from_slice(&self.status.to_le_bytes());
         image[4] = self.tags;
+        let pointers = &self.pointers;
+        image[6..8].copy_from_slice(&pointers.opcode.to_le_bytes());
+        image[8..16].copy_from_slice(&pointers.instruction.to_le_bytes());
+        image[16..24].copy_from_slice(&pointers.operand.to_le_bytes());
         for (slot, register) in image[REGISTERS..REGISTERS_END]
             .chunks_exact_mut(16)
             .zip(self.registers.chunks_exact(16))
@@ -75,6 +110,7 @@ impl X87 {
     /// Makes this the guest's x87 state.
     pub fn load(mut self, cpu: &mut CpuState) {
         self.refresh_summary();
+        cpu.vector.pointers = std::mem::take(&mut self.pointers);
         self.to_image(&mut cpu.vector.fxsave.0);
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if extension::x87_live() {
