@@ -354,10 +354,7 @@ impl Emitter<'_> {
             self.tlb_index(T0, site);
             dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
             self.compare_tag(tag, limit, stub);
-            match i8::try_from(addend) {
-                Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [BYTE rdi + addend]),
-                Err(_) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [rdi + addend]),
-            }
+            self.add_addend(addend);
         }
         let resume = self.address().0;
         if let Some(Stub::Upcall {
@@ -387,6 +384,14 @@ impl Emitter<'_> {
             Err(_) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [rdi + tag]),
         }
         dynasm!(self.ops ; .arch x64 ; cmp r8, limit ; ja =>stub);
+    }
+
+    /// Makes the linear address in T0 a host address, by the TLB entry whose offset is in T1.
+    pub(super) fn add_addend(&mut self, addend: i32) {
+        match i8::try_from(addend) {
+            Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [BYTE rdi + addend]),
+            Err(_) => dynasm!(self.ops ; .arch x64 ; gs add rsi, [rdi + addend]),
+        }
     }
 
     /// Loads the addend of the TLB entry whose offset is in T1.

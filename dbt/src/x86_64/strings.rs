@@ -11,7 +11,7 @@ use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Unencodable};
 use super::memory::HostMemory;
-use super::registers::{T0, T1, T2, pinned};
+use super::registers::{T1, T2, pinned};
 use crate::guest::Register as Guest;
 use crate::interpret::view;
 use crate::run::at;
@@ -28,20 +28,45 @@ fn shift(insn: &Instruction) -> i8 {
     }
 }
 
+/// Where a string instruction goes.
+struct Ways {
+    /// To the interpreter, for what is left.
+    instead: DynamicLabel,
+    /// To the next page.
+    again: DynamicLabel,
+    /// To the next instruction.
+    done: DynamicLabel,
+}
+
 impl Emitter<'_> {
+    /// The beginning of a string instruction that goes forward and has something to do.
+    fn begin_string(&mut self, index: usize) -> Ways {
+        let instead = self.interpret_instead(index);
+        let again = self.ops.new_dynamic_label();
+        let done = self.ops.new_dynamic_label();
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
+            ; jne =>instead
+            ; test rcx, rcx
+            ; jz =>done
+            ; =>again
+        );
+        Ways {
+            instead,
+            again,
+            done,
+        }
+    }
+
     /// Looks a guest index register up: its TLB entry's offset goes to T1, and its offset in the
     /// page to T2. An element that crosses pages counts as a miss.
     fn look_up_element(&mut self, index: u8, shift: i8, right: i32, miss: DynamicLabel) {
         let tag = at::tlb(view(self.target.mode)) + right;
         let limit = PAGE - (1 << shift);
-        dynasm!(self.ops ; .arch x64 ; mov r8, Rq(index));
+        self.address_to_compare(index, 0);
         self.tlb_index(T2, None);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs xor r8, [rdi + tag]
-            ; cmp r8, limit
-            ; ja =>miss
-        );
+        self.compare_tag(tag, limit, miss);
     }
 
     /// Turns the larger of the operands' offsets in their pages, in T2, into elements to work on:
@@ -105,17 +130,11 @@ impl Emitter<'_> {
         let shift = shift(insn);
         let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI, needed);
-        let instead = self.interpret_instead(index);
-        let again = self.ops.new_dynamic_label();
-        let done = self.ops.new_dynamic_label();
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
-            ; jne =>instead
-            ; test rcx, rcx
-            ; jz =>done
-            ; =>again
-        );
+        let Ways {
+            instead,
+            again,
+            done,
+        } = self.begin_string(index);
         self.look_up_element(to, shift, at::WRITE_TAG, instead);
         dynasm!(self.ops
             ; .arch x64
@@ -128,12 +147,7 @@ impl Emitter<'_> {
             ; sub rcx, r8
             ; gs mov [at::SCRATCH], rcx
         );
-        let memory = HostMemory {
-            base: T0,
-            index: Register::None,
-            displacement: 0,
-        };
-        self.store_all(memory, |emitter, memory| {
+        self.store_all(HostMemory::AT_T0, |emitter, memory| {
             let displacement = memory.displacement;
             dynasm!(emitter.ops
                 ; .arch x64
@@ -168,18 +182,12 @@ impl Emitter<'_> {
         let shift = shift(insn);
         let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI | 1 << Guest::RSI, needed);
-        let instead = self.interpret_instead(index);
-        let again = self.ops.new_dynamic_label();
-        let done = self.ops.new_dynamic_label();
+        let Ways {
+            instead,
+            again,
+            done,
+        } = self.begin_string(index);
         let apart = self.ops.new_dynamic_label();
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
-            ; jne =>instead
-            ; test rcx, rcx
-            ; jz =>done
-            ; =>again
-        );
         self.look_up_element(from, shift, at::READ_TAG, instead);
         dynasm!(self.ops
             ; .arch x64

@@ -2,7 +2,7 @@
 //! TLB is the interpreter's.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic};
 use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Unencodable};
@@ -13,13 +13,6 @@ use super::registers::{T0, T1, T2, number};
 use crate::interpret::view;
 use crate::run::at;
 
-/// The operand that a linear address in T0 becomes.
-const OPERAND: HostMemory = HostMemory {
-    base: T0,
-    index: Register::None,
-    displacement: 0,
-};
-
 impl Emitter<'_> {
     /// Turns the linear address in T0 into a host address, if the TLB has its page.
     fn translate_linear(&mut self, size: u32, write: bool, miss: dynasmrt::DynamicLabel) {
@@ -28,14 +21,9 @@ impl Emitter<'_> {
         let addend = tlb + at::ADDEND;
         let limit = PAGE_SIZE as i32 - size as i32;
         self.tlb_index(T0, None);
-        dynasm!(self.ops
-            ; .arch x64
-            ; mov r8, rsi
-            ; gs xor r8, [rdi + tag]
-            ; cmp r8, limit
-            ; ja =>miss
-            ; gs add rsi, [rdi + addend]
-        );
+        dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
+        self.compare_tag(tag, limit, miss);
+        self.add_addend(addend);
     }
 
     /// BT, BTS, BTR and BTC of memory by a register: the bit's number, signed, chooses the word
@@ -67,7 +55,7 @@ impl Emitter<'_> {
             self.restore_flags();
         }
         self.load_guest(T2, bit);
-        let load = self.move_load(T1, OPERAND, size as u32)?;
+        let load = self.move_load(T1, HostMemory::AT_T0, size as u32)?;
         self.bytes(&load);
         match (insn.mnemonic(), size) {
             (Mnemonic::Bt, 8) => dynasm!(self.ops ; .arch x64 ; bt rdi, r8),
@@ -80,7 +68,7 @@ impl Emitter<'_> {
             (_, _) => dynasm!(self.ops ; .arch x64 ; btc edi, r8d),
         }
         if write {
-            self.store_register(OPERAND, T1, size as u32)?;
+            self.store_register(HostMemory::AT_T0, T1, size as u32)?;
         }
         self.flags = FlagsPlace::HOST;
         Ok(())
@@ -107,7 +95,7 @@ impl Emitter<'_> {
             self.restore_flags();
         }
         dynasm!(self.ops ; .arch x64 ; cmpxchg16b [rsi]);
-        self.mirror_from_native(OPERAND, 16)?;
+        self.mirror_from_native(HostMemory::AT_T0, 16)?;
         self.flags = FlagsPlace::HOST;
         Ok(())
     }
