@@ -149,17 +149,21 @@ impl PhysMem {
         let chunk_pages = wanted.min(CHUNK_PAGES);
         let chunks = wanted.div_ceil(chunk_pages);
         let slot_count = chunks * chunk_pages;
-        let stride_pages = stride_pages(chunk_pages);
-        let frames = u64::from(chunks) * u64::from(stride_pages) * config.copies as u64;
-        let bytes = frames * PAGE_SIZE;
+        let stride = stride_pages(chunk_pages) as usize * PAGE_SIZE as usize;
+        let bytes = u64::from(chunks) * config.copies as u64 * stride as u64;
         let map = memmap2::MmapOptions::new()
             .len(bytes as usize)
             .no_reserve_swap()
             .map_anon()
             .inspect(|map| {
-                // Large pages spare the host's own TLB; refusing them costs speed only.
+                // Large pages spare the host's own TLB; refusing them costs speed only. Nothing
+                // waits for a store to a mirror, so those are spared the clearing of large pages.
                 #[cfg(target_os = "linux")]
-                let _ = map.advise(memmap2::Advice::HugePage);
+                for chunk in 0..chunks as usize {
+                    let native = chunk * config.copies * stride;
+                    let len = chunk_pages as usize * PAGE_SIZE as usize;
+                    let _ = map.advise_range(memmap2::Advice::HugePage, native, len);
+                }
             })
             .map(memmap2::MmapRaw::from)
             .map_err(|source| MemoryError::Reserve { bytes, source })?;
@@ -171,7 +175,7 @@ impl PhysMem {
         Ok(PhysMem {
             map,
             copies: config.copies,
-            stride: stride_pages as usize * PAGE_SIZE as usize,
+            stride,
             chunk_pages,
             ram_pages,
             low_pages,
