@@ -22,7 +22,7 @@ mod tables;
 use std::cell::RefCell;
 use std::fmt::Write;
 
-use common::{Random, setting};
+use common::{Random, run_for, setting};
 use dbt::guest::flags;
 use dbt::{EngineOptions, Stop};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
@@ -494,16 +494,7 @@ fn endless_loops_can_be_stopped() {
                 assert_eq!(machine.vcpu.instructions(), goal, "{name}");
                 continue;
             }
-            let request = machine.vcpu.exit_request() as usize;
-            std::thread::scope(|scope| {
-                scope.spawn(move || {
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                    // SAFETY: the processor lives until the scope ends.
-                    let request = unsafe { &*(request as *const std::sync::atomic::AtomicU32) };
-                    request.store(1, std::sync::atomic::Ordering::Release);
-                });
-                assert_eq!(machine.vcpu.run(), Stop::Requested, "{name}");
-            });
+            assert_eq!(run_for(&mut machine.vcpu, 5), Stop::Requested, "{name}");
         }
     }
 }

@@ -4,6 +4,7 @@
 use dbt::{EngineOptions, Stop};
 use iced_x86::code_asm::*;
 
+use crate::common::run_for;
 use crate::machine::{CODE, DATA, DEVICE, HOLE, Machine};
 use crate::program::{Program, Recipe};
 
@@ -346,20 +347,11 @@ fn an_endless_loop_can_be_stopped() {
     };
     let mut machine = Machine::new(options, 2);
     machine.set_up(&program);
-    let request = machine.vcpu.exit_request() as usize;
     let start = program.gpr;
     let mut rounds = 0;
     // On a busy host the processor may have had no time before it is stopped.
     while rounds < 1000 {
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                // SAFETY: the processor lives until the scope ends.
-                let request = unsafe { &*(request as *const std::sync::atomic::AtomicU32) };
-                request.store(1, std::sync::atomic::Ordering::Release);
-            });
-            assert_eq!(machine.vcpu.run(), Stop::Requested);
-        });
+        assert_eq!(run_for(&mut machine.vcpu, 5), Stop::Requested);
         rounds = machine.vcpu.cpu().gpr[8].wrapping_sub(start[8]);
     }
     assert!(machine.vcpu.statistics().allotted > 0);

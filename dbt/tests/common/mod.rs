@@ -3,7 +3,10 @@
 // Each test uses a part of this.
 #![allow(dead_code)]
 
-use dbt::Platform;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dbt::{Platform, Stop, Vcpu};
 use mmu::TlbSet;
 
 /// A machine without devices.
@@ -25,6 +28,20 @@ pub fn empty_tlb() -> Box<TlbSet> {
     let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
     tlb.reset();
     tlb
+}
+
+/// Runs a processor that another thread asks to stop after a while.
+pub fn run_for(vcpu: &mut Vcpu, milliseconds: u64) -> Stop {
+    let request = vcpu.exit_request() as usize;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            // SAFETY: the processor lives until the scope ends.
+            let request = unsafe { &*(request as *const AtomicU32) };
+            request.store(1, Ordering::Release);
+        });
+        vcpu.run()
+    })
 }
 
 /// xorshift64*: small, and the same everywhere.

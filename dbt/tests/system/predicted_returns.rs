@@ -1,13 +1,12 @@
 //! Returns that go elsewhere than behind the call that they seem to belong to, and calls whose
 //! surroundings change before they return: what emitted code predicts must not be seen.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use dbt::{EngineOptions, Stop};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mmu::GuestPhys;
 
+use crate::common::run_for;
 use crate::machine::*;
 
 const STACK: u64 = 0x1f_0000;
@@ -285,15 +284,6 @@ fn calls_alone_do_not_go_on_for_ever() {
             ..EngineOptions::default()
         };
         let mut vcpu = start(doubling, options);
-        let request = vcpu.exit_request() as usize;
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(50));
-                // SAFETY: the processor lives until the scope ends.
-                let request = unsafe { &*(request as *const AtomicU32) };
-                request.store(1, Ordering::Release);
-            });
-            assert_eq!(vcpu.run(), Stop::Requested);
-        });
+        assert_eq!(run_for(&mut vcpu, 50), Stop::Requested);
     }
 }
