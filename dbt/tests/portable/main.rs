@@ -222,6 +222,12 @@ fn compare(ours: &mut Ran, theirs: &mut Ran, insn: &Instruction) -> Option<Strin
         }
     }
     if tolerance == Tolerance::Transcendental {
+        // Next to the smallest normal number one may underflow and the other not; with #U unmasked
+        // that shows in the exponent, too.
+        let underflowed = [&*ours, &*theirs].map(|ran| {
+            let (control, status) = (ran.state.0[0], ran.state.0[2]);
+            status & !control & 0x10 != 0
+        });
         for ran in [&mut *ours, &mut *theirs] {
             // C1, PE, and UE, which depends on PE.
             ran.state.0[2] &= !0x30;
@@ -235,7 +241,19 @@ fn compare(ours: &mut Ran, theirs: &mut Ran, insn: &Instruction) -> Option<Strin
         for at in (32..160).step_by(16) {
             let number = |area: &Area| (area.word(at), area.word(at + 8));
             let apart = distance(number(&ours.state), number(&theirs.state));
-            if (1..=ULPS).contains(&apart) {
+            let unscaled = |area: &Area, underflowed: bool| {
+                let (significand, top) = number(area);
+                (
+                    significand,
+                    top.wrapping_sub(u64::from(underflowed) * 0x6000),
+                )
+            };
+            let near = distance(
+                unscaled(&ours.state, underflowed[0]),
+                unscaled(&theirs.state, underflowed[1]),
+            );
+            let one_did = underflowed[0] != underflowed[1];
+            if (1..=ULPS).contains(&apart) || one_did && near <= ULPS {
                 let bytes: [u8; 16] = ours.state.0[at..at + 16].try_into().expect("sixteen");
                 theirs.state.0[at..at + 16].copy_from_slice(&bytes);
             }
