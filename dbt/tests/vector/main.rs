@@ -107,8 +107,10 @@ fn supported(bytes: &[u8], name: &str) -> bool {
         && (name != "xsavec64" || is_x86_feature_detected!("xsavec"))
 }
 
-/// What XSAVE stored of each component: its bytes, and what they are in the initial state.
-const COMPONENTS: [(u64, &[(usize, usize)], u64); 3] = [
+/// A component in an XSAVE area: its bit, its bytes, and their first word in the initial state.
+type Component = (u64, &'static [(usize, usize)], u64);
+
+const COMPONENTS: [Component; 3] = [
     (1, &[(0, 24), (32, 160)], 0x37f),
     (2, &[(160, 416)], 0),
     (4, &[(576, 832)], 0),
