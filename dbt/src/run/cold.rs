@@ -3,8 +3,11 @@
 use iced_x86::Instruction;
 use mmu::GuestPhys;
 
+use super::block_state::CpuBlock;
 use super::vcpu::Vcpu;
-use crate::{decode, interpret};
+use crate::decode::Loan;
+use crate::guest::Exception;
+use crate::interpret::{self, Context};
 
 /// Counters; places of code that share one are only translated a little earlier.
 const COUNTERS: usize = 1 << 20;
@@ -41,6 +44,11 @@ impl Visits {
     /// both only.
     fn counter(&mut self, at: GuestPhys, rip: u64) -> &mut u8 {
         &mut self.counts[hash(at.0 ^ rip.rotate_left(32), COUNTERS)]
+    }
+
+    /// Whether a place has not been visited yet.
+    pub(super) fn first(&mut self, at: GuestPhys, rip: u64) -> bool {
+        *self.counter(at, rip) == 0 && self.threshold > 0
     }
 
     /// Whether a place is still to be interpreted.
@@ -80,16 +88,26 @@ impl Visits {
 impl Vcpu {
     /// Interprets code that is not worth a translation yet, up to its next jump.
     pub(super) fn run_cold(&mut self) {
-        let mut insns = std::mem::take(&mut self.decoded);
-        match decode::block(&mut self.context(), &mut insns) {
-            Ok(Some(decoded)) => {
-                self.visits.note(decoded.physical, insns[0].ip());
-                self.run_page(&insns, decoded.physical.page());
+        match self.lend() {
+            Ok(Some(loan)) => {
+                self.visits.note(loan.block.physical, loan.insns[0].ip());
+                self.run_page(&loan.insns, loan.block.physical.page());
+                self.kept.give_back(loan);
             }
             Ok(None) => self.step(),
             Err(exception) => self.raise(exception),
         }
-        self.decoded = insns;
+    }
+
+    /// The decoded block at RIP.
+    pub(super) fn lend(&mut self) -> Result<Option<Loan>, Exception> {
+        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
+        self.kept.lend(&mut Context {
+            cpu,
+            tlb,
+            mem: &mut self.mem,
+            platform: &mut *self.platform,
+        })
     }
 
     /// Interprets code of a page.

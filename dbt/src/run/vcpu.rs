@@ -14,7 +14,7 @@ use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
-use crate::decode;
+use crate::decode::{self, Kept};
 use crate::guest::{CpuState, Exception, Mode};
 use crate::interpret::extension::{Portable, set_x87_live};
 use crate::interpret::native::pack_flags;
@@ -36,8 +36,8 @@ pub struct Vcpu {
     pub(super) classifier: Classifier,
     pub(super) workshop: Workshop,
     pub(super) strayed: Strayed,
-    /// Room for the instructions of a block, used again and again.
-    pub(super) decoded: Vec<iced_x86::Instruction>,
+    /// What was decoded to be interpreted.
+    pub(super) kept: Kept,
     pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
     pub(super) jump_modes: Vec<Mode>,
@@ -100,7 +100,7 @@ impl Vcpu {
             classifier: Classifier::default(),
             workshop: Workshop::default(),
             strayed: Strayed::default(),
-            decoded: Vec::new(),
+            kept: Kept::new(options.keeping),
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
@@ -170,6 +170,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         block.tlb.flush(true);
         self.guards.forget(&mut block.guards);
+        self.kept.clear();
         for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);
@@ -432,7 +433,12 @@ impl Vcpu {
             mode,
             grouped,
         };
-        let found = self.cache.find(&key);
+        let found = match self.cache.find(&key) {
+            None if std::env::var_os("WTB0").is_some() || !self.visits.first(physical, rip) => {
+                self.move_here(key)
+            }
+            found => found,
+        };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
             return Ok(None);
         }

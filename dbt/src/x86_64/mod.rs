@@ -11,6 +11,7 @@ mod exits;
 mod fast_call;
 mod flags;
 mod memory;
+pub mod moving;
 mod places;
 mod plain;
 mod prediction;

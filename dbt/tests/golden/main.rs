@@ -84,6 +84,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
             page: mmu::GuestPhys(0x1000),
             first: 7,
         }),
+        movable: false,
         bmi2: case.bmi2,
     };
     emit(

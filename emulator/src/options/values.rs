@@ -266,6 +266,22 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "keeping=on|off",
+        help: "what was decoded is kept until it is interpreted again or translated",
+        set: |engine, text| {
+            engine.keeping = switch("keeping", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "moving=on|off",
+        help: "the translation of a program's code is copied for other addresses of it",
+        set: |engine, text| {
+            engine.moving = switch("moving", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
