@@ -434,9 +434,8 @@ impl Vcpu {
             grouped,
         };
         let found = match self.cache.find(&key) {
-            None if std::env::var_os("WTB0").is_some() || !self.visits.first(physical, rip) => {
-                self.move_here(key)
-            }
+            // What runs once only is not worth a copy either.
+            None if !self.visits.first(physical, rip) => self.move_here(key),
             found => found,
         };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {

@@ -7,6 +7,7 @@ use iced_x86::{Encoder, Instruction, Register};
 use mmu::GuestPhys;
 
 use super::crossing::Crossing;
+use super::encoding;
 use super::exits::{ExitKind, ExitSite, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::moving::{Follows, Mark};
@@ -88,6 +89,29 @@ pub struct Predicting<'a> {
 pub(super) struct Encoded {
     bytes: [u8; 15],
     len: u8,
+}
+
+impl Encoded {
+    /// Appends a byte.
+    pub(super) fn push(&mut self, byte: u8) {
+        self.bytes[usize::from(self.len)] = byte;
+        self.len += 1;
+    }
+
+    /// Appends some.
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.push(byte);
+        }
+    }
+
+    /// Appends a REX prefix, if there is one, and an opcode.
+    pub(super) fn prefix(&mut self, rex: u8, opcode: &[u8]) {
+        if rex != 0 {
+            self.push(rex);
+        }
+        self.extend(opcode);
+    }
 }
 
 impl std::ops::Deref for Encoded {
@@ -305,6 +329,9 @@ impl<'a> Emitter<'a> {
 
     /// Encodes an instruction that names host registers only.
     pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
+        if let Some(encoded) = encoding::encode(insn) {
+            return Ok(encoded);
+        }
         let done = self.encoder.encode(insn, 0);
         let mut buffer = self.encoder.take_buffer();
         let mut encoded = Encoded::default();

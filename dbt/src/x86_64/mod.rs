@@ -7,6 +7,7 @@ mod block;
 mod control;
 mod crossing;
 mod emitter;
+mod encoding;
 mod exits;
 mod fast_call;
 mod flags;

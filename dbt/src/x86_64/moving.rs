@@ -4,8 +4,8 @@
 //!
 //! Whatever is emitted from a guest address, or depends on where the block is, is marked where
 //! it is emitted ([`Follows`]). Which form that takes must not depend on the address: so only
-//! addresses far above 4 GiB and well within the lower canonical half are moved from and to, where
-//! each constant takes eight bytes; and the pages' distance is what it was, as none is absolute.
+//! addresses of user programs far above 4 GiB are moved from and to, where each constant takes eight
+//! bytes; and no access of a block may be to an absolute address, whose page another may happen to share.
 
 use iced_x86::{Instruction, OpKind, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
@@ -15,7 +15,7 @@ use crate::guest::Mode;
 use crate::run::{Upcall, UpcallKind, at};
 
 /// Guest addresses between which blocks are moved.
-const MOVABLE: std::ops::Range<u64> = 1 << 33..(1 << 47) - (1 << 32);
+const MOVABLE: std::ops::Range<u64> = 1 << 33..1 << 47;
 /// Set in a mark in the cold section.
 const COLD: u32 = 1 << 31;
 /// Where in a mark its kind is.
