@@ -1,15 +1,11 @@
 //! From guest bytes to instructions.
 
-mod kept;
-
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use mmu::{GuestPhys, Linear, PAGE_SIZE};
 
 use crate::guest::{CpuState, Exception, Mode, SegmentIndex};
 use crate::interpret::Context;
 use crate::record::features;
-
-pub use kept::{Kept, Loan};
 
 /// The most instructions of a block.
 pub const BLOCK_LIMIT: usize = 64;

@@ -3,11 +3,8 @@
 use iced_x86::Instruction;
 use mmu::GuestPhys;
 
-use super::block_state::CpuBlock;
 use super::vcpu::Vcpu;
-use crate::decode::Loan;
-use crate::guest::Exception;
-use crate::interpret::{self, Context};
+use crate::{decode, interpret};
 
 /// Counters; places of code that share one are only translated a little earlier.
 const COUNTERS: usize = 1 << 20;
@@ -88,26 +85,16 @@ impl Visits {
 impl Vcpu {
     /// Interprets code that is not worth a translation yet, up to its next jump.
     pub(super) fn run_cold(&mut self) {
-        match self.lend() {
-            Ok(Some(loan)) => {
-                self.visits.note(loan.block.physical, loan.insns[0].ip());
-                self.run_page(&loan.insns, loan.block.physical.page());
-                self.kept.give_back(loan);
+        let mut insns = std::mem::take(&mut self.decoded);
+        match decode::block(&mut self.context(), &mut insns) {
+            Ok(Some(decoded)) => {
+                self.visits.note(decoded.physical, insns[0].ip());
+                self.run_page(&insns, decoded.physical.page());
             }
             Ok(None) => self.step(),
             Err(exception) => self.raise(exception),
         }
-    }
-
-    /// The decoded block at RIP.
-    pub(super) fn lend(&mut self) -> Result<Option<Loan>, Exception> {
-        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
-        self.kept.lend(&mut Context {
-            cpu,
-            tlb,
-            mem: &mut self.mem,
-            platform: &mut *self.platform,
-        })
+        self.decoded = insns;
     }
 
     /// Interprets code of a page.

@@ -36,8 +36,6 @@ pub struct EngineOptions {
     pub registers: Option<u8>,
     /// Have emitted code execute accesses that cross from one page into the next.
     pub crossing: bool,
-    /// Keep what was decoded until it is interpreted again or translated.
-    pub keeping: bool,
     /// Copy translations for the same code at another address.
     pub moving: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
@@ -62,7 +60,6 @@ impl Default for EngineOptions {
             prediction: Some(64),
             registers: Some(3),
             crossing: true,
-            keeping: true,
             moving: true,
             traces: Some(8),
             cold: 2,

@@ -7,6 +7,7 @@ use mmu::GuestPhys;
 use super::block_state::{JUMP_CACHES, JumpEntry};
 use super::vcpu::Vcpu;
 use crate::cache::{BlockCache, Key};
+use crate::decode;
 use crate::guest::{Exception, Mode};
 use crate::record::classify;
 use crate::x86_64::{self, Predicting, Target, moving};
@@ -25,13 +26,15 @@ pub(super) enum Tier {
 
 impl Vcpu {
     pub(super) fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
-        let Some(loan) = self.lend()? else {
-            return Ok(None);
-        };
-        let range = (key.physical, loan.block.len);
-        let placed = self.place(key, &loan.insns, range, loan.block.second, Tier::First);
-        self.kept.give_back(loan);
-        Ok(placed)
+        let mut insns = std::mem::take(&mut self.decoded);
+        let decoded = decode::block(&mut self.context(), &mut insns);
+        let placed = decoded.map(|decoded| {
+            let decoded = decoded?;
+            let range = (key.physical, decoded.len);
+            self.place(key, &insns, range, decoded.second, Tier::First)
+        });
+        self.decoded = insns;
+        placed
     }
 
     /// Copies the translation of the same code at another address, if there is one.

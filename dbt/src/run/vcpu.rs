@@ -14,7 +14,7 @@ use super::raising::{self, LastException};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
-use crate::decode::{self, Kept};
+use crate::decode;
 use crate::guest::{CpuState, Exception, Mode};
 use crate::interpret::extension::{Portable, set_x87_live};
 use crate::interpret::native::pack_flags;
@@ -36,8 +36,8 @@ pub struct Vcpu {
     pub(super) classifier: Classifier,
     pub(super) workshop: Workshop,
     pub(super) strayed: Strayed,
-    /// What was decoded to be interpreted.
-    pub(super) kept: Kept,
+    /// Room for the instructions of a block, used again and again.
+    pub(super) decoded: Vec<iced_x86::Instruction>,
     pub(super) options: EngineOptions,
     /// Modes that have a jump cache, oldest first.
     pub(super) jump_modes: Vec<Mode>,
@@ -100,7 +100,7 @@ impl Vcpu {
             classifier: Classifier::default(),
             workshop: Workshop::default(),
             strayed: Strayed::default(),
-            kept: Kept::new(options.keeping),
+            decoded: Vec::new(),
             jump_modes: Vec::new(),
             next_jump_cache: 0,
             goal: 0,
@@ -170,7 +170,6 @@ impl Vcpu {
         let block = self.block.get_mut();
         block.tlb.flush(true);
         self.guards.forget(&mut block.guards);
-        self.kept.clear();
         for id in self.cache.ids() {
             if let Some(block) = self.cache.remove(id) {
                 self.drop_blocks(&[block]);

@@ -65,7 +65,6 @@ fn switches(copies: usize) -> EngineOptions {
         prediction,
         // Traces are made with one and with three copies.
         crossing: copies != 2,
-        keeping: copies % 2 == 1,
         moving: copies != 3,
         registers: (copies != 1).then_some(1),
         ..EngineOptions::default()

@@ -266,14 +266,6 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
-        form: "keeping=on|off",
-        help: "what was decoded is kept until it is interpreted again or translated",
-        set: |engine, text| {
-            engine.keeping = switch("keeping", text)?;
-            Ok(())
-        },
-    },
-    Switch {
         form: "moving=on|off",
         help: "the translation of a program's code is copied for other addresses of it",
         set: |engine, text| {
