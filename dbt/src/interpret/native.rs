@@ -42,7 +42,7 @@ extern "sysv64" fn faulted(_: u64, _: *const Upcall, _: u64) -> u64 {
 
 impl Engine {
     fn new() -> Option<Engine> {
-        let mut region = CodeRegion::new(REGION_BYTES).ok()?;
+        let mut region = CodeRegion::new(REGION_BYTES, false).ok()?;
         let done = done as extern "sysv64" fn(u64, *const Upcall, u64) -> u64;
         let faulted = faulted as extern "sysv64" fn(u64, *const Upcall, u64) -> u64;
         let (code, trampolines) =

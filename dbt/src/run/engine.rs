@@ -14,6 +14,8 @@ pub struct EngineOptions {
     pub portable: bool,
     /// Bytes of host code kept at the most.
     pub code_bytes: usize,
+    /// Keep host code on large host pages, where the host has protection keys.
+    pub large_code: bool,
     /// Let one TLB check serve several accesses that are near each other.
     pub grouping: bool,
     /// Predict where returns go by a stack of the calls.
@@ -51,6 +53,7 @@ impl Default for EngineOptions {
             interpret_only: false,
             portable: !HAS_NATIVE,
             code_bytes: 96 << 20,
+            large_code: true,
             grouping: true,
             returns: true,
             system_inline: true,

@@ -66,8 +66,8 @@ impl Vcpu {
         options: EngineOptions,
     ) -> Result<Vcpu, VcpuError> {
         let bytes = options.code_bytes;
-        let mut region =
-            CodeRegion::new(bytes).map_err(|source| VcpuError::CodeMemory { bytes, source })?;
+        let mut region = CodeRegion::new(bytes, options.large_code)
+            .map_err(|source| VcpuError::CodeMemory { bytes, source })?;
         let upcall =
             super::upcalls::upcall as extern "sysv64" fn(*mut Vcpu, *const Upcall, u64) -> u64;
         let signal =
@@ -188,6 +188,7 @@ impl Vcpu {
             return self.dispatch();
         }
         self.share_time();
+        self.cache.region().allow_reads();
         let vcpu = std::ptr::from_mut(self);
         self.block.get_mut().exchange.vcpu = vcpu as u64;
         load_x87(&self.block.get().cpu.vector.fxsave);

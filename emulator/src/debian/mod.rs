@@ -8,6 +8,7 @@ mod packages;
 mod prepare;
 mod progress;
 mod reference;
+mod tools;
 mod workload;
 
 pub use archive::{Node, Tree};
@@ -16,4 +17,5 @@ pub use initramfs::{Task, workload_output};
 pub use packages::FetchError;
 pub use prepare::{Architecture, Flavour, Prepared, Recipe, cache_directory, prepare};
 pub use progress::Progress;
+pub use tools::Tools;
 pub use workload::{Expected, WORKLOADS, Workload};

@@ -37,7 +37,7 @@ impl Architecture {
     }
 
     /// The store of its packages, in a folder of its own unless it is the usual one.
-    fn store(self, cache: &Path, refresh: bool) -> Result<Store, FetchError> {
+    pub(super) fn store(self, cache: &Path, refresh: bool) -> Result<Store, FetchError> {
         let mut folder = cache.join("packages");
         if self == Architecture::I386 {
             folder.push(self.name());
@@ -154,14 +154,19 @@ pub fn cache_directory() -> Option<PathBuf> {
     Some(base.join("kmemvisor"))
 }
 
+/// Makes the cache and locks it until the file is dropped: two of us must not fetch into one folder at
+/// the same time.
+pub(super) fn lock(cache: &Path) -> Result<File, FetchError> {
+    fs::create_dir_all(cache).map_err(cache_error(cache))?;
+    let path = cache.join("lock");
+    let lock = File::create(&path).map_err(cache_error(&path))?;
+    lock.lock().map_err(cache_error(&path))?;
+    Ok(lock)
+}
+
 /// Fetches what is not in the cache yet, and builds the file system.
 pub fn prepare(cache: &Path, recipe: &Recipe, progress: &Progress) -> Result<Prepared, FetchError> {
-    fs::create_dir_all(cache).map_err(cache_error(cache))?;
-    // Two of us must not fetch into one folder at the same time.
-    let lock_path = cache.join("lock");
-    let lock = File::create(&lock_path).map_err(cache_error(&lock_path))?;
-    lock.lock().map_err(cache_error(&lock_path))?;
-
+    let _lock = lock(cache)?;
     let of_kernel = recipe.flavour.architecture();
     let mut store = of_kernel.store(cache, recipe.refresh)?;
     let root = format!("linux-image-{}", recipe.flavour.name());

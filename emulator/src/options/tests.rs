@@ -144,6 +144,7 @@ fn optimisations_have_switches() {
         usual.grouping
             && usual.system_inline
             && usual.memory_inline
+            && usual.large_code
             && usual.pcid_tlb
             && usual.returns
             && usual.precise_flags
@@ -155,12 +156,13 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
             && !off.system_inline
             && !off.memory_inline
+            && !off.large_code
             && !off.pcid_tlb
             && !off.returns
             && !off.precise_flags

@@ -218,6 +218,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "large-code=on|off",
+        help: "translated code is on large host pages, where the host has protection keys",
+        set: |engine, text| {
+            engine.large_code = switch("large-code", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "pcid-tlb=on|off",
         help: "TLB entries of several address spaces are kept where the guest has PCIDs",
         set: |engine, text| {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ fn settings() -> Result<Settings> {
 }
 
 /// The machines to compare, ours first.
-fn machines(settings: &Settings) -> Vec<Machine> {
+fn machines(settings: &Settings, cache: &Path) -> Vec<Machine> {
     let program = kmemvisor();
     let mut machines = vec![Machine::ours(OURS, &program, 2, &settings.options)];
     if settings.single {
@@ -108,7 +108,7 @@ fn machines(settings: &Settings) -> Vec<Machine> {
         machines.push(Machine::ours("icount", &program, 2, &options));
     }
     if settings.peers {
-        let (peers, missing) = peers::find(&settings.qemu_options);
+        let (peers, missing) = peers::find(cache, &settings.qemu_options);
         for why in missing {
             eprintln!("bench: {why}");
         }
@@ -152,9 +152,9 @@ fn boot_shares(
 fn run() -> Result<()> {
     let settings = settings()?;
     let names = classes::select(&settings.only).map_err(anyhow::Error::msg)?;
-    let machines = machines(&settings);
-    let program = guests::build_guest_bench()?;
     let cache = debian::cache_directory().context("neither XDG_CACHE_HOME nor HOME is set")?;
+    let machines = machines(&settings, &cache);
+    let program = guests::build_guest_bench()?;
     let is_program = |name: &&str| PROGRAMS.iter().any(|program| program.name == *name);
     let (programs, small): (Vec<&'static str>, Vec<&'static str>) =
         names.iter().partition(|name| is_program(name));
