@@ -57,11 +57,8 @@ impl BlockCache {
         };
         let sizes = [block.size, block.cold_size];
         for (section, code) in code.iter_mut().enumerate() {
-            let from = self
-                .region()
-                .bytes(way.from[section], sizes[section] as usize);
-            code.clear();
-            code.extend_from_slice(from);
+            let len = sizes[section] as usize;
+            self.region().read(way.from[section], len, code);
         }
         way.adjust(code, marks);
         let place = |offset| way.place(offset, block.size);

@@ -58,7 +58,7 @@ const FOLLOWS_RIP: &[&[u8]] = &[
 /// Emits a case at both addresses, and copies the first.
 fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &Trampolines) {
     let [from, to] = code;
-    let region = CodeRegion::new(4 << 20).expect("memory for code");
+    let region = CodeRegion::new(4 << 20, false).expect("memory for code");
     let mut cache = BlockCache::new(region, CodeOffset(0x1000));
     let key = |rip| Key {
         physical: PHYSICAL,
