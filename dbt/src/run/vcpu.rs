@@ -433,7 +433,11 @@ impl Vcpu {
             mode,
             grouped,
         };
-        let found = self.cache.find(&key);
+        let found = match self.cache.find(&key) {
+            // What runs once only is not worth a copy either.
+            None if !self.visits.first(physical, rip) => self.move_here(key),
+            found => found,
+        };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
             return Ok(None);
         }
