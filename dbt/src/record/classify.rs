@@ -52,8 +52,12 @@ pub enum Kind {
     SystemCall,
     /// SYSRETQ.
     SystemReturn,
+    /// IRETQ at CPL 0.
+    InterruptReturn,
     /// STAC or CLAC at CPL 0: AC becomes this.
     UserPages(bool),
+    /// RDPKRU in 64-bit mode.
+    ReadKeyRights,
     /// MOV from CR0, CR2, CR3 or CR4 at CPL 0 of 64-bit code.
     ReadControl,
     /// RDFSBASE or RDGSBASE.
@@ -171,6 +175,7 @@ impl Classifier {
                 Mnemonic::Rdtsc | Mnemonic::Rdtscp => Kind::TimeStamp,
                 Mnemonic::Stac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(true),
                 Mnemonic::Clac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(false),
+                Mnemonic::Rdpkru if mode.has(Mode::CODE64) => Kind::ReadKeyRights,
                 Mnemonic::Mov
                     if insn.code() == Code::Mov_r64_cr
                         && matches!(insn.op1_register().number(), 0 | 2 | 3 | 4)
@@ -248,6 +253,7 @@ impl Classifier {
             FlowControl::IndirectCall if indirect_width(insn) == word => Kind::CallIndirect,
             _ => match (insn.mnemonic(), far_mode(insn, mode)) {
                 (Mnemonic::Syscall, Some(_)) => Kind::SystemCall,
+                (Mnemonic::Iretq, Some(_)) => Kind::InterruptReturn,
                 (_, Some(_)) => Kind::SystemReturn,
                 _ => Kind::Helper,
             },
@@ -285,11 +291,14 @@ fn flat(insn: &Instruction, operand: OpKind) -> bool {
     !based && (0..insn.op_count()).any(|index| insn.op_kind(index) == operand)
 }
 
-/// The mode in which emitted code arrives behind an instruction that changes the privilege.
+/// The mode in which emitted code arrives behind an instruction that changes the privilege, or
+/// may change it.
 pub fn far_mode(insn: &Instruction, mode: Mode) -> Option<Mode> {
     match insn.mnemonic() {
         Mnemonic::Syscall if mode.has(Mode::USER | Mode::CODE64) => Some(mode.after_syscall()),
-        Mnemonic::Sysretq if mode.has(Mode::RING0 | Mode::CODE64) => Some(mode.after_sysret()),
+        Mnemonic::Sysretq | Mnemonic::Iretq if mode.has(Mode::RING0 | Mode::CODE64) => {
+            Some(mode.after_sysret())
+        }
         _ => None,
     }
 }

@@ -103,7 +103,11 @@ pub fn mask(insns: &[Instruction], mut is: impl FnMut(usize, &Instruction) -> bo
 pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
     use CpuidFeature as F;
     match class.kind {
-        Kind::Helper | Kind::Branch | Kind::SystemCall | Kind::SystemReturn => true,
+        Kind::Helper
+        | Kind::Branch
+        | Kind::SystemCall
+        | Kind::SystemReturn
+        | Kind::InterruptReturn => true,
         _ if !precise => false,
         Kind::Plain(Operand::None) => {
             matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)

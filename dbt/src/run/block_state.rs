@@ -115,6 +115,8 @@ pub struct Exchange {
     pub crossing: [u64; 5],
     /// 512 bytes for instructions executed on a copy of their memory operand.
     pub bounce: Bounce,
+    /// The five words that IRETQ pops.
+    pub frame: [u64; 5],
 }
 
 /// A buffer for the memory operand of one instruction, with FXSAVE's alignment.
@@ -182,6 +184,10 @@ pub(crate) mod at {
     pub const CR2: i32 = offset_of!(CpuBlock, cpu.control.cr2) as i32;
     pub const CR3: i32 = offset_of!(CpuBlock, cpu.control.cr3) as i32;
     pub const CR4: i32 = offset_of!(CpuBlock, cpu.control.cr4) as i32;
+    pub const GDTR_BASE: i32 = offset_of!(CpuBlock, cpu.control.gdtr.base) as i32;
+    pub const GDTR_LIMIT: i32 = offset_of!(CpuBlock, cpu.control.gdtr.limit) as i32;
+    pub const PKRU: i32 = offset_of!(CpuBlock, cpu.control.pkru) as i32;
+    pub const NMI_MASKED: i32 = offset_of!(CpuBlock, cpu.nmi_masked) as i32;
     pub const STAR: i32 = offset_of!(CpuBlock, cpu.msrs.star) as i32;
     pub const LSTAR: i32 = offset_of!(CpuBlock, cpu.msrs.lstar) as i32;
     pub const FMASK: i32 = offset_of!(CpuBlock, cpu.msrs.fmask) as i32;
@@ -193,6 +199,7 @@ pub(crate) mod at {
     pub const TIME_SPAN: i32 = offset_of!(CpuBlock, cpu.time_line.span) as i32;
     pub const BOUNCE: i32 = offset_of!(CpuBlock, exchange.bounce) as i32;
     pub const BOUNCE_ADDRESS: i32 = offset_of!(CpuBlock, exchange.bounce_address) as i32;
+    pub const FRAME: i32 = offset_of!(CpuBlock, exchange.frame) as i32;
     pub const CROSSING: i32 = offset_of!(CpuBlock, exchange.crossing) as i32;
     pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
 

@@ -237,6 +237,7 @@ fn emit_once(
             | Kind::CallIndirect
             | Kind::SystemCall
             | Kind::SystemReturn
+            | Kind::InterruptReturn
     ) {
         emitter.exit_to(last.next_ip());
     }
@@ -569,6 +570,11 @@ impl Emitter<'_> {
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
             Kind::SystemReturn => self.system_return(index),
+            Kind::InterruptReturn => self.interrupt_return(index),
+            Kind::ReadKeyRights => {
+                self.read_key_rights(index, needed);
+                Ok(())
+            }
             Kind::UserPages(open) => self.user_pages(index, open),
             Kind::ReadControl => {
                 self.read_control(insn);

@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::registers::{T1, number};
-use crate::guest::flags::{AC, EFER_SCE, IOPL, RF, SYSTEM, TF};
+use crate::guest::flags::{AC, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
 use crate::guest::{Mode, Register as Guest, Segment, SegmentIndex};
 use crate::run::{UpcallKind, at};
 
@@ -16,11 +16,13 @@ const TSD_IN_BYTE_0: i8 = 1 << 2;
 /// CR4.FSGSBASE and RFLAGS.AC in byte 2 of their registers.
 const FSGSBASE_IN_BYTE_2: i8 = 1;
 const AC_IN_BYTE_2: i8 = 1 << 2;
+/// CR4.PKE there.
+const PKE_IN_BYTE_2: i8 = 1 << 6;
 /// The flags that SYSRET loads from R11 (SDM volume 2, SYSRET).
 const RETURNED: i32 = 0x3c_7fd7;
 
 /// The upper half of a segment register as SYSCALL and SYSRET load it, less the selector.
-fn flat_upper(kind: u16, level: u16) -> u64 {
+pub(super) fn flat_upper(kind: u16, level: u16) -> u64 {
     let attributes = kind
         | level << 5
         | Segment::PRESENT
@@ -119,8 +121,7 @@ impl Emitter<'_> {
 
     /// With RIP in T0: finds it in the jump cache of the mode in which the instruction arrives, and
     /// keeps where that is in host code.
-    fn look_up_far_jump(&mut self, miss: dynasmrt::DynamicLabel) -> Result<(), Unencodable> {
-        let cache = self.target.far_jump_cache.ok_or(Unencodable)?;
+    pub(super) fn look_up_far_jump(&mut self, cache: usize, miss: dynasmrt::DynamicLabel) {
         self.look_up_jump_in(cache, miss);
         let host = at::jumps(cache) + 8;
         dynasm!(self.ops
@@ -128,11 +129,10 @@ impl Emitter<'_> {
             ; gs mov rsi, [rdi + host]
             ; gs mov [at::SCRATCH], rsi
         );
-        Ok(())
     }
 
     /// Loads all flags with T1, whose bits 31 to 22 and reserved ones are zero.
-    fn load_flags(&mut self) {
+    pub(super) fn load_flags(&mut self) {
         const KEPT: i32 = SYSTEM as i32;
         dynasm!(self.ops
             ; .arch x64
@@ -158,7 +158,7 @@ impl Emitter<'_> {
     }
 
     /// Loads CS and SS with flat segments; the selectors are in T1 and T0.
-    fn load_flat(&mut self, level: u16) {
+    pub(super) fn load_flat(&mut self, level: u16) {
         for (segment, from, upper) in [
             (
                 SegmentIndex::Cs,
@@ -182,7 +182,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn arrive(&mut self, mode: Mode) {
+    pub(super) fn arrive(&mut self, mode: Mode) {
         dynasm!(self.ops
             ; .arch x64
             ; gs mov DWORD [at::MODE], mode.0 as i32
@@ -197,9 +197,7 @@ impl Emitter<'_> {
         index: usize,
         insn: &Instruction,
     ) -> Result<(), Unencodable> {
-        if self.target.far_jump_cache.is_none() {
-            return Err(Unencodable);
-        }
+        let cache = self.target.far_jump_cache.ok_or(Unencodable)?;
         const { assert!(EFER_SCE == 1) };
         self.flags_to_saved();
         let instead = self.interpret_instead(index);
@@ -216,7 +214,7 @@ impl Emitter<'_> {
             );
         }
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [at::LSTAR]);
-        self.look_up_far_jump(instead)?;
+        self.look_up_far_jump(cache, instead);
         self.load_code_address(Register::RCX, insn.next_ip());
         self.flags_image(!RF);
         dynasm!(self.ops
@@ -242,9 +240,7 @@ impl Emitter<'_> {
     /// SYSRETQ to a canonical address, with nothing in R11 that would call for another mode, and
     /// no interrupt that waits for IF.
     pub(super) fn system_return(&mut self, index: usize) -> Result<(), Unencodable> {
-        if self.target.far_jump_cache.is_none() {
-            return Err(Unencodable);
-        }
+        let cache = self.target.far_jump_cache.ok_or(Unencodable)?;
         self.flags_to_saved();
         let instead = self.interpret_instead(index);
         let unusual = (TF | AC | IOPL) as i32;
@@ -264,7 +260,7 @@ impl Emitter<'_> {
             ; jne =>instead
         );
         const { assert!(Guest::RCX == 1) };
-        self.look_up_far_jump(instead)?;
+        self.look_up_far_jump(cache, instead);
         dynasm!(self.ops
             ; .arch x64
             ; gs mov edi, [at::gpr(11)]
@@ -296,6 +292,22 @@ impl Emitter<'_> {
         };
         dynasm!(self.ops ; .arch x64 ; gs mov rdi, [register]);
         self.store_guest(number(insn.op0_register()), T1);
+    }
+
+    /// RDPKRU, where the kernel has switched protection keys on.
+    pub(super) fn read_key_rights(&mut self, index: usize, needed: bool) {
+        const { assert!(CR4_PKE == 1 << 22) };
+        self.spoil_flags_and(1 << Guest::RAX | 1 << Guest::RDX, needed);
+        let instead = self.interpret_instead(index);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs test BYTE [at::CR4 + 2], PKE_IN_BYTE_2
+            ; jz =>instead
+            ; test ecx, ecx
+            ; jnz =>instead
+            ; gs mov eax, [at::PKRU]
+            ; xor edx, edx
+        );
     }
 
     /// The base that RDFSBASE and its kin name, behind a check that the kernel allows them.

@@ -114,6 +114,7 @@ impl Effect {
                     | Kind::PushFlags
                     | Kind::SystemCall
                     | Kind::SystemReturn
+                    | Kind::InterruptReturn
             ),
         }
     }

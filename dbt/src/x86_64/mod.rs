@@ -11,6 +11,7 @@ mod encoding;
 mod exits;
 mod fast_call;
 mod flags;
+mod interrupt_return;
 mod memory;
 pub mod moving;
 mod places;

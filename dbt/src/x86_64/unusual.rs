@@ -15,7 +15,12 @@ use crate::run::at;
 
 impl Emitter<'_> {
     /// Turns the linear address in T0 into a host address, if the TLB has its page.
-    fn translate_linear(&mut self, size: u32, write: bool, miss: dynasmrt::DynamicLabel) {
+    pub(super) fn translate_linear(
+        &mut self,
+        size: u32,
+        write: bool,
+        miss: dynasmrt::DynamicLabel,
+    ) {
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;

@@ -376,6 +376,11 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             }),
             Case::new("a system call", |a| a.syscall()),
             Case::new("the return from one", |a| a.sysretq()).kernel(),
+            Case::new("the return from an interrupt", |a| a.iretq()).kernel(),
+            Case::new("the rights by protection key", |a| {
+                a.rdpkru()?;
+                a.xor(ebx, ebx)
+            }),
             Case::new("user pages opened", |a| a.stac()).kernel(),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
         ],

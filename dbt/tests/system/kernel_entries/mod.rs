@@ -1,6 +1,7 @@
 //! The ways into the kernel and back that emitted code goes by itself: round after round, they do
 //! what the interpreter does, and what is unusual about them is left to it.
 
+mod frames;
 mod programs;
 
 use std::cell::Cell;
@@ -226,7 +227,7 @@ impl Case {
 
 #[test]
 fn emitted_code_goes_as_the_interpreter_does() {
-    for case in programs::cases() {
+    for case in programs::cases().iter().chain(&frames::cases()) {
         case.check();
     }
 }

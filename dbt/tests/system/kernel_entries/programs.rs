@@ -7,7 +7,7 @@ use iced_x86::code_asm::*;
 use super::{Case, DATA, ENTRY, KERNEL, RAISE};
 
 /// A system call, with other flags in each round.
-fn calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub fn calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut again = a.create_label();
     a.set_label(&mut again)?;
     a.add(eax, 0x1357)?;
@@ -26,7 +26,7 @@ fn calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// What a handler sees goes into R13 and R14.
-fn look(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub fn look(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.pushfq()?;
     a.pop(rdx)?;
     a.add(r13, rdx)?;
@@ -304,6 +304,50 @@ pub fn cases() -> Vec<Case> {
                 cpu.control.cr4 |= CR4_FSGSBASE;
                 cpu.gpr[7] = 5;
             },
+            inline: false,
+        },
+        Case {
+            what: "rights by protection key",
+            user: |a| {
+                // In each sixteenth round ECX is not zero, and RDPKRU faults.
+                let mut again = a.create_label();
+                let mut usual = a.create_label();
+                a.set_label(&mut again)?;
+                a.xor(ecx, ecx)?;
+                a.inc(rbx)?;
+                a.test(ebx, 15)?;
+                a.jnz(usual)?;
+                a.inc(ecx)?;
+                a.set_label(&mut usual)?;
+                a.rdpkru()?;
+                a.add(r15, rax)?;
+                a.lea(rax, qword_ptr(rbx + rdx))?;
+                a.mov(rdx, rax)?;
+                a.rol(r15, 5)?;
+                a.jmp(again)
+            },
+            kernel: returns,
+            prepare: |cpu| {
+                cpu.control.cr4 |= CR4_PKE;
+                cpu.control.pkru = 0x5555_5554;
+                // The length of RDPKRU.
+                cpu.gpr[7] = 3;
+            },
+            inline: true,
+        },
+        Case {
+            what: "protection keys are off",
+            user: |a| {
+                let mut again = a.create_label();
+                a.set_label(&mut again)?;
+                a.xor(ecx, ecx)?;
+                a.rdpkru()?;
+                a.add(r15, rax)?;
+                a.inc(rax)?;
+                a.jmp(again)
+            },
+            kernel: returns,
+            prepare: |cpu| cpu.gpr[7] = 3,
             inline: false,
         },
         Case {
