@@ -10,7 +10,7 @@ use super::extension::{simd_exception, x87_live};
 use super::{Access, Context, address};
 use crate::cache::{CodeOffset, CodeRegion};
 use crate::guest::{CpuState, Exception, Mode, flags};
-use crate::record::classify::{Class, Classifier, Kind, Operand};
+use crate::record::classify::{Class, Classifier, Operand};
 use crate::run::{self, CpuBlock, FaultSite, GsBase, OwnedBlock, Upcall};
 use crate::x86_64::{Emitter, Target, Trampolines, Workshop, emit_trampolines};
 
@@ -130,10 +130,9 @@ fn execute_with(
     cx: &mut Context<'_>,
     insn: &Instruction,
 ) -> Result<(), Exception> {
-    let class = engine.classifier.classify(insn, cx.cpu.mode);
-    let Kind::Plain(operand) = class.kind else {
-        return Err(Exception::invalid_opcode());
-    };
+    let mode = cx.cpu.mode.without_noting();
+    let class = engine.classifier.classify(insn, mode);
+    let operand = class.on_host().ok_or(Exception::invalid_opcode())?;
     let mut linear = None;
     let mut offset = 0;
     let size = insn.memory_size().size();
@@ -158,12 +157,12 @@ fn execute_with(
         bounce[offset..offset + size].copy_from_slice(&bytes[..size]);
         linear = writes.then_some(at);
     }
-    let key = (*insn, cx.cpu.mode);
+    let key = (*insn, mode);
     let start = match engine.snippets.get(&key) {
         Some(&start) => start,
         None => {
             let start = engine
-                .snippet(insn, &class, cx.cpu.mode)
+                .snippet(insn, &class, mode)
                 .ok_or(Exception::invalid_opcode())?;
             engine.snippets.insert(key, start);
             start

@@ -37,7 +37,7 @@ pub use block_state::{
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use host::{GsBase, host_counter, load_x87, peek_x87, store_x87};
+pub(crate) use host::{GsBase, host_counter, load_x87, peek_x87, store_x87, x87_words};
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub use interpreting::Vcpu;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]

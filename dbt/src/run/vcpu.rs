@@ -19,7 +19,7 @@ use crate::guest::{CpuState, Exception, Mode};
 use crate::interpret::extension::{Portable, set_x87_live};
 use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
-use crate::interpret::{self, Context};
+use crate::interpret::{self, Context, follow_x87_control};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
 use crate::x86_64::{self, Trampolines, Workshop, translatable};
@@ -183,6 +183,8 @@ impl Vcpu {
     pub fn run(&mut self) -> Stop {
         let _gs = GsBase::set(self.block.as_ptr() as u64);
         let _portable = Portable::set(self.options.portable);
+        // The image may come from anywhere.
+        follow_x87_control(self.cpu_mut());
         if self.options.portable {
             // Nothing runs on the host processor: its x87 registers are not needed.
             return self.dispatch();
