@@ -16,4 +16,5 @@ mod protection_keys;
 mod remapping;
 mod transfers;
 mod translation;
+mod x87_exceptions;
 mod x87_pointers;
