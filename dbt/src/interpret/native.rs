@@ -7,7 +7,7 @@ use iced_x86::Instruction;
 use rustc_hash::FxHashMap;
 
 use super::extension::{simd_exception, x87_live};
-use super::{Access, Context, address};
+use super::{Access, Context, address, vector};
 use crate::cache::{CodeOffset, CodeRegion};
 use crate::guest::{CpuState, Exception, Mode, flags};
 use crate::record::classify::{Class, Classifier, Operand};
@@ -149,9 +149,11 @@ fn execute_with(
         // The operand keeps its alignment, which some instructions insist on.
         offset = (at.0 & 63) as usize;
         let mut bytes = [0u8; 64];
-        // What an x87 store leaves alone for an exception stays as it is.
-        if operand != Operand::Write {
-            cx.load_bytes(at, &mut bytes[..size])?;
+        match operand {
+            Operand::Write => {}
+            // The copies that emitted code writes are equal whether or not it stores.
+            Operand::WriteOnce => cx.load_area(at, &mut bytes[..size])?,
+            _ => cx.load_bytes(at, &mut bytes[..size])?,
         }
         let bounce = &mut engine.block.get_mut().exchange.bounce.0;
         bounce[offset..offset + size].copy_from_slice(&bytes[..size]);
@@ -192,7 +194,9 @@ fn execute_with(
     }
     let arithmetic = unpack_flags(exchange.saved_flags);
     let result = exchange.bounce.0;
-    if let Some(at) = linear {
+    if let Some(at) = linear
+        && !(operand == Operand::WriteOnce && vector::x87_store_refused(cx.cpu))
+    {
         cx.store_bytes(at, &result[offset..offset + size])?;
     }
     cx.cpu.gpr = block.cpu.gpr;

@@ -5,6 +5,7 @@ mod cases;
 mod common;
 
 mod control;
+mod data_breakpoints;
 mod delivery;
 mod faults;
 mod identity;

@@ -179,6 +179,14 @@ pub fn pending(cpu: &CpuState) -> bool {
     status & !control & 0x3f != 0
 }
 
+/// Whether the x87 store that has just been executed left memory alone: any unmasked exception but
+/// #P prevents it (SDM volume 1, 8.5).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub fn store_refused(cpu: &CpuState) -> bool {
+    let (control, status) = words(cpu);
+    status & !control & 0x1f != 0
+}
+
 /// FCW may have changed: the mode says whether exceptions are to be noted.
 pub fn follow_control(cpu: &mut CpuState) {
     let unmasked = u8::from(!words(cpu).0 & 0x3f != 0);
