@@ -2,9 +2,6 @@
 //! `fdp-excptn-only`): in the interpreter, in the translator, in portable code, and on a host that
 //! does likewise.
 
-use std::arch::asm;
-use std::arch::x86_64::__cpuid_count;
-
 use dbt::guest::flags::*;
 use dbt::guest::{SegmentIndex, X87Pointers};
 use dbt::{EngineOptions, Stop, Vcpu};
@@ -139,15 +136,6 @@ fn program(case: &Case) -> (Vec<u8>, u64) {
 fn opcode(insn: &[u8]) -> u16 {
     let first = insn.iter().position(|byte| byte & 0xf8 == 0xd8).unwrap();
     u16::from(insn[first] & 7) << 8 | u16::from(insn[first + 1])
-}
-
-fn area_pointers(area: &[u8]) -> X87Pointers {
-    let word = |at: usize| u64::from_le_bytes(area[at..at + 8].try_into().unwrap());
-    X87Pointers {
-        instruction: word(8),
-        operand: word(16),
-        opcode: (word(0) >> 48) as u16,
-    }
 }
 
 /// Every engine: interpreting, translating, interpreting in portable code.
@@ -314,71 +302,89 @@ fn modes_follow_the_control_word() {
     }
 }
 
-/// A page of host code.
-struct Page(u64);
+/// The host as the oracle.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod host {
+    use std::arch::asm;
+    use std::arch::x86_64::__cpuid_count;
 
-impl Page {
-    fn with(code: &[u8]) -> Page {
-        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping, which is longer than any of the programs.
-        unsafe {
-            let at = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
-            assert_ne!(at, libc::MAP_FAILED);
-            at.cast::<u8>()
-                .copy_from_nonoverlapping(code.as_ptr(), code.len());
-            Page(at as u64)
+    use super::*;
+
+    fn area_pointers(area: &[u8]) -> X87Pointers {
+        let word = |at: usize| u64::from_le_bytes(area[at..at + 8].try_into().unwrap());
+        X87Pointers {
+            instruction: word(8),
+            operand: word(16),
+            opcode: (word(0) >> 48) as u16,
         }
     }
-}
 
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this page's own.
-        unsafe { libc::munmap(self.0 as *mut _, 4096) };
-    }
-}
+    /// A page of host code.
+    struct Page(u64);
 
-/// The host agrees, if it says that it does as the guest's processor: pages with the same code
-/// and operands.
-#[test]
-fn the_host_notes_the_same() {
-    let intel = __cpuid_count(0, 0).ebx == u32::from_le_bytes(*b"Genu");
-    if !intel || __cpuid_count(7, 0).ebx >> 6 & 1 == 0 {
-        return;
-    }
-    for case in CASES {
-        let (mut code, at) = program(case);
-        code.push(0xc3);
-        let page = Page::with(&code);
-        #[repr(align(16))]
-        struct Memory([u8; 0x300]);
-        let mut memory = Memory([0; 0x300]);
-        memory.0[..96].copy_from_slice(&data());
-        memory.0[0xfe..0x100].copy_from_slice(&(0x37f & !case.2).to_le_bytes());
-        let base = memory.0.as_mut_ptr() as u64;
-        // SAFETY: the code ends with RET, stores within `memory`, and leaves the x87 in use, which
-        // FNINIT ends.
-        unsafe {
-            asm!(
-                "push rbx",
-                "mov rbx, {base}",
-                "call {code}",
-                "pop rbx",
-                "fninit",
-                base = in(reg) base,
-                code = in(reg) page.0,
-                in("rsi") 8,
-                in("rdi") base + 0x100,
-                clobber_abi("C"),
-            );
+    impl Page {
+        fn with(code: &[u8]) -> Page {
+            let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: a new mapping, which is longer than any of the programs.
+            unsafe {
+                let at = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+                assert_ne!(at, libc::MAP_FAILED);
+                at.cast::<u8>()
+                    .copy_from_nonoverlapping(code.as_ptr(), code.len());
+                Page(at as u64)
+            }
         }
-        let found = area_pointers(&memory.0[0x100..]);
-        let expected = X87Pointers {
-            instruction: page.0 + at,
-            operand: case.3.map_or(0, |offset| base + u64::from(offset)),
-            opcode: opcode(case.1),
-        };
-        assert_eq!(found, expected, "{case:x?}");
+    }
+
+    impl Drop for Page {
+        fn drop(&mut self) {
+            // SAFETY: the mapping is this page's own.
+            unsafe { libc::munmap(self.0 as *mut _, 4096) };
+        }
+    }
+
+    /// The host agrees, if it says that it does as the guest's processor: pages with the same code
+    /// and operands.
+    #[test]
+    fn the_host_notes_the_same() {
+        let intel = __cpuid_count(0, 0).ebx == u32::from_le_bytes(*b"Genu");
+        if !intel || __cpuid_count(7, 0).ebx >> 6 & 1 == 0 {
+            return;
+        }
+        for case in CASES {
+            let (mut code, at) = program(case);
+            code.push(0xc3);
+            let page = Page::with(&code);
+            #[repr(align(16))]
+            struct Memory([u8; 0x300]);
+            let mut memory = Memory([0; 0x300]);
+            memory.0[..96].copy_from_slice(&data());
+            memory.0[0xfe..0x100].copy_from_slice(&(0x37f & !case.2).to_le_bytes());
+            let base = memory.0.as_mut_ptr() as u64;
+            // SAFETY: the code ends with RET, stores within `memory`, and leaves the x87 in use, which
+            // FNINIT ends.
+            unsafe {
+                asm!(
+                    "push rbx",
+                    "mov rbx, {base}",
+                    "call {code}",
+                    "pop rbx",
+                    "fninit",
+                    base = in(reg) base,
+                    code = in(reg) page.0,
+                    in("rsi") 8,
+                    in("rdi") base + 0x100,
+                    clobber_abi("C"),
+                );
+            }
+            let found = area_pointers(&memory.0[0x100..]);
+            let expected = X87Pointers {
+                instruction: page.0 + at,
+                operand: case.3.map_or(0, |offset| base + u64::from(offset)),
+                opcode: opcode(case.1),
+            };
+            assert_eq!(found, expected, "{case:x?}");
+        }
     }
 }
