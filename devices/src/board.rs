@@ -7,6 +7,7 @@ use crate::bus::{AddressMap, PortMap, Range};
 use crate::clock::NEVER;
 use crate::debug_ports::{DebugExit, DebugPorts};
 use crate::fw_cfg::FwCfg;
+use crate::host_bridge::{HostBridge, SEGMENTS, Segment};
 use crate::hpet::{self, Hpet};
 use crate::i8042::I8042;
 use crate::ioapic::IoApic;
@@ -32,6 +33,7 @@ pub struct Board {
     pub(crate) i8042: I8042,
     pub(crate) pm: AcpiPm,
     pub(crate) hpet: Option<Hpet>,
+    pub(crate) host_bridge: Option<HostBridge>,
     pub(crate) debug: DebugPorts,
     pub(crate) fw_cfg: FwCfg,
     pub(crate) test: TestDevice,
@@ -71,6 +73,7 @@ impl Board {
                 Chip::Serial(number) => config.serials[usize::from(number & 3)].is_some(),
                 Chip::I8042Data | Chip::I8042Command => config.i8042,
                 Chip::Hpet => config.hpet,
+                Chip::PciData => config.host_bridge,
                 Chip::TestPorts | Chip::TestLines | Chip::TestMemory => config.test_device,
                 _ => true,
             };
@@ -114,6 +117,7 @@ impl Board {
                 target: Chip::DebugExit,
             })?;
         }
+        let has_serial = config.serials[0].is_some();
         let mut board = Board {
             ports,
             addresses,
@@ -126,8 +130,9 @@ impl Board {
             i8042: I8042::new(),
             pm: AcpiPm::new(config.wide_pm_timer),
             hpet: config.hpet.then(Hpet::new),
+            host_bridge: config.host_bridge.then(HostBridge::new),
             debug: DebugPorts::new(config.debug_console),
-            fw_cfg: FwCfg::new(config.ram_size, 1),
+            fw_cfg: FwCfg::new(config.ram_size, 1, has_serial),
             test: TestDevice::new(config.test_device),
             drivers: [0; 24],
             lapic_page: u64::MAX,
@@ -192,6 +197,11 @@ impl Board {
     pub fn raise_corrected_machine_check(&mut self) {
         self.lapic.raise_local(Lvt::Cmci);
         self.refresh();
+    }
+
+    /// What is between 768 KiB and 1 MiB, if the host bridge has changed it since the last call.
+    pub fn take_shadow_change(&mut self) -> Option<[Segment; SEGMENTS]> {
+        self.host_bridge.as_mut()?.take_change()
     }
 
     /// CR8 (bits 7 to 4 of the task priority).

@@ -5,6 +5,7 @@ use crate::acpi_pm::Request;
 use crate::board::{Board, SOURCE_MAIN, SOURCE_TEST};
 use crate::board_config::BoardEvent;
 use crate::debug_ports::DebugExit;
+use crate::host_bridge::HostBridge;
 use crate::lapic::{Effect, GeneralProtection};
 use crate::wiring::{Chip, IRQ_FERR};
 
@@ -89,7 +90,15 @@ impl Board {
             }
             Chip::SmiCommand => self.pm.read_smi(offset),
             Chip::PciAddress if size == 1 && offset == 1 => self.pm.read_reset(),
-            Chip::PciAddress => return u32::MAX,
+            Chip::PciAddress => {
+                let whole = size == 4 && offset == 0;
+                let bridge = self.host_bridge.as_ref().filter(|_| whole);
+                return bridge.map_or(u32::MAX, HostBridge::read_address);
+            }
+            Chip::PciData => {
+                let bridge = self.host_bridge.as_ref();
+                return bridge.map_or(u32::MAX, |bridge| bridge.read_data(offset, size));
+            }
             Chip::PmBlock => {
                 let value = self.pm.read(now, offset, size);
                 self.sync_pm();
@@ -153,6 +162,15 @@ impl Board {
                 if size == 1 && offset == 1 {
                     let request = self.pm.write_reset(byte);
                     self.obey(request);
+                } else if size == 4
+                    && let Some(bridge) = &mut self.host_bridge
+                {
+                    bridge.write_address(value);
+                }
+            }
+            Chip::PciData => {
+                if let Some(bridge) = &mut self.host_bridge {
+                    bridge.write_data(offset, size, value);
                 }
             }
             Chip::PmBlock => {

@@ -30,6 +30,8 @@ pub struct BoardConfig {
     pub hpet: bool,
     /// Keyboard controller with keyboard and mouse.
     pub i8042: bool,
+    /// The host bridge, which firmware needs: PCI configuration space, and RAM in place of ROM.
+    pub host_bridge: bool,
     /// The PM timer counts 32 bits instead of 24.
     pub wide_pm_timer: bool,
     /// 0x20, or 0x11 for an I/O APIC without EOI register.
@@ -51,6 +53,7 @@ impl Default for BoardConfig {
             test_device: false,
             hpet: true,
             i8042: true,
+            host_bridge: false,
             wide_pm_timer: false,
             ioapic_version: 0x20,
             physical_address_bits: 40,
@@ -70,6 +73,7 @@ impl fmt::Debug for BoardConfig {
             .field("test_device", &self.test_device)
             .field("hpet", &self.hpet)
             .field("i8042", &self.i8042)
+            .field("host_bridge", &self.host_bridge)
             .finish_non_exhaustive()
     }
 }

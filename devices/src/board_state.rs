@@ -3,7 +3,8 @@
 use crate::board::Board;
 use crate::board_config::BoardEvent;
 use crate::{
-    acpi_pm, debug_ports, fw_cfg, hpet, i8042, ioapic, lapic, pic, pit, rtc, serial, testdev,
+    acpi_pm, debug_ports, fw_cfg, host_bridge, hpet, i8042, ioapic, lapic, pic, pit, rtc, serial,
+    testdev,
 };
 
 /// State of every chip and wire. What is derived from it is not in it.
@@ -27,6 +28,8 @@ pub struct State {
     pub pm: acpi_pm::State,
     /// Event timer.
     pub hpet: Option<hpet::State>,
+    /// Host bridge.
+    pub host_bridge: Option<host_bridge::State>,
     /// Debug ports.
     pub debug: debug_ports::State,
     /// Firmware configuration.
@@ -59,6 +62,7 @@ impl Board {
             i8042: self.i8042.save(),
             pm: self.pm.save(),
             hpet: self.hpet.as_ref().map(|hpet| hpet.save()),
+            host_bridge: self.host_bridge.as_ref().map(|bridge| bridge.save()),
             debug: self.debug.save(),
             fw_cfg: self.fw_cfg.save(),
             test: self.test.save(),
@@ -86,6 +90,9 @@ impl Board {
         self.pm.restore(&state.pm);
         if let (Some(hpet), Some(state)) = (&mut self.hpet, &state.hpet) {
             hpet.restore(state);
+        }
+        if let (Some(bridge), Some(state)) = (&mut self.host_bridge, &state.host_bridge) {
+            bridge.restore(state);
         }
         self.debug.restore(&state.debug);
         self.fw_cfg.restore(&state.fw_cfg);

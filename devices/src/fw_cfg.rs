@@ -10,6 +10,14 @@ const RAM_SIZE: u16 = 0x03;
 const PROCESSORS: u16 = 0x05;
 const MOST_PROCESSORS: u16 = 0x0F;
 const FILE_DIRECTORY: u16 = 0x19;
+/// The first file.
+const FIRST_FILE: u16 = 0x20;
+
+/// Tells firmware to use the first serial port as its console: there is no screen.
+const CONSOLE: &[u8] = b"etc/sercon-port";
+const CONSOLE_PORT: [u8; 8] = 0x3F8u64.to_le_bytes();
+const DIRECTORY_ENTRY: usize = 64;
+const NAME: usize = 8;
 
 /// What the device remembers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,15 +34,27 @@ pub struct FwCfg {
     state: State,
     ram_size: u64,
     processors: u16,
+    /// Number of files, entries of 64 bytes: size, item, zero, name; big-endian.
+    directory: Vec<u8>,
 }
 
 impl FwCfg {
-    /// A device that tells of so many bytes of RAM and so many processors.
-    pub fn new(ram_size: u64, processors: u16) -> FwCfg {
+    /// A device that tells of so many bytes of RAM, so many processors, and maybe a console.
+    pub fn new(ram_size: u64, processors: u16, serial_console: bool) -> FwCfg {
+        let mut directory = vec![0; 4];
+        if serial_console {
+            directory[3] = 1;
+            let mut entry = [0; DIRECTORY_ENTRY];
+            entry[..4].copy_from_slice(&(CONSOLE_PORT.len() as u32).to_be_bytes());
+            entry[4..6].copy_from_slice(&FIRST_FILE.to_be_bytes());
+            entry[NAME..NAME + CONSOLE.len()].copy_from_slice(CONSOLE);
+            directory.extend(entry);
+        }
         FwCfg {
             state: State::default(),
             ram_size,
             processors,
+            directory,
         }
     }
 
@@ -68,8 +88,8 @@ impl FwCfg {
             FEATURES => &[1, 0, 0, 0],
             RAM_SIZE => &ram_size,
             PROCESSORS | MOST_PROCESSORS => &processors,
-            // No files.
-            FILE_DIRECTORY => &[0; 4],
+            FILE_DIRECTORY => &self.directory,
+            FIRST_FILE if self.directory.len() > 4 => &CONSOLE_PORT,
             _ => &[],
         };
         let byte = item.get(self.state.offset as usize).copied();
@@ -89,7 +109,7 @@ mod tests {
 
     #[test]
     fn tells_the_size_of_the_machine() {
-        let mut device = FwCfg::new(0x1_2345_6000, 3);
+        let mut device = FwCfg::new(0x1_2345_6000, 3, false);
         assert_eq!(item(&mut device, SIGNATURE, 5), b"QEMU\0");
         assert_eq!(
             item(&mut device, RAM_SIZE, 8),
@@ -97,15 +117,29 @@ mod tests {
         );
         assert_eq!(item(&mut device, PROCESSORS, 2), [3, 0]);
         assert_eq!(item(&mut device, 0xFFFF, 2), [0, 0]);
+        assert_eq!(item(&mut device, FILE_DIRECTORY, 4), [0; 4]);
+        assert_eq!(item(&mut device, FIRST_FILE, 8), [0; 8]);
+    }
+
+    #[test]
+    fn names_the_console() {
+        let mut device = FwCfg::new(1 << 20, 1, true);
+        let directory = item(&mut device, FILE_DIRECTORY, 4 + DIRECTORY_ENTRY + 1);
+        assert_eq!(directory[..12], [0, 0, 0, 1, 0, 0, 0, 8, 0, 0x20, 0, 0]);
+        assert_eq!(directory[12..28], *b"etc/sercon-port\0");
+        assert_eq!(
+            item(&mut device, FIRST_FILE, 9),
+            [0xF8, 3, 0, 0, 0, 0, 0, 0, 0]
+        );
     }
 
     #[test]
     fn restores_what_was_saved() {
-        let mut device = FwCfg::new(1 << 20, 1);
+        let mut device = FwCfg::new(1 << 20, 1, true);
         device.select(RAM_SIZE);
         device.read();
         let saved = device.save();
-        let mut other = FwCfg::new(1 << 20, 1);
+        let mut other = FwCfg::new(1 << 20, 1, true);
         assert_ne!(other.save(), saved);
         other.restore(&saved);
         assert_eq!(other.save(), saved);

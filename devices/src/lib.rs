@@ -19,6 +19,7 @@ pub mod calendar;
 pub mod clock;
 pub mod debug_ports;
 pub mod fw_cfg;
+pub mod host_bridge;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;

@@ -1,7 +1,7 @@
 //! The one table of the board: which chip answers where, and on which line it
 //! interrupts.
 
-use crate::{acpi_pm, fw_cfg, hpet, ioapic, testdev};
+use crate::{acpi_pm, fw_cfg, host_bridge, hpet, ioapic, testdev};
 
 /// Whom an access is for. Ranges of one chip that differ in meaning are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub(crate) enum Chip {
     Serial(u8),
     SmiCommand,
     PciAddress,
+    PciData,
     PmBlock,
     Gpe,
     DebugConsole,
@@ -126,13 +127,14 @@ pub(crate) const ROWS: &[Row] = &[
         acpi_pm::PM_BASE,
         acpi_pm::PM_LENGTH,
     ),
-    // The reset register is inside what would be the PCI address register.
+    // The reset register is inside the PCI address register.
     wide(
         "PCI address and reset control",
         Chip::PciAddress,
-        acpi_pm::RESET_PORT - 1,
+        host_bridge::ADDRESS_PORT,
         4,
     ),
+    wide("PCI data", Chip::PciData, host_bridge::DATA_PORT, 4),
     bytes(
         "unit-test interrupt lines",
         Chip::TestLines,

@@ -43,6 +43,8 @@ pub enum BootError {
 
 const FOUR_GIB: u64 = 4 << 30;
 const ONE_MIB: u64 = 1 << 20;
+/// Where adapters and firmware have their ROMs, up to 1 MiB.
+const ROM_AREA: u64 = 0xC_0000;
 /// The part of the ROM that is also below 1 MiB.
 const LOW_ROM_LIMIT: usize = 128 << 10;
 const ROM_LIMIT: usize = 16 << 20;
@@ -51,6 +53,12 @@ impl Boot {
     /// Whether the machine's own ACPI tables are to be in memory.
     pub fn wants_acpi_tables(&self) -> bool {
         matches!(self, Boot::Kernel { .. })
+    }
+
+    /// Whether there is to be a host bridge: a kernel that is started without firmware finds a
+    /// machine without PCI.
+    pub fn wants_host_bridge(&self) -> bool {
+        matches!(self, Boot::Firmware(_))
     }
 
     /// Places everything in memory, and the processor at the entry.
@@ -108,7 +116,9 @@ fn load_firmware(vcpu: &mut Vcpu, path: &Path) -> Result<(), BootError> {
     vcpu.mem
         .store(at, low)
         .map_err(|reason| error(reason.to_string()))?;
-    vcpu.mem.write_protect(at, low.len() as u64);
+    // Until the host bridge says otherwise, nothing from here to 1 MiB can be written.
+    let area = GuestPhys(ROM_AREA);
+    vcpu.mem.set_write_protected(area, ONE_MIB - ROM_AREA, true);
     vcpu.mem
         .add_rom(GuestPhys(FOUR_GIB - size as u64), &image)
         .map_err(rom)

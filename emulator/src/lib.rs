@@ -19,5 +19,6 @@ pub mod pc;
 pub mod pvh;
 pub mod report;
 pub mod session;
+pub mod shadow;
 pub mod tracing_setup;
 pub mod wake;

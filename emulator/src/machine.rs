@@ -16,6 +16,7 @@ use crate::console_watch::ConsoleWatch;
 use crate::inject::Injector;
 use crate::pc::{Pc, SharedPc};
 use crate::report::Report;
+use crate::shadow::Shadow;
 use crate::wake::{Kicker, Waker};
 
 /// What a machine is made of.
@@ -164,6 +165,7 @@ impl Machine {
             event: None,
             kicker: Kicker::default(),
             a20: true,
+            shadow: Shadow::default(),
         }));
         let platform = Box::new(SharedPc(pc.clone()));
         let portable = config.engine.portable;

@@ -9,6 +9,7 @@ use devices::{Board, BoardEvent};
 use mmu::{GuestPhys, PhysMem};
 
 use crate::clock::Clock;
+use crate::shadow::Shadow;
 use crate::wake::{Kicker, Waker};
 
 /// The machine around the processor: board, clock, timer.
@@ -35,6 +36,8 @@ pub struct Pc {
     pub kicker: Kicker,
     /// The gate of address line 20 as the processor last heard of it.
     pub a20: bool,
+    /// What the host bridge has hidden below 1 MiB.
+    pub shadow: Shadow,
 }
 
 /// Ports of the serial controllers, COM4 to COM1.
@@ -126,10 +129,23 @@ impl Platform for SharedPc {
         value
     }
 
-    fn port_write(&mut self, _: &mut PhysMem, instructions: u64, port: u16, size: u8, value: u32) {
+    fn port_write(
+        &mut self,
+        mem: &mut PhysMem,
+        instructions: u64,
+        port: u16,
+        size: u8,
+        value: u32,
+    ) {
         let mut pc = self.0.borrow_mut();
         let now = pc.clock.now(instructions);
         pc.board.port_write(now, port, size, value);
+        if let Some(segments) = pc.board.take_shadow_change() {
+            // Only a page of which no copy is left refuses; its loss has been noted.
+            if let Err(error) = pc.shadow.apply(mem, &segments) {
+                tracing::warn!(%error, "memory below 1 MiB does not change sides");
+            }
+        }
         if pc.flush_at == u64::MAX
             && (SERIAL_PORTS.contains(&port) || pc.board.is_debug_console(port))
         {

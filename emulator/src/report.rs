@@ -54,6 +54,8 @@ pub struct Report {
 pub struct Translation {
     /// Blocks translated.
     pub translated: u64,
+    /// Translations copied for the same code at another address.
+    pub moved: u64,
     /// Blocks dropped because their page was written, or a frame of it went bad.
     pub invalidated: u64,
     /// Areas of the code cache emptied for room.
@@ -69,6 +71,7 @@ impl Report {
     pub fn of(machine: &Machine, injector: Option<&Injector>) -> Report {
         let CacheStatistics {
             translated,
+            moved,
             invalidated,
             evictions,
             nanoseconds,
@@ -87,6 +90,7 @@ impl Report {
             spare_frames,
             translation: Translation {
                 translated,
+                moved,
                 invalidated,
                 evictions,
                 nanoseconds: (!machine.counted()).then_some(nanoseconds),
@@ -191,8 +195,11 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{} blocks translated, {} dropped because their page changed, {} cache areas emptied",
-            self.translation.translated, self.translation.invalidated, self.translation.evictions
+            "{} blocks translated, {} copied, {} dropped because their page changed, {} cache areas emptied",
+            self.translation.translated,
+            self.translation.moved,
+            self.translation.invalidated,
+            self.translation.evictions
         )
     }
 }
@@ -214,6 +221,7 @@ mod tests {
             spare_frames: 1024,
             translation: Translation {
                 translated: 3,
+                moved: 2,
                 invalidated: 1,
                 evictions: 0,
                 nanoseconds: None,

@@ -261,6 +261,7 @@ fn build(
             debug_exit: options.debug_exit,
             test_device: options.test_device,
             hpet: options.hpet,
+            host_bridge: boot.wants_host_bridge(),
             ..BoardConfig::default()
         },
         model: options.cpu.clone(),

@@ -233,11 +233,15 @@ impl PhysMem {
         Ok(())
     }
 
-    /// Makes a range of RAM read-only for the guest (a firmware shadow).
-    pub fn write_protect(&mut self, at: GuestPhys, len: u64) {
+    /// Makes a range of RAM read-only for the guest (a firmware shadow), or writable again.
+    pub fn set_write_protected(&mut self, at: GuestPhys, len: u64, protected: bool) {
         for offset in (0..len).step_by(PAGE_SIZE as usize) {
-            if let Some(index) = self.page_index(at.add(offset)) {
-                self.flags[index as usize] |= page::ROM;
+            let Some(index) = self.page_index(at.add(offset)) else {
+                continue;
+            };
+            let flags = &mut self.flags[index as usize];
+            if (*flags & page::ROM != 0) != protected {
+                *flags ^= page::ROM;
                 self.stale_pages.push(at.add(offset).page());
             }
         }

@@ -3,6 +3,7 @@
 //! it is gone.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use iced_x86::Instruction;
 use lru::LruCache;
@@ -10,9 +11,12 @@ use mmu::{GuestPhys, PAGE_SIZE};
 use rustc_hash::FxHashMap;
 
 use super::CacheStatistics;
+use super::copies::CodePlace;
+use super::pages::Pages;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
 use crate::record::recipe::Recipe;
+use crate::x86_64::moving::Mark;
 use crate::x86_64::{ExitFlags, ExitKind, Places};
 
 /// Areas that the code region is divided into.
@@ -92,6 +96,8 @@ pub struct Block {
     pub insns: Box<[Instruction]>,
     /// First byte of its code.
     pub base: CodeOffset,
+    /// First byte of its slow paths.
+    pub cold_base: CodeOffset,
     /// Bytes of its code.
     pub size: u32,
     /// Bytes of its slow paths.
@@ -107,7 +113,7 @@ pub struct Block {
     /// Entry for predicted returns from within the page.
     pub return_entry: CodeOffset,
     /// Offset of each instruction's code from `base`, and of the end.
-    pub insn_starts: Box<[u32]>,
+    pub insn_starts: Arc<[u32]>,
     /// Entry for direct jumps that bring their flags in EFLAGS only.
     pub saving_entry: CodeOffset,
     /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
@@ -147,7 +153,11 @@ pub struct Block {
     pub jump_cache: usize,
     /// Another mode whose jump cache its last instruction uses.
     pub far_mode: Option<Mode>,
-    area: u32,
+    /// What changes if it is moved; `None`: it cannot be.
+    pub marks: Option<Arc<[Mark]>>,
+    pub(super) area: u32,
+    /// Its places among the blocks of its pages.
+    pub(super) page_places: [u32; 2],
 }
 
 impl Block {
@@ -175,20 +185,6 @@ impl Block {
             (Some(changed), ExitFlags::Arrived) => changed & !from.lost.unwrap_or(0) == 0,
         }
     }
-
-    /// Whether any of its bytes is in a physical range.
-    fn overlaps(&self, start: u64, end: u64) -> bool {
-        let first = self.lowest.0;
-        let len = u64::from(self.len);
-        match self.second {
-            None => first < end && start < first + len,
-            Some((second, _)) => {
-                let room = PAGE_SIZE - first % PAGE_SIZE;
-                (first < end && start < first + room)
-                    || (second.0 < end && start < second.0 + len - room)
-            }
-        }
-    }
 }
 
 /// All translated blocks.
@@ -198,7 +194,9 @@ pub struct BlockCache {
     /// Slots without a block, the one that has been empty longest first.
     free_slots: VecDeque<u32>,
     by_key: FxHashMap<Key, u32>,
-    by_page: FxHashMap<GuestPhys, Vec<u32>>,
+    /// Blocks that can be moved.
+    pub(super) by_code_place: FxHashMap<CodePlace, u32>,
+    by_page: Pages,
     /// For each area the blocks placed in it, by address; some may be gone.
     by_code: Vec<Vec<(CodeOffset, u32)>>,
     areas: LruCache<u32, ()>,
@@ -224,7 +222,8 @@ impl BlockCache {
             slots: vec![Slot::default()],
             free_slots: VecDeque::new(),
             by_key: FxHashMap::default(),
-            by_page: FxHashMap::default(),
+            by_code_place: FxHashMap::default(),
+            by_page: Pages::default(),
             by_code: vec![Vec::new(); AREAS as usize],
             areas: LruCache::unbounded(),
             free_areas: (1..AREAS).rev().collect(),
@@ -351,12 +350,13 @@ impl BlockCache {
         }
         self.cursors[0] = self.cursors[0].next_multiple_of(16);
         self.by_key.insert(block.key, id);
-        self.by_page
-            .entry(block.key.physical.page())
-            .or_default()
-            .push(id);
+        if block.marks.is_some() {
+            self.by_code_place.insert(block.key.code_place(), id);
+        }
+        block.page_places[0] = self.by_page.add(id, block.lowest, block.len);
         if let Some((second, _)) = block.second {
-            self.by_page.entry(second).or_default().push(id);
+            let room = PAGE_SIZE as u32 - block.lowest.page_offset() as u32;
+            block.page_places[1] = self.by_page.add(id, second, block.len - room);
         }
         self.by_code[self.current_area as usize].push((block.base, id));
         if self.free_slots.pop_front().is_none() {
@@ -366,7 +366,6 @@ impl BlockCache {
             id,
             block: Some(Box::new(block)),
         };
-        self.statistics.translated += 1;
         id
     }
 
@@ -439,15 +438,36 @@ impl BlockCache {
         if self.by_key.get(&block.key) == Some(&id) {
             self.by_key.remove(&block.key);
         }
-        for page in block.pages() {
-            if let Some(ids) = self.by_page.get_mut(&page) {
-                ids.retain(|&other| other != id);
-                if ids.is_empty() {
-                    self.by_page.remove(&page);
+        if block.marks.is_some() {
+            let place = block.key.code_place();
+            if self.by_code_place.get(&place) == Some(&id) {
+                self.by_code_place.remove(&place);
+            }
+        }
+        self.leave_pages(&block);
+        Some(block)
+    }
+
+    /// A block that was removed is one of its pages' no longer.
+    fn leave_pages(&mut self, block: &Block) {
+        let mut left: Vec<(u32, GuestPhys)> =
+            block.page_places.into_iter().zip(block.pages()).collect();
+        // Both may be the same page: the last one first, so that it does not move.
+        left.sort_by_key(|&(place, _)| std::cmp::Reverse(place));
+        for (place, page) in left {
+            let Some((id, old)) = self.by_page.remove(page, place) else {
+                continue;
+            };
+            let Some(follower) = self.block_mut(id) else {
+                continue;
+            };
+            let pages = follower.pages();
+            for (known, of) in follower.page_places.iter_mut().zip(pages) {
+                if of == page && *known == old {
+                    *known = place;
                 }
             }
         }
-        Some(block)
     }
 
     /// Removes the blocks made from any byte of a range; returns them.
@@ -456,17 +476,8 @@ impl BlockCache {
         let end = at.0 + u64::from(len);
         let mut page = at.page();
         while page.0 < end {
-            let hit: Vec<u32> = self
-                .by_page
-                .get(&page)
-                .into_iter()
-                .flatten()
-                .copied()
-                .filter(|&id| {
-                    self.block(id)
-                        .is_some_and(|block| block.overlaps(at.0, end))
-                })
-                .collect();
+            let first = at.0.saturating_sub(page.0);
+            let hit = self.by_page.overlapping(page, first, end - 1 - page.0);
             self.statistics.invalidated += hit.len() as u64;
             gone.extend(hit.into_iter().filter_map(|id| self.remove(id)));
             page = page.add(PAGE_SIZE);
@@ -476,7 +487,7 @@ impl BlockCache {
 
     /// Whether any block was made from this page.
     pub fn has_code(&self, page: GuestPhys) -> bool {
-        self.by_page.contains_key(&page.page())
+        self.by_page.contains(page.page())
     }
 
     /// The block that a host address belongs to, and the instruction.
@@ -512,7 +523,7 @@ impl BlockCache {
         (lowest, len): (GuestPhys, u32),
         second: Option<(GuestPhys, u32)>,
         insns: &[Instruction],
-        base: CodeOffset,
+        [base, cold_base]: [CodeOffset; 2],
         mapping: u32,
         jump_cache: usize,
         emitted: &mut crate::x86_64::Emitted,
@@ -525,6 +536,7 @@ impl BlockCache {
             second,
             insns: Box::from(insns),
             base,
+            cold_base,
             size: emitted.code[0].len() as u32,
             cold_size: emitted.code[1].len() as u32,
             entry: at(emitted.entry),
@@ -532,7 +544,7 @@ impl BlockCache {
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
             return_entry: at(emitted.return_entry),
-            insn_starts: std::mem::take(&mut emitted.insn_starts).into_boxed_slice(),
+            insn_starts: std::mem::take(&mut emitted.insn_starts).into(),
             saving_entry: at(emitted.saving_entry),
             lost: emitted.lost,
             recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
@@ -564,7 +576,9 @@ impl BlockCache {
             mapping,
             jump_cache,
             far_mode: None,
+            marks: emitted.marks.take().map(Arc::from),
             area: 0,
+            page_places: [0; 2],
         }
     }
 }

@@ -3,6 +3,10 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod copies;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod pages;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
@@ -19,6 +23,8 @@ pub use trace::{Trace, goes_on};
 pub struct CacheStatistics {
     /// Blocks translated.
     pub translated: u64,
+    /// Translations copied for the same code at another address.
+    pub moved: u64,
     /// Traces made of hot loops.
     pub traces: u64,
     /// Hot loops in which guest registers have changed places.

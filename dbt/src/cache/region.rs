@@ -130,6 +130,23 @@ impl CodeRegion {
         }
     }
 
+    /// Reads code back, in place of what `into` holds.
+    ///
+    /// # Panics
+    ///
+    /// If the range is outside the region.
+    pub fn read(&self, offset: CodeOffset, len: usize, into: &mut Vec<u8>) {
+        let start = offset.0 as usize;
+        assert!(start + len <= self.len, "code outside its region");
+        self.allow_reads();
+        into.clear();
+        // SAFETY: the range was checked, and is mapped for as long as `self` is; this thread may
+        // read it, and code is written by whoever has `self` alone.
+        into.extend_from_slice(unsafe {
+            std::slice::from_raw_parts((self.start as usize + start) as *const u8, len)
+        });
+    }
+
     /// Points a 32-bit relative jump or call at `target`. `site` is where its displacement is.
     pub fn patch_relative(&mut self, site: CodeOffset, target: CodeOffset) {
         let displacement = target.0.wrapping_sub(site.0 + 4);

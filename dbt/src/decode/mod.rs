@@ -22,7 +22,33 @@ pub struct DecodedBlock {
     pub second: Option<GuestPhys>,
 }
 
-/// One instruction as the guest's processor understands it: invalid if it lacks the extension.
+/// The next instruction as the guest's processor understands it: invalid if that lacks the
+/// extension. `bytes`: what the decoder began with.
+fn decode_next(
+    cpu: &CpuState,
+    decoder: &mut Decoder<'_>,
+    bytes: &[u8],
+    options: u32,
+) -> Result<Instruction, DecoderError> {
+    let (start, rip) = (decoder.position(), decoder.ip());
+    let insn = decoder.decode();
+    if insn.is_invalid() {
+        return Err(decoder.last_error());
+    }
+    if !features::present(insn.code(), &cpu.model) {
+        return Err(DecoderError::InvalidInstruction);
+    }
+    if insn.code() == Code::Pause && cpu.mode.has(Mode::CODE64) {
+        let own = &bytes[start..start + insn.len()];
+        if is_xchg(own) {
+            let options = options | DecoderOptions::NO_PAUSE;
+            return Ok(Decoder::with_ip(64, own, rip, options).decode());
+        }
+    }
+    Ok(insn)
+}
+
+/// One instruction alone.
 fn decode(
     cpu: &CpuState,
     options: u32,
@@ -30,18 +56,7 @@ fn decode(
     rip: u64,
 ) -> Result<Instruction, DecoderError> {
     let mut decoder = Decoder::with_ip(cpu.mode.code_size().bits(), bytes, rip, options);
-    let mut insn = decoder.decode();
-    if insn.is_invalid() {
-        return Err(decoder.last_error());
-    }
-    if !features::present(insn.code(), &cpu.model) {
-        return Err(DecoderError::InvalidInstruction);
-    }
-    if insn.code() == Code::Pause && cpu.mode.has(Mode::CODE64) && is_xchg(&bytes[..insn.len()]) {
-        let options = options | DecoderOptions::NO_PAUSE;
-        insn = Decoder::with_ip(64, bytes, rip, options).decode();
-    }
-    Ok(insn)
+    decode_next(cpu, &mut decoder, bytes, options)
 }
 
 /// Whether an opcode 0x90 with REP names R8 (REX.B): then it is no PAUSE, but XCHG, as without
@@ -83,32 +98,35 @@ pub fn block(
     let mut at = 0;
     let mut cut = false;
     let options = features::decoder_options(&cx.cpu.model);
-    while insns.len() < BLOCK_LIMIT {
-        if at + LONGEST > loaded && loaded < useful {
-            let more = (loaded + 256).min(useful);
-            if cx
-                .mem
-                .load(physical.add(loaded as u64), &mut bytes[loaded..more])
-                .is_err()
-            {
-                break;
+    let bits = cx.cpu.mode.code_size().bits();
+    // A decoder is expensive to make: one serves all instructions whose bytes are loaded.
+    'loading: loop {
+        let (begin, known) = (at, &bytes[at..loaded]);
+        let mut decoder = Decoder::with_ip(bits, known, rip.wrapping_add(at as u64), options);
+        while at + LONGEST <= loaded || loaded == useful {
+            if insns.len() == BLOCK_LIMIT {
+                break 'loading;
             }
-            loaded = more;
+            let insn = match decode_next(cx.cpu, &mut decoder, known, options) {
+                Ok(insn) => insn,
+                Err(error) => {
+                    cut = error == DecoderError::NoMoreBytes;
+                    break 'loading;
+                }
+            };
+            at = begin + decoder.position();
+            let ends = ends_block(&insn);
+            insns.push(insn);
+            if ends {
+                break 'loading;
+            }
         }
-        let next = rip.wrapping_add(at as u64);
-        let insn = match decode(cx.cpu, options, &bytes[at..loaded], next) {
-            Ok(insn) => insn,
-            Err(error) => {
-                cut = error == DecoderError::NoMoreBytes;
-                break;
-            }
-        };
-        at += insn.len();
-        let ends = ends_block(&insn);
-        insns.push(insn);
-        if ends {
+        let more = (loaded + 256).min(useful);
+        let address = physical.add(loaded as u64);
+        if cx.mem.load(address, &mut bytes[loaded..more]).is_err() {
             break;
         }
+        loaded = more;
     }
     cx.settle();
     // What is invalid as it stands does not touch the next page.

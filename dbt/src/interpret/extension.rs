@@ -6,6 +6,8 @@ use std::cell::Cell;
 
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::vector;
 use super::{Context, soft};
 use crate::guest::{CpuState, Exception, SegmentIndex, X87Pointers, flags};
 use crate::record::classify::{is_avx, is_sse};
@@ -69,6 +71,9 @@ pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception
 fn run(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if !PORTABLE.get() {
+        if let Some(done) = vector::execute_move(cx, insn) {
+            return done;
+        }
         return super::native::execute(cx, insn);
     }
     soft::execute(cx, insn)

@@ -96,6 +96,7 @@ impl Engine {
             crossing: false,
             precise_flags: true,
             prediction: None,
+            movable: false,
             bmi2: false,
         };
         let mut workshop = Workshop::default();

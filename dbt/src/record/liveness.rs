@@ -41,12 +41,22 @@ pub fn overwritten(insn: &Instruction) -> u32 {
         | Mnemonic::Shld
         | Mnemonic::Shrd => {
             let last = insn.op_count() - 1;
+            let count = insn.immediate8();
             let count_known = insn.op_kind(last) == OpKind::Immediate8
-                && insn.immediate8() & 31 != 0
+                && count & 31 != 0
                 && insn.op_register(last) != Register::CL;
             // AF, and OF for counts other than 1, are undefined, but do not depend on the past
-            // (a test of the host's instructions says so).
-            if count_known { changed } else { 0 }
+            // (a test of the host's instructions says so), except that Intel's processors leave
+            // OF alone when they rotate by more.
+            let rotates = matches!(
+                insn.mnemonic(),
+                Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr
+            );
+            match count_known {
+                true if rotates && count != 1 => changed & !RflagsBits::OF,
+                true => changed,
+                false => 0,
+            }
         }
         // So does a REP string instruction that iterates zero times.
         Mnemonic::Cmpsb

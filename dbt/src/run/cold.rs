@@ -43,6 +43,11 @@ impl Visits {
         &mut self.counts[hash(at.0 ^ rip.rotate_left(32), COUNTERS)]
     }
 
+    /// Whether a place has not been visited yet.
+    pub(super) fn first(&mut self, at: GuestPhys, rip: u64) -> bool {
+        *self.counter(at, rip) == 0 && self.threshold > 0
+    }
+
     /// Whether a place is still to be interpreted.
     pub(super) fn cold(&mut self, at: GuestPhys, rip: u64) -> bool {
         *self.counter(at, rip) < self.threshold

@@ -38,6 +38,8 @@ pub struct EngineOptions {
     pub registers: Option<u8>,
     /// Have emitted code execute accesses that cross from one page into the next.
     pub crossing: bool,
+    /// Copy translations for the same code at another address.
+    pub moving: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// How often code is interpreted before it is translated.
@@ -61,6 +63,7 @@ impl Default for EngineOptions {
             prediction: Some(64),
             registers: Some(3),
             crossing: true,
+            moving: true,
             traces: Some(8),
             cold: 2,
         }

@@ -10,7 +10,7 @@ use crate::cache::{BlockCache, Key};
 use crate::decode;
 use crate::guest::{Exception, Mode};
 use crate::record::classify;
-use crate::x86_64::{self, Predicting, Target};
+use crate::x86_64::{self, Predicting, Target, moving};
 
 /// How much is known of code that is translated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,31 @@ impl Vcpu {
         });
         self.decoded = insns;
         placed
+    }
+
+    /// Copies the translation of the same code at another address, if there is one.
+    pub(super) fn move_here(&mut self, key: Key) -> Option<u32> {
+        if !self.options.moving {
+            return None;
+        }
+        self.cache.original(&key)?;
+        let start = Instant::now();
+        let (to, gone) = self.cache.reserve();
+        self.drop_blocks(&gone);
+        // It may have been among those.
+        let original = self.cache.original(&key)?;
+        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
+        let mut code = std::mem::take(&mut self.workshop.code);
+        let id = self
+            .cache
+            .copy(original, key, mapping, to, &mut code)
+            .map(|block| self.cache.insert(block, &code));
+        self.workshop.code = code;
+        let statistics = &mut self.cache.statistics;
+        statistics.moved += u64::from(id.is_some());
+        statistics.nanoseconds += start.elapsed().as_nanos() as u64;
+        self.settle();
+        id.filter(|&id| self.cache.block(id).is_some())
     }
 
     /// Translates instructions and keeps the result. `range`: where their bytes are.
@@ -82,6 +107,10 @@ impl Vcpu {
                 page: key.physical.page(),
                 first: self.strayed.next_site(),
             }),
+            movable: self.options.moving
+                && tier == Tier::First
+                && second.is_none()
+                && moving::can_leave(&key, insns),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let mut emitted = x86_64::emit(
@@ -100,7 +129,7 @@ impl Vcpu {
             range,
             second,
             insns,
-            base,
+            [base, cold_base],
             mapping,
             jump_cache,
             &mut emitted,
@@ -109,6 +138,7 @@ impl Vcpu {
         block.far_mode = far_mode;
         let id = self.cache.insert(block, &emitted.code);
         self.workshop.code = emitted.code;
+        self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
         self.new_sites(emitted.sites);
         self.settle();

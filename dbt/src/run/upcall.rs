@@ -72,6 +72,8 @@ pub struct Upcall {
 }
 
 impl Upcall {
+    /// Offset of `kind`.
+    pub(crate) const KIND: usize = offset_of!(Upcall, kind);
     /// Offset of `size`.
     pub(crate) const SIZE: i32 = offset_of!(Upcall, size) as i32;
     /// Offset of `wants_addend`.

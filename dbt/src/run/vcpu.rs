@@ -434,13 +434,19 @@ impl Vcpu {
         let mode = cx.cpu.mode;
         let linear = decode::code_address(&cx, rip);
         let physical = cx.translate_fetch(linear)?;
+        // The walk may have written an accessed bit into code.
+        self.settle();
         let key = Key {
             physical,
             rip,
             mode,
             grouped,
         };
-        let found = self.cache.find(&key);
+        let found = match self.cache.find(&key) {
+            // What runs once only is not worth a copy either.
+            None if !self.visits.first(physical, rip) => self.move_here(key),
+            found => found,
+        };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
             return Ok(None);
         }
@@ -453,10 +459,8 @@ impl Vcpu {
                 self.translate(key)?
             }
         };
-        if let Some(id) = id {
-            self.confirm(id);
-        }
-        Ok(id)
+        // Looking for the second page is a walk as well: what it wrote may have been this block.
+        Ok(id.filter(|&id| self.confirm(id)))
     }
 
     /// Whether a block that crosses into another page would still find it there.
@@ -485,22 +489,25 @@ impl Vcpu {
         }
     }
 
-    /// Notes in the page guard that the block's page is mapped where the block expects it.
-    fn confirm(&mut self, id: u32) {
+    /// Notes in the page guard that the block's page is mapped where the block expects it. `false`: the
+    /// block is gone.
+    fn confirm(&mut self, id: u32) -> bool {
         // A fetch that walked the tables may have flushed nothing, but a flush before it must
         // be noticed before the guard is set.
         self.settle();
-        if let Some(block) = self.cache.block(id) {
-            let user = block.key.mode.has(Mode::USER);
-            let page = block.key.rip >> 12;
-            let tables = &mut self.block.get_mut().guards;
-            self.guards.confirm(tables, user, page, block.mapping);
-            if let Some((_, mapping)) = block.second {
-                let next = page.wrapping_add(1);
-                self.guards.confirm(tables, user, next, mapping);
-            }
+        let Some(block) = self.cache.block(id) else {
+            return false;
+        };
+        let user = block.key.mode.has(Mode::USER);
+        let page = block.key.rip >> 12;
+        let tables = &mut self.block.get_mut().guards;
+        self.guards.confirm(tables, user, page, block.mapping);
+        if let Some((_, mapping)) = block.second {
+            let next = page.wrapping_add(1);
+            self.guards.confirm(tables, user, next, mapping);
         }
         self.cache.touch(id);
+        true
     }
 
     /// Where an indirect jump to RIP goes, if that is known. The entry there confirms that the

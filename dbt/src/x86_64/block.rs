@@ -7,6 +7,7 @@ use super::crossing::Crossing;
 use super::emitter::{Emitter, Stub, Target, Unencodable, Workshop};
 use super::exits::{ExitSite, Inner};
 use super::flags::{Effect, FlagsPlace};
+use super::moving::{Follows, Mark};
 use super::places::Places;
 use super::plain::Need;
 use crate::guest::Mode;
@@ -56,6 +57,8 @@ pub struct Emitted {
     pub precise_flags: bool,
     /// Where the guest's registers are while it runs.
     pub places: Places,
+    /// What changes if it is moved; `None`: it cannot be.
+    pub marks: Option<Box<[Mark]>>,
 }
 
 /// Whether blocks of this mode can be translated at all.
@@ -148,7 +151,7 @@ fn emit_once(
         arriving
     };
     emitter.entry_check(guarding, arriving.lost, |emitter, label| {
-        dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
+        emitter.compare_guard(guard, mapping, label);
     });
     let poll_entry = emitter.here();
     emitter.entry_check(arriving, false, |emitter, label| {
@@ -160,7 +163,7 @@ fn emit_once(
     // Even a jump within the page cannot vouch for the page behind it.
     if let Some((guard, mapping)) = second {
         emitter.entry_check(arriving, false, |emitter, label| {
-            dynasm!(emitter.ops ; .arch x64 ; gs cmp DWORD [guard], mapping ; jne =>label);
+            emitter.compare_guard(guard, mapping, label);
         });
     }
     if target.counted {
@@ -274,6 +277,7 @@ fn emit_once(
         stashes: finished.stashes,
         precise_flags: target.precise_flags,
         places,
+        marks: finished.marks,
     })
 }
 
@@ -350,6 +354,7 @@ impl Emitter<'_> {
                 ; gs mov DWORD [at::X87_INSTRUCTION], ip as i32
                 ; gs mov DWORD [at::X87_INSTRUCTION + 4], (ip >> 32) as i32
             );
+            self.ops.mark(Follows::Halves);
         }
         if all {
             dynasm!(self.ops
@@ -392,13 +397,8 @@ impl Emitter<'_> {
             record
         };
         let leave = self.leave_stub(record);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs cmp DWORD [guard], mapping
-            ; jne =>leave
-            ; gs cmp rsp, [at::POLL]
-            ; jb =>leave
-        );
+        self.compare_guard(guard, mapping, leave);
+        dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
         let after = self.here();
         if !arriving.lost {
             self.flags = FlagsPlace::SAVED;
@@ -406,6 +406,13 @@ impl Emitter<'_> {
         }
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         (start, after)
+    }
+
+    /// Goes to `label` unless a page guard holds a mapping.
+    fn compare_guard(&mut self, guard: i32, mapping: i32, label: dynasmrt::DynamicLabel) {
+        dynasm!(self.ops ; .arch x64 ; gs cmp DWORD [guard], mapping);
+        self.ops.mark(Follows::Guard);
+        dynasm!(self.ops ; .arch x64 ; jne =>label);
     }
 
     /// A compare at an entry that may leave the block before it begins. `forget`: nobody needs the

@@ -5,6 +5,7 @@ use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::{Emitter, Stub, Unencodable};
 use super::memory::Address;
+use super::moving::Follows;
 use super::registers::{T0, T1, number};
 use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;
@@ -84,6 +85,12 @@ impl Emitter<'_> {
         }
     }
 
+    /// Loads the address of guest code.
+    pub(super) fn load_code_address(&mut self, into: Register, address: u64) {
+        self.load_constant(into, address);
+        self.ops.mark(Follows::Address);
+    }
+
     /// POP to a register.
     pub(super) fn pop(
         &mut self,
@@ -125,7 +132,7 @@ impl Emitter<'_> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
         self.check(index, (Place::Stack, &slot), word, true, needed)?;
-        self.load_constant(T1, address);
+        self.load_code_address(T1, address);
         self.store_register(slot.host_memory(), T1, word)?;
         self.move_stack(-(word as i32));
         Ok(())

@@ -102,16 +102,14 @@ impl Emitter<'_> {
         match crossing {
             Crossing::Never => self.upcall(record),
             Crossing::Load => {
-                self.call_shared(shared.load[view]);
-                self.bytes(&record.to_bytes());
+                self.call_with(shared.load[view], record);
             }
             Crossing::Store {
                 loads,
                 store,
                 behind,
             } => {
-                self.call_shared(shared.store[view]);
-                self.bytes(&record.to_bytes());
+                self.call_with(shared.store[view], record);
                 for (scratch, guest) in loads {
                     self.load_guest(scratch, guest);
                 }

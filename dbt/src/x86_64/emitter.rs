@@ -7,8 +7,10 @@ use iced_x86::{Encoder, Instruction, Register};
 use mmu::GuestPhys;
 
 use super::crossing::Crossing;
+use super::encoding;
 use super::exits::{ExitKind, ExitSite, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
+use super::moving::{Follows, Mark};
 use super::places::Places;
 use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number};
@@ -65,6 +67,8 @@ pub struct Target<'a> {
     pub crossing: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
+    /// Whether what would change elsewhere is to be noted.
+    pub movable: bool,
     /// Whether the host has BMI2: instructions that shift without flags.
     pub bmi2: bool,
 }
@@ -85,6 +89,29 @@ pub struct Predicting<'a> {
 pub(super) struct Encoded {
     bytes: [u8; 15],
     len: u8,
+}
+
+impl Encoded {
+    /// Appends a byte.
+    pub(super) fn push(&mut self, byte: u8) {
+        self.bytes[usize::from(self.len)] = byte;
+        self.len += 1;
+    }
+
+    /// Appends some.
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.push(byte);
+        }
+    }
+
+    /// Appends a REX prefix, if there is one, and an opcode.
+    pub(super) fn prefix(&mut self, rex: u8, opcode: &[u8]) {
+        if rex != 0 {
+            self.push(rex);
+        }
+        self.extend(opcode);
+    }
 }
 
 impl std::ops::Deref for Encoded {
@@ -241,6 +268,7 @@ pub(super) struct Finished {
     pub flags_lost: u64,
     pub recipes: Vec<(u16, Recipe)>,
     pub stashes: u64,
+    pub marks: Option<Box<[Mark]>>,
 }
 
 /// The instruction cannot be encoded with host registers: a helper has to do it.
@@ -250,7 +278,7 @@ pub struct Unencodable;
 impl<'a> Emitter<'a> {
     /// An empty block.
     pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
-        workshop.ops.clear();
+        workshop.ops.clear(target.movable);
         workshop.stubs.clear();
         workshop.rips.clear();
         workshop.effects.clear();
@@ -301,6 +329,9 @@ impl<'a> Emitter<'a> {
 
     /// Encodes an instruction that names host registers only.
     pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
+        if let Some(encoded) = encoding::encode(insn) {
+            return Ok(encoded);
+        }
         let done = self.encoder.encode(insn, 0);
         let mut buffer = self.encoder.take_buffer();
         let mut encoded = Encoded::default();
@@ -360,12 +391,24 @@ impl<'a> Emitter<'a> {
 
     /// Emits an upcall in line.
     pub(super) fn upcall(&mut self, record: Upcall) {
-        self.call_shared(self.target.trampolines.upcall);
+        self.call_with(self.target.trampolines.upcall, record);
+    }
+
+    /// A call of shared code that takes a record.
+    pub(super) fn call_with(&mut self, to: CodeOffset, record: Upcall) {
+        self.call_code(to);
         self.bytes(&record.to_bytes());
+        self.ops.mark(Follows::Upcall);
+    }
+
+    /// A call of shared code that takes none.
+    pub(super) fn call_shared(&mut self, to: CodeOffset) {
+        self.call_code(to);
+        self.ops.mark(Follows::Call);
     }
 
     /// `call rel32` of shared code.
-    pub(super) fn call_shared(&mut self, to: CodeOffset) {
+    fn call_code(&mut self, to: CodeOffset) {
         let end = self.address().0 + 5;
         self.ops.push(0xe8);
         self.ops.push_u32(to.0.wrapping_sub(end));
@@ -531,6 +574,7 @@ impl<'a> Emitter<'a> {
             flags_lost: self.flags_lost,
             recipes: self.recipes,
             stashes: self.stashes,
+            marks: self.ops.marks(),
         }
     }
 

@@ -217,7 +217,7 @@ impl Emitter<'_> {
         }
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [at::LSTAR]);
         self.look_up_far_jump(instead)?;
-        self.load_constant(Register::RCX, insn.next_ip());
+        self.load_code_address(Register::RCX, insn.next_ip());
         self.flags_image(!RF);
         dynasm!(self.ops
             ; .arch x64

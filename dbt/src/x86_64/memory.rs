@@ -7,6 +7,7 @@ use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Near, Stub, Unencodable};
+use super::moving::Follows;
 use super::places::Places;
 use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
@@ -39,6 +40,8 @@ pub struct Address {
     pub segment: Option<usize>,
     /// The address wraps at 32 bits.
     pub narrow: bool,
+    /// The address is relative to RIP.
+    pub relative: bool,
     /// The base register changes before the last store: the host operand must not name it.
     pub whole: bool,
 }
@@ -62,6 +65,7 @@ impl Address {
             displacement: insn.memory_displacement64(),
             segment,
             narrow: !code64,
+            relative: insn.memory_base().is_ip(),
             whole: changes_base(insn),
         };
         let base = insn.memory_base();
@@ -111,6 +115,7 @@ impl Address {
             displacement: displacement as i64 as u64,
             segment: None,
             narrow: !mode.has(Mode::CODE64),
+            relative: false,
             whole: false,
         }
     }
@@ -211,6 +216,7 @@ impl Emitter<'_> {
     pub(super) fn linear(&mut self, address: &Address) -> Result<(), Unencodable> {
         if let Some(constant) = address.constant() {
             dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
+            self.mark_relative(address, Follows::Address);
         } else {
             let bytes = self.lea(address)?;
             for (register, place) in [
@@ -333,8 +339,9 @@ impl Emitter<'_> {
         });
         if let Some(constant) = constant {
             let stub = self.stub(None, record);
-            let entry = self.compare_constant(constant, tag, stub);
+            let entry = self.compare_constant(address, constant, tag, stub);
             dynasm!(self.ops ; .arch x64 ; gs add rsi, [entry + addend]);
+            self.mark_relative(address, Follows::Entry);
         } else if let Some(base) = address.simple_base() {
             let lea = self.lea(address)?;
             record.wants_addend = 1;
@@ -419,18 +426,29 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; and edi, mask);
     }
 
+    /// Marks what follows from an address, if that follows RIP.
+    fn mark_relative(&mut self, address: &Address, follows: Follows) {
+        if address.relative {
+            self.ops.mark(follows);
+        }
+    }
+
     /// Puts a known address into T0 and goes to `stub` unless its page is in the TLB. Returns
     /// the offset of the entry.
-    fn compare_constant(&mut self, constant: u64, tag: i32, stub: DynamicLabel) -> i32 {
+    fn compare_constant(
+        &mut self,
+        address: &Address,
+        constant: u64,
+        tag: i32,
+        stub: DynamicLabel,
+    ) -> i32 {
         let offset = (constant % PAGE_SIZE) as i32;
         let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
-        dynasm!(self.ops
-            ; .arch x64
-            ; mov rsi, QWORD constant as i64
-            ; lea r8, [rsi - offset]
-            ; gs cmp r8, [entry + tag]
-            ; jne =>stub
-        );
+        dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
+        self.mark_relative(address, Follows::Address);
+        dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset] ; gs cmp r8, [entry + tag]);
+        self.mark_relative(address, Follows::Entry);
+        dynasm!(self.ops ; .arch x64 ; jne =>stub);
         entry
     }
 
@@ -462,13 +480,10 @@ impl Emitter<'_> {
         }
         let stub = self.ungroup(insn);
         if let Some(constant) = constant {
-            let entry = self.compare_constant(constant, tag, stub);
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs mov rdi, [entry + addend]
-                ; gs mov [slot], rdi
-                ; add rsi, rdi
-            );
+            let entry = self.compare_constant(address, constant, tag, stub);
+            dynasm!(self.ops ; .arch x64 ; gs mov rdi, [entry + addend]);
+            self.mark_relative(address, Follows::Entry);
+            dynasm!(self.ops ; .arch x64 ; gs mov [slot], rdi ; add rsi, rdi);
         } else {
             let (base, displacement) = match simple {
                 Some(base) => (base, address.displacement as i32 + below),

@@ -8,6 +8,7 @@ use super::crossing::{Crossing, repeatable};
 use super::emitter::{Emitter, Encoded, Unencodable};
 use super::flags::FlagsPlace;
 use super::memory::HostMemory;
+use super::moving::Follows;
 use super::places::Places;
 use super::registers::{T0, T1, is_high_byte, number, sized};
 use crate::record::classify::{Class, Operand};
@@ -294,12 +295,15 @@ impl Emitter<'_> {
                 4 => value & 0xffff_ffff,
                 _ => return Err(Unencodable),
             };
-            match self.places.pinned(guest) {
-                Some(host) => dynasm!(self.ops ; .arch x64 ; mov Rq(host), QWORD value as i64),
-                None => {
-                    dynasm!(self.ops ; .arch x64 ; mov rdi, QWORD value as i64);
-                    self.store_guest(guest, T1);
-                }
+            let host = self.places.pinned(guest);
+            let into = host.unwrap_or(Self::scratch(T1));
+            dynasm!(self.ops ; .arch x64 ; mov Rq(into), QWORD value as i64);
+            self.ops.mark(match insn.op0_register().size() {
+                8 => Follows::Address,
+                _ => Follows::LowAddress,
+            });
+            if host.is_none() {
+                self.store_guest(guest, T1);
             }
             return Ok(());
         }

@@ -9,6 +9,7 @@ use dynasmrt::relocations::Relocation;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{AssemblyOffset, DynamicLabel, DynasmApi, DynasmLabelApi};
 
+use super::moving::{Follows, Mark};
 use crate::cache::CodeOffset;
 
 /// Set in a position that is in the cold section.
@@ -25,16 +26,23 @@ pub(super) struct Sections {
     labels: Vec<u32>,
     /// Displacements of 32 bits: where each ends, and its label.
     jumps: Vec<(u32, u32)>,
+    /// Whether the block may be moved.
+    movable: bool,
+    /// What changes then.
+    marks: Vec<Mark>,
     names: LabelRegistry,
 }
 
 impl Sections {
-    /// Forgets what was emitted, and goes on in the hot section.
-    pub(super) fn clear(&mut self) {
+    /// Forgets what was emitted, and goes on in the hot section. `movable`: what would change
+    /// elsewhere is noted.
+    pub(super) fn clear(&mut self, movable: bool) {
         for bytes in &mut self.bytes {
             bytes.clear();
         }
         self.cold = false;
+        self.movable = movable;
+        self.marks.clear();
         self.labels.clear();
         self.jumps.clear();
         self.names.clear();
@@ -56,6 +64,20 @@ impl Sections {
         self.names.new_dynamic_label()
     }
 
+    /// Notes what has just been emitted, and ends here, as something that changes if the block is
+    /// moved.
+    pub(super) fn mark(&mut self, follows: Follows) {
+        if self.movable {
+            let end = self.bytes[usize::from(self.cold)].len() as u32;
+            self.marks.push(Mark::new(follows, end, self.cold));
+        }
+    }
+
+    /// What changes if the block is moved, when it has been placed; `None`: it cannot be.
+    pub(super) fn marks(&self) -> Option<Box<[Mark]>> {
+        self.movable.then(|| Box::from(&*self.marks))
+    }
+
     /// Resolves all jumps for sections at these places, and moves the code out.
     ///
     /// # Panics
@@ -71,6 +93,11 @@ impl Sections {
             let target = self.labels[label as usize];
             assert_ne!(target, NOWHERE, "a jump leads nowhere");
             let displacement = address(target).wrapping_sub(address(end));
+            if self.movable && (target ^ end) & COLD != 0 {
+                let cold = end & COLD != 0;
+                self.marks
+                    .push(Mark::new(Follows::Section, end & !COLD, cold));
+            }
             let bytes = &mut self.bytes[usize::from(end & COLD != 0)];
             let end = (end & !COLD) as usize;
             bytes[end - 4..end].copy_from_slice(&displacement.to_le_bytes());

@@ -8,6 +8,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod cases;
+mod moving;
 mod names;
 
 use std::fmt::Write;
@@ -33,18 +34,48 @@ const BASE: CodeOffset = CodeOffset(0x1000);
 /// Where slow paths are.
 const COLD: CodeOffset = CodeOffset(0x10_0000);
 
+/// Where a block is, and what it is called.
+#[derive(Clone, Copy)]
+struct Spot {
+    id: u32,
+    rip: u64,
+    mapping: u32,
+    bases: [CodeOffset; 2],
+    movable: bool,
+}
+
+impl Spot {
+    /// That of the listings.
+    const USUAL: Spot = Spot {
+        id: 1,
+        rip: RIP,
+        mapping: 5,
+        bases: [BASE, COLD],
+        movable: false,
+    };
+}
+
 fn guest_code(case: &Case) -> Vec<Instruction> {
+    guest_code_at(case, RIP)
+}
+
+/// The same bytes at another address.
+fn guest_code_at(case: &Case, rip: u64) -> Vec<Instruction> {
     let mut assembler = CodeAssembler::new(64).expect("64 bits is a width");
     (case.code)(&mut assembler).expect("the case can be encoded");
     let bytes = assembler.assemble(RIP).expect("the case can be assembled");
-    let once: Vec<Instruction> = Decoder::with_ip(64, &bytes, RIP, DecoderOptions::NONE)
+    let once: Vec<Instruction> = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE)
         .iter()
         .collect();
     once.repeat(case.rounds)
 }
 
 fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> Emitted {
-    let mode = Mode(
+    host_code_at(case, insns, trampolines, Spot::USUAL)
+}
+
+fn mode(case: &Case) -> Mode {
+    Mode(
         Mode::CODE64
             | Mode::WIDE_STACK
             | Mode::PROTECTED
@@ -57,13 +88,21 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
             | Mode::X87
             | Mode::SSE
             | Mode::AVX,
-    );
+    )
+}
+
+fn host_code_at(
+    case: &Case,
+    insns: &[Instruction],
+    trampolines: &Trampolines,
+    spot: Spot,
+) -> Emitted {
     let strayed = Strayed::default();
     let target = Target {
-        id: 1,
-        mode,
-        base: BASE,
-        cold_base: COLD,
+        id: spot.id,
+        mode: mode(case),
+        base: spot.bases[0],
+        cold_base: spot.bases[1],
         trampolines,
         copies: case.copies,
         stride: 0x2000_5000,
@@ -71,7 +110,7 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
         far_jump_cache: Some(1),
         system_inline: true,
         memory_inline: true,
-        mapping: 5,
+        mapping: spot.mapping,
         second_mapping: None,
         counted: case.counted,
         returns: case.returns,
@@ -84,13 +123,14 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
             page: mmu::GuestPhys(0x1000),
             first: 7,
         }),
+        movable: spot.movable,
         bmi2: case.bmi2,
     };
     emit(
         &mut Workshop::default(),
         &mut Classifier::default(),
         insns,
-        RIP,
+        spot.rip,
         target,
     )
 }

@@ -89,6 +89,28 @@ fn undefined_result(case: &Case) -> bool {
     }
 }
 
+/// Whether the host is Intel's, as the guest's processor says it is.
+fn host_is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    (leaf.ebx, leaf.edx, leaf.ecx) == (0x756e_6547, 0x4965_6e69, 0x6c65_746e)
+}
+
+/// PUSH of a segment register with 32-bit operands: Intel's processors write a word of it.
+fn pushes_half(case: &Case) -> bool {
+    case.insn.mnemonic() == Mnemonic::Push
+        && case.insn.op0_register().is_segment_register()
+        && case.insn.stack_pointer_increment() == -4
+}
+
+/// A repetition of 32-bit addresses that does nothing: Intel's processors zero-extend registers.
+fn extends_only(case: &Case) -> bool {
+    let insn = &case.insn;
+    (insn.has_rep_prefix() || insn.has_repe_prefix() || insn.has_repne_prefix())
+        && insn.is_string_instruction()
+        && case.input.gpr[1] as u32 == 0
+        && case.input.gpr[1] != 0
+}
+
 /// The signal that Linux makes of an exception.
 fn signal_of(exception: Exception) -> i32 {
     match exception.vector {
@@ -101,6 +123,8 @@ fn signal_of(exception: Exception) -> i32 {
 
 struct Comparison {
     host: Host,
+    /// Whether what Intel's processors do in their own way is compared, too.
+    intel: bool,
     failures: Vec<String>,
     seen: HashMap<Mnemonic, u64>,
 }
@@ -124,7 +148,9 @@ impl Comparison {
         if expected != signal {
             difference += &format!(" outcome {outcome:?}, host signal {signal:?};");
         } else {
-            difference += &registers_differ(case, ours, theirs, bits, signal.is_some());
+            if self.intel || !extends_only(case) {
+                difference += &registers_differ(case, ours, theirs, bits, signal.is_some());
+            }
             let goes = match (signal, taken) {
                 (Some(_), _) => INSTRUCTION,
                 (None, true) => TAKEN,
@@ -136,7 +162,7 @@ impl Comparison {
         }
         for &(start, len) in &case.windows {
             let memory = self.memory_differs(guest, start, len);
-            if !undefined_result(case) {
+            if !undefined_result(case) && (self.intel || !pushes_half(case)) {
                 difference += &memory;
             }
         }
@@ -267,6 +293,7 @@ fn interpreter_agrees_with_the_host() {
     let mut random = Random::new(setting("DBT_ORACLE_SEED", 1));
     let mut comparison = Comparison {
         host: Host::new(),
+        intel: host_is_intel(),
         failures: Vec::new(),
         seen: HashMap::new(),
     };

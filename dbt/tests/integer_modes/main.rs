@@ -62,6 +62,24 @@ fn pusha_wraps_between_words_and_popa_skips_sp() {
 }
 
 #[test]
+fn a_pushed_selector_is_a_word() {
+    let mut m = Machine::protected(0);
+    m.cpu.gpr[R::RSP] = 0x6008;
+    m.store(0x6000, 8, 0x5555_5555_5555_5555);
+    let selector = u64::from(m.cpu.segment(SegmentIndex::Es).selector);
+    m.ok(&[0x06]); // push es
+    assert_eq!(m.cpu.gpr[R::RSP], 0x6004);
+    assert_eq!(m.load(0x6000, 8), 0x5555_0000_5555_5555 | selector << 32);
+    // 64-bit code has operands of 64 bits, and writes all of them.
+    let mut m = Machine::long(3);
+    m.cpu.gpr[R::RSP] = 0x6008;
+    m.store(0x6000, 8, 0x5555_5555_5555_5555);
+    let selector = u64::from(m.cpu.segment(SegmentIndex::Fs).selector);
+    m.ok(&[0x0f, 0xa0]); // push fs
+    assert_eq!(m.load(0x6000, 8), selector);
+}
+
+#[test]
 fn protected_segments_check_presence_type_and_limit() {
     let mut m = Machine::protected(0);
     let flat = *m.cpu.segment(SegmentIndex::Ds);

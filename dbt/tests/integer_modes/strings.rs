@@ -141,3 +141,35 @@ fn ports_need_the_privilege() {
     assert_eq!(m.run(&[0x6e]), Err(GP));
     assert!(m.ports.written.is_empty());
 }
+
+#[test]
+fn nothing_to_do_zero_extends_what_has_32_bits() {
+    const HIGH: u64 = 0xabcd_0000_0000;
+    // (instruction, whether RSI, whether RDI); the address size is 32 bits.
+    let cases: [(&[u8], bool, bool); 6] = [
+        (&[0x67, 0xf3, 0xa4], true, true),         // rep movsb
+        (&[0x67, 0xf2, 0x48, 0xa5], true, true),   // repne movsq
+        (&[0x67, 0xf3, 0xab], false, true),        // rep stosd
+        (&[0x67, 0xf3, 0xac], false, false),       // rep lodsb
+        (&[0x67, 0xf3, 0xa6], false, false),       // repe cmpsb
+        (&[0x67, 0xf2, 0x48, 0xaf], false, false), // repne scasq
+    ];
+    for (code, source, destination) in cases {
+        let mut m = Machine::long(3);
+        m.cpu.gpr[R::RCX] = HIGH;
+        m.cpu.gpr[R::RSI] = HIGH | 1;
+        m.cpu.gpr[R::RDI] = HIGH | 2;
+        m.ok(code);
+        assert_eq!(m.cpu.rip, CODE + code.len() as u64);
+        assert_eq!(m.cpu.gpr[R::RCX], 0, "{code:x?}");
+        let expected = |extended: bool| if extended { 0 } else { HIGH };
+        assert_eq!(m.cpu.gpr[R::RSI], expected(source) | 1, "{code:x?}");
+        assert_eq!(m.cpu.gpr[R::RDI], expected(destination) | 2, "{code:x?}");
+        // With addresses of 16 bits the rest of a register stays.
+        let mut m = Machine::protected(3);
+        m.cpu.gpr[R::RCX] = 0x1_0000;
+        m.cpu.gpr[R::RDI] = 0x1_0002;
+        m.ok(&[0x67, 0xf3, 0xaa]);
+        assert_eq!((m.cpu.gpr[R::RCX], m.cpu.gpr[R::RDI]), (0x1_0000, 0x1_0002));
+    }
+}

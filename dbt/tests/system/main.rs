@@ -10,6 +10,7 @@ mod faults;
 mod identity;
 mod kernel_entries;
 mod machine;
+mod moving;
 mod predicted_returns;
 mod protection_keys;
 mod remapping;

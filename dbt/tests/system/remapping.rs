@@ -90,3 +90,62 @@ fn flags_reach_the_code_that_has_replaced_another() {
         }
     }
 }
+
+/// A page table that maps itself, as code: a table entry and what is behind it are a function. The
+/// walk that fetches it writes the accessed bit into its first instruction.
+#[test]
+fn a_walk_writes_into_the_code_it_is_for() {
+    const TABLE: u64 = 0x30_C000;
+    const LINEAR: u64 = 0x4000_0000;
+    const SLOT: u64 = 7;
+    let address = LINEAR + SLOT * 0x1000;
+    let function = address + SLOT * 8;
+    let run = |options: EngineOptions| {
+        let mut m = Machine::long(0);
+        // The walk's upper levels, and the table's entry for itself, not accessed yet: add eax, eax;
+        // xor [rax], al; add [rax], al; add [rax], al. Behind it: ret.
+        let mut table = PAGES;
+        for (shift, next) in [(39, 0x12_1000), (30, 0x12_2000), (21, TABLE)] {
+            let slot = table + (address >> shift & 511) * 8;
+            let known = m.read(slot, 8);
+            table = if known == 0 {
+                m.write(slot, 8, next | 7);
+                next
+            } else {
+                known & !0xfff
+            };
+        }
+        let entry = TABLE + SLOT * 8;
+        m.write(entry, 8, TABLE | 3);
+        m.write(entry + 8, 1, 0xc3);
+        let call: Vec<u8> = [&[0xb8, 0, 0x80, 8, 0][..], &[0xff, 0xd3]].concat();
+        let driver = [
+            &call[..],
+            &call,
+            &[0xc6, 0x06, 0x03], // mov byte [rsi], 3: the accessed bit is cleared
+            &call,               // the TLB still knows the page
+            &[0x0f, 0x01, 0x3b], // invlpg [rbx]
+            &call,
+            &[0xf4],
+        ]
+        .concat();
+        for (offset, byte) in driver.iter().enumerate() {
+            m.write(CODE + offset as u64, 1, u64::from(*byte));
+        }
+        (m.cpu.gpr[3], m.cpu.gpr[6]) = (function, entry);
+        let mut vcpu = m.into_vcpu(options);
+        vcpu.set_goal(1_000);
+        assert_eq!(vcpu.run(), Stop::Halted);
+        let entry = vcpu.mem.load_uint(GuestPhys(entry), 8).expect("RAM");
+        (vcpu.cpu().gpr.to_vec(), entry)
+    };
+    let (expected, entry) = run(counting(true));
+    assert_eq!(entry, TABLE | 0x23, "the last walk marked the entry");
+    for cold in [0, 1, 2] {
+        let options = EngineOptions {
+            cold,
+            ..counting(false)
+        };
+        assert_eq!(run(options), (expected.clone(), entry), "{cold}");
+    }
+}

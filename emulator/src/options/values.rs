@@ -274,6 +274,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "moving=on|off",
+        help: "the translation of a program's code is copied for other addresses of it",
+        set: |engine, text| {
+            engine.moving = switch("moving", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {

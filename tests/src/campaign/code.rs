@@ -45,9 +45,12 @@ fn candidate(random: &mut Random, bits: u32) -> [u8; 15] {
         *byte = random.next() as u8;
     }
     let mut at = 0;
+    // Nothing is longer: what chance puts behind the end is left out.
     let mut put = |byte: u8| {
-        bytes[at] = byte;
-        at += 1;
+        if let Some(place) = bytes.get_mut(at) {
+            *place = byte;
+            at += 1;
+        }
     };
     while random.one_in(5) {
         put(random.pick(&[

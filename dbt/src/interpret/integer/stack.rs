@@ -62,6 +62,17 @@ pub(crate) fn push(cx: &mut Context<'_>, size: usize, value: u64) -> Done {
     Ok(())
 }
 
+/// Pushes a selector: with 32-bit operands a word, as Intel's processors do (SDM volume 2, PUSH),
+/// so that the bytes above it stay as they were.
+fn push_selector(cx: &mut Context<'_>, size: usize, selector: u64) -> Done {
+    let written = if size == 4 { 2 } else { size };
+    let pointer = cx.cpu.gpr[Gpr::RSP].wrapping_sub(size as u64) & stack_mask(cx.cpu.mode);
+    let address = segment_linear(cx, SegmentIndex::Ss, pointer, written, Access::Write)?;
+    cx.store(address, written, selector)?;
+    write_stack_pointer(cx.cpu, pointer);
+    Ok(())
+}
+
 /// Loads `size` bytes from a place in the stack: the value, and the stack pointer above it.
 #[inline]
 pub(crate) fn pop_at(
@@ -98,7 +109,11 @@ fn push_operand(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let size = stack_step(insn);
     // A segment register is read as its selector and zero-extended.
     let value = read_operand(cx, insn, 0, size)?;
-    push(cx, size, value)?;
+    if insn.op0_register().is_segment_register() {
+        push_selector(cx, size, value)?;
+    } else {
+        push(cx, size, value)?;
+    }
     next(cx, insn)
 }
 

@@ -8,7 +8,7 @@ mod bulk;
 mod memory;
 mod ports;
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use mmu::Linear;
 
 use super::address::{memory_segment, segment_linear};
@@ -38,6 +38,8 @@ struct Form {
     repeated: bool,
     /// For CMPS and SCAS: the value of ZF that lets the repetition go on.
     while_zero: bool,
+    /// Index registers that 32-bit addresses zero-extend even if nothing is to be done.
+    extended: &'static [usize],
 }
 
 impl Form {
@@ -57,6 +59,24 @@ impl Form {
             source: memory_segment(cpu, insn),
             repeated: repeat || insn.has_repne_prefix(),
             while_zero: repeat,
+            extended: match insn.mnemonic() {
+                Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+                    &[Gpr::RSI, Gpr::RDI]
+                }
+                Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+                    &[Gpr::RDI]
+                }
+                _ => &[],
+            },
+        }
+    }
+
+    /// A count of zero: in 64-bit code with 32-bit addresses Intel's processors zero-extend the
+    /// count, and the indexes of MOVS and STOS; AMD's do not. For other sizes nothing changes.
+    fn nothing_to_do(&self, cpu: &mut CpuState) {
+        for &register in self.extended.iter().chain(&[Gpr::RCX]) {
+            let value = read_gpr(cpu, register, self.address);
+            write_gpr(cpu, register, self.address, value);
         }
     }
 
@@ -134,6 +154,7 @@ fn repeat(
     loop {
         let count = form.count(cx.cpu);
         if count == 0 {
+            form.nothing_to_do(cx.cpu);
             return next(cx, insn);
         }
         if budget == 0 {

@@ -5,11 +5,16 @@
 mod environment;
 mod gather;
 mod masked;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod moves;
 mod save;
 mod x87;
 
 use crate::guest::Exception;
 use crate::record::Row;
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) use moves::execute as execute_move;
 
 type Done = Result<(), Exception>;
 

@@ -1,0 +1,256 @@
+//! The encodings of the usual integer instructions on host registers, which are most of what is
+//! emitted: a table and a ModRM byte, where iced-x86's encoder looks at everything an instruction could
+//! be. The bytes are the same; a test compares them.
+
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+use super::emitter::Encoded;
+use super::registers::number;
+
+/// How an instruction names its operands.
+#[derive(Clone, Copy)]
+enum Form {
+    /// Register, then register or memory.
+    Load,
+    /// Register or memory, then register.
+    Store,
+    /// Register or memory, then a constant of 8 bits; the register field is an extension.
+    Short(u8),
+    /// Likewise, of 32 bits.
+    Long(u8),
+}
+
+/// Opcode, form, and whether operands have 64 bits.
+type Row = (&'static [u8], Form, bool);
+
+/// The eight operations whose opcodes are alike.
+macro_rules! arithmetic {
+    ($code:expr, $($number:literal $rm32:ident $r32:ident $short32:ident $long32:ident
+        $rm64:ident $r64:ident $short64:ident $long64:ident;)*) => {
+        match $code {
+            $(
+                Code::$rm32 => Some((&[$number << 3 | 1], Form::Store, false)),
+                Code::$r32 => Some((&[$number << 3 | 3], Form::Load, false)),
+                Code::$short32 => Some((&[0x83], Form::Short($number), false)),
+                Code::$long32 => Some((&[0x81], Form::Long($number), false)),
+                Code::$rm64 => Some((&[$number << 3 | 1], Form::Store, true)),
+                Code::$r64 => Some((&[$number << 3 | 3], Form::Load, true)),
+                Code::$short64 => Some((&[0x83], Form::Short($number), true)),
+                Code::$long64 => Some((&[0x81], Form::Long($number), true)),
+            )*
+            _ => None,
+        }
+    };
+}
+
+fn arithmetic(code: Code) -> Option<Row> {
+    arithmetic!(code,
+        0 Add_rm32_r32 Add_r32_rm32 Add_rm32_imm8 Add_rm32_imm32
+            Add_rm64_r64 Add_r64_rm64 Add_rm64_imm8 Add_rm64_imm32;
+        1 Or_rm32_r32 Or_r32_rm32 Or_rm32_imm8 Or_rm32_imm32
+            Or_rm64_r64 Or_r64_rm64 Or_rm64_imm8 Or_rm64_imm32;
+        2 Adc_rm32_r32 Adc_r32_rm32 Adc_rm32_imm8 Adc_rm32_imm32
+            Adc_rm64_r64 Adc_r64_rm64 Adc_rm64_imm8 Adc_rm64_imm32;
+        3 Sbb_rm32_r32 Sbb_r32_rm32 Sbb_rm32_imm8 Sbb_rm32_imm32
+            Sbb_rm64_r64 Sbb_r64_rm64 Sbb_rm64_imm8 Sbb_rm64_imm32;
+        4 And_rm32_r32 And_r32_rm32 And_rm32_imm8 And_rm32_imm32
+            And_rm64_r64 And_r64_rm64 And_rm64_imm8 And_rm64_imm32;
+        5 Sub_rm32_r32 Sub_r32_rm32 Sub_rm32_imm8 Sub_rm32_imm32
+            Sub_rm64_r64 Sub_r64_rm64 Sub_rm64_imm8 Sub_rm64_imm32;
+        6 Xor_rm32_r32 Xor_r32_rm32 Xor_rm32_imm8 Xor_rm32_imm32
+            Xor_rm64_r64 Xor_r64_rm64 Xor_rm64_imm8 Xor_rm64_imm32;
+        7 Cmp_rm32_r32 Cmp_r32_rm32 Cmp_rm32_imm8 Cmp_rm32_imm32
+            Cmp_rm64_r64 Cmp_r64_rm64 Cmp_rm64_imm8 Cmp_rm64_imm32;
+    )
+}
+
+fn row(code: Code) -> Option<Row> {
+    Some(match code {
+        Code::Mov_r32_rm32 => (&[0x8b], Form::Load, false),
+        Code::Mov_r64_rm64 => (&[0x8b], Form::Load, true),
+        Code::Mov_rm32_r32 => (&[0x89], Form::Store, false),
+        Code::Mov_rm64_r64 => (&[0x89], Form::Store, true),
+        Code::Lea_r32_m => (&[0x8d], Form::Load, false),
+        Code::Lea_r64_m => (&[0x8d], Form::Load, true),
+        Code::Test_rm32_r32 => (&[0x85], Form::Store, false),
+        Code::Test_rm64_r64 => (&[0x85], Form::Store, true),
+        Code::Movsxd_r64_rm32 => (&[0x63], Form::Load, true),
+        Code::Movzx_r32_rm16 => (&[0x0f, 0xb7], Form::Load, false),
+        Code::Movsx_r32_rm16 => (&[0x0f, 0xbf], Form::Load, false),
+        Code::Movsx_r64_rm16 => (&[0x0f, 0xbf], Form::Load, true),
+        Code::Imul_r32_rm32 => (&[0x0f, 0xaf], Form::Load, false),
+        Code::Imul_r64_rm64 => (&[0x0f, 0xaf], Form::Load, true),
+        Code::Mov_rm32_imm32 => (&[0xc7], Form::Long(0), false),
+        Code::Mov_rm64_imm32 => (&[0xc7], Form::Long(0), true),
+        Code::Rol_rm32_imm8 => (&[0xc1], Form::Short(0), false),
+        Code::Rol_rm64_imm8 => (&[0xc1], Form::Short(0), true),
+        Code::Ror_rm32_imm8 => (&[0xc1], Form::Short(1), false),
+        Code::Ror_rm64_imm8 => (&[0xc1], Form::Short(1), true),
+        Code::Shl_rm32_imm8 => (&[0xc1], Form::Short(4), false),
+        Code::Shl_rm64_imm8 => (&[0xc1], Form::Short(4), true),
+        Code::Shr_rm32_imm8 => (&[0xc1], Form::Short(5), false),
+        Code::Shr_rm64_imm8 => (&[0xc1], Form::Short(5), true),
+        Code::Sar_rm32_imm8 => (&[0xc1], Form::Short(7), false),
+        Code::Sar_rm64_imm8 => (&[0xc1], Form::Short(7), true),
+        _ => return arithmetic(code),
+    })
+}
+
+/// Encodes an instruction of 64-bit code; `None`: it is not among the usual ones.
+pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
+    let (opcode, form, wide) = row(insn.code())?;
+    let (field, operand) = match form {
+        Form::Load => (number(insn.op0_register()) as u8, 1),
+        Form::Store => (number(insn.op1_register()) as u8, 0),
+        Form::Short(extension) | Form::Long(extension) => (extension, 0),
+    };
+    let prefixed = insn.has_rep_prefix()
+        || insn.has_repne_prefix()
+        || insn.has_lock_prefix()
+        || insn.segment_prefix() != Register::None;
+    if prefixed {
+        return None;
+    }
+    let mut out = Encoded::default();
+    let mut rex = if wide { 0x48 } else { 0 };
+    if field > 7 {
+        rex |= 0x44;
+    }
+    let modrm = (field & 7) << 3;
+    if insn.op_kind(operand) == OpKind::Register {
+        let register = number(insn.op_register(operand)) as u8;
+        if register > 7 {
+            rex |= 0x41;
+        }
+        out.prefix(rex, opcode);
+        out.push(0xc0 | modrm | register & 7);
+    } else if insn.op_kind(operand) == OpKind::Memory {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        if !base.is_gpr64() || insn.memory_displ_size() > 1 {
+            return None;
+        }
+        let base = number(base) as u8;
+        if base > 7 {
+            rex |= 0x41;
+        }
+        let displacement = i32::try_from(insn.memory_displacement64() as i64).ok()?;
+        let near = i8::try_from(displacement).ok();
+        let mode = match near {
+            // RBP and R13 have no form without one.
+            Some(0) if insn.memory_displ_size() == 0 && base & 7 != 5 => 0,
+            Some(_) => 0x40,
+            None => 0x80,
+        };
+        if index == Register::None && base & 7 != 4 {
+            out.prefix(rex, opcode);
+            out.push(mode | modrm | base & 7);
+        } else {
+            // An index of 4 is none.
+            let index = match index {
+                Register::None => 4,
+                Register::RSP => return None,
+                index if index.is_gpr64() => number(index) as u8,
+                _ => return None,
+            };
+            if index > 7 {
+                rex |= 0x42;
+            }
+            out.prefix(rex, opcode);
+            out.push(mode | modrm | 4);
+            let scale = insn.memory_index_scale().trailing_zeros() as u8;
+            out.push(scale << 6 | (index & 7) << 3 | base & 7);
+        }
+        match (mode, near) {
+            (0x40, Some(near)) => out.push(near as u8),
+            (0x80, _) => out.extend(&displacement.to_le_bytes()),
+            _ => {}
+        }
+    } else {
+        return None;
+    }
+    match form {
+        Form::Short(_) => out.push(insn.immediate(1) as u8),
+        Form::Long(_) => out.extend(&(insn.immediate(1) as u32).to_le_bytes()),
+        Form::Load | Form::Store => {}
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Encoder, MemoryOperand};
+
+    use super::*;
+
+    const REGISTERS: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+    fn compare(insn: &Instruction, compared: &mut usize) {
+        let Some(ours) = encode(insn) else {
+            return;
+        };
+        let mut encoder = Encoder::new(64);
+        encoder.encode(insn, 0).expect("iced-x86 encodes it");
+        assert_eq!(*ours, encoder.take_buffer()[..], "{insn:?}");
+        *compared += 1;
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_iced() {
+        use super::super::registers::sized;
+        let mut compared = 0;
+        for code in Code::values().filter(|&code| row(code).is_some()) {
+            let (_, form, wide) = row(code).expect("filtered");
+            let size = if wide { 8 } else { 4 };
+            let source = match code {
+                Code::Movsxd_r64_rm32 => 4,
+                Code::Movzx_r32_rm16 | Code::Movsx_r32_rm16 | Code::Movsx_r64_rm16 => 2,
+                _ => size,
+            };
+            let memories = REGISTERS.iter().flat_map(|&base| {
+                let indexes = [None, Some(1u8), Some(5), Some(12), Some(13)];
+                indexes.into_iter().flat_map(move |index| {
+                    [0i64, 1, -128, 127, 128, -129, 0x2000_5000].map(|displacement| {
+                        MemoryOperand::new(
+                            sized(base, 8),
+                            index.map_or(Register::None, |index| sized(index, 8)),
+                            if index == Some(5) { 8 } else { 1 },
+                            displacement,
+                            u32::from(displacement != 0),
+                            false,
+                            Register::None,
+                        )
+                    })
+                })
+            });
+            for memory in memories {
+                for register in [0, 5, 9, 15] {
+                    let insn = match form {
+                        Form::Load => Instruction::with2(code, sized(register, size), memory),
+                        Form::Store => Instruction::with2(code, memory, sized(register, size)),
+                        Form::Short(_) => Instruction::with2(code, memory, 0x1f),
+                        Form::Long(_) => Instruction::with2(code, memory, -0x1234_5678),
+                    };
+                    compare(&insn.expect("the form exists"), &mut compared);
+                }
+            }
+            for (first, second) in REGISTERS
+                .iter()
+                .flat_map(|&a| [0, 4, 9, 13].map(|b| (a, b)))
+            {
+                let insn = match form {
+                    Form::Load if code == Code::Lea_r32_m || code == Code::Lea_r64_m => continue,
+                    Form::Load => {
+                        Instruction::with2(code, sized(first, size), sized(second, source))
+                    }
+                    Form::Store => {
+                        Instruction::with2(code, sized(first, size), sized(second, size))
+                    }
+                    Form::Short(_) => Instruction::with2(code, sized(first, size), 0x1f),
+                    Form::Long(_) => Instruction::with2(code, sized(first, size), 0x1234_5678),
+                };
+                compare(&insn.expect("the form exists"), &mut compared);
+            }
+        }
+        assert!(compared > 100_000, "{compared}");
+    }
+}

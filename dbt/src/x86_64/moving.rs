@@ -1,0 +1,211 @@
+//! The same code at another address: a program that is mapped elsewhere, or a library in another
+//! address space, is the same bytes on the same physical page. Its translation is then copied, and what
+//! follows RIP or the block's place in the cache is adjusted, which takes a tenth of translating.
+//!
+//! Whatever is emitted from a guest address, or depends on where the block is, is marked where
+//! it is emitted ([`Follows`]). Which form that takes must not depend on the address: so only
+//! addresses of user programs far above 4 GiB are moved from and to, where each constant takes eight
+//! bytes; and no access of a block may be to an absolute address, whose page another may happen to share.
+
+use iced_x86::{Instruction, OpKind, Register};
+use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
+
+use crate::cache::{CodeOffset, Key};
+use crate::guest::Mode;
+use crate::run::{Upcall, UpcallKind, at};
+
+/// Guest addresses between which blocks are moved.
+const MOVABLE: std::ops::Range<u64> = 1 << 33..1 << 47;
+/// Set in a mark in the cold section.
+const COLD: u32 = 1 << 31;
+/// Where in a mark its kind is.
+const KIND: u32 = 24;
+
+/// What in emitted code follows RIP, or the block's place. It ends where it is marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Follows {
+    /// The displacement of the page's guard, then the mapping that it is compared with.
+    Guard,
+    /// A guest address.
+    Address,
+    /// The lower 32 bits of one, in eight bytes.
+    LowAddress,
+    /// The two halves of one, as two instructions store them.
+    Halves,
+    /// The displacement of something in the TLB entry of a guest address.
+    Entry,
+    /// The displacement of a call of shared code.
+    Call,
+    /// Such a call, and the record behind it.
+    Upcall,
+    /// The displacement of a jump from one section into the other.
+    Section,
+}
+
+impl Follows {
+    const ALL: [Follows; 8] = [
+        Follows::Guard,
+        Follows::Address,
+        Follows::LowAddress,
+        Follows::Halves,
+        Follows::Entry,
+        Follows::Call,
+        Follows::Upcall,
+        Follows::Section,
+    ];
+}
+
+/// A place in a block's code that changes when the block is moved.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// What ends at an offset of a section.
+    pub(super) fn new(follows: Follows, end: u32, cold: bool) -> Mark {
+        debug_assert!(end < 1 << KIND, "too long a block");
+        Mark(end | (follows as u32) << KIND | if cold { COLD } else { 0 })
+    }
+
+    fn parts(self) -> (Follows, usize, usize) {
+        let follows = Follows::ALL[(self.0 >> KIND & 7) as usize];
+        let end = (self.0 & ((1 << KIND) - 1)) as usize;
+        (follows, end, usize::from(self.0 & COLD != 0))
+    }
+}
+
+/// Where a block goes, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct Move {
+    /// RIP there, less that of the original: whole pages.
+    pub distance: u64,
+    /// RIP there.
+    pub rip: u64,
+    /// The identifier of the copy.
+    pub id: u32,
+    /// What its page guard must hold.
+    pub mapping: u32,
+    /// Where the original's sections are.
+    pub from: [CodeOffset; 2],
+    /// Where the copy's are.
+    pub to: [CodeOffset; 2],
+}
+
+/// Whether the translation of a block can be moved elsewhere.
+pub fn can_leave(key: &Key, insns: &[Instruction]) -> bool {
+    let tied = |insn: &Instruction| {
+        let memory = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        memory
+            && (base == Register::EIP || (base == Register::None && index == Register::None))
+            && !matches!(insn.memory_segment(), Register::FS | Register::GS)
+    };
+    can_arrive(key) && !insns.iter().any(tied)
+}
+
+/// Whether a translation can be moved here.
+pub fn can_arrive(key: &Key) -> bool {
+    key.mode.has(Mode::USER | Mode::CODE64) && MOVABLE.contains(&key.rip)
+}
+
+/// The instruction at its new address.
+pub fn moved_instruction(insn: &Instruction, distance: u64) -> Instruction {
+    let mut moved = *insn;
+    moved.set_ip(insn.ip().wrapping_add(distance));
+    if insn.op0_kind() == OpKind::NearBranch64 {
+        moved.set_near_branch64(insn.near_branch64().wrapping_add(distance));
+    }
+    if insn.memory_base() == Register::RIP {
+        let address = insn.memory_displacement64().wrapping_add(distance);
+        moved.set_memory_displacement64(address);
+    }
+    moved
+}
+
+fn read(code: &[u8], end: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&code[end - 4..end]);
+    u32::from_le_bytes(bytes)
+}
+
+fn write(code: &mut [u8], end: usize, value: u32) {
+    code[end - 4..end].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Adds to the address whose halves end there.
+fn add(code: &mut [u8], [low, high]: [usize; 2], distance: u64) {
+    let address = u64::from(read(code, high)) << 32 | u64::from(read(code, low));
+    let moved = address.wrapping_add(distance);
+    write(code, low, moved as u32);
+    write(code, high, (moved >> 32) as u32);
+}
+
+impl Move {
+    /// How far a section goes.
+    fn shift(&self, section: usize) -> u32 {
+        self.to[section].0.wrapping_sub(self.from[section].0)
+    }
+
+    /// Where something of the original is in the copy; `len`: bytes of its hot section.
+    pub fn place(&self, offset: CodeOffset, len: u32) -> CodeOffset {
+        let hot = offset.0.wrapping_sub(self.from[0].0) < len;
+        CodeOffset(offset.0.wrapping_add(self.shift(usize::from(!hot))))
+    }
+
+    /// Adjusts the code of the original to its new place.
+    pub fn adjust(&self, code: &mut [Vec<u8>; 2], marks: &[Mark]) {
+        for mark in marks {
+            let (follows, end, section) = mark.parts();
+            let shift = self.shift(section);
+            let code = &mut code[section];
+            match follows {
+                Follows::Guard => {
+                    write(code, end - 4, at::guard(true, self.rip >> 12) as u32);
+                    write(code, end, self.mapping);
+                }
+                Follows::Address => add(code, [end - 4, end], self.distance),
+                Follows::LowAddress => {
+                    let low = read(code, end - 4).wrapping_add(self.distance as u32);
+                    write(code, end - 4, low);
+                }
+                Follows::Halves => add(code, [end - HALVES, end], self.distance),
+                Follows::Entry => {
+                    let table = at::tlb(View::User) as u32;
+                    let offset = read(code, end).wrapping_sub(table);
+                    let pages = (self.distance / PAGE_SIZE) as u32;
+                    let entry = (offset / ENTRY).wrapping_add(pages) % TLB_ENTRIES as u32;
+                    write(
+                        code,
+                        end,
+                        table.wrapping_add(entry * ENTRY + offset % ENTRY),
+                    );
+                }
+                Follows::Call => {
+                    let displacement = read(code, end).wrapping_sub(shift);
+                    write(code, end, displacement);
+                }
+                Follows::Upcall => {
+                    let record = end - size_of::<Upcall>();
+                    let displacement = read(code, record).wrapping_sub(shift);
+                    write(code, record, displacement);
+                    write(code, record + 4, self.id);
+                    if code[record + Upcall::KIND] == UpcallKind::Memory as u8 {
+                        // Where it resumes is in the block itself.
+                        let resume = read(code, end).wrapping_add(self.shift(0));
+                        write(code, end, resume);
+                    }
+                }
+                Follows::Section => {
+                    let other = self.shift(1 - section);
+                    let displacement = read(code, end).wrapping_add(other).wrapping_sub(shift);
+                    write(code, end, displacement);
+                }
+            }
+        }
+    }
+}
+
+/// Bytes between the ends of two instructions that store the halves of an address.
+pub(super) const HALVES: usize = 12;
+/// Bytes of a TLB entry.
+const ENTRY: u32 = 32;
