@@ -17,6 +17,8 @@ mod interpreting;
 mod prediction;
 mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod recording;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod return_stack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;

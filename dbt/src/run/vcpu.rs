@@ -52,6 +52,8 @@ pub struct Vcpu {
     pub(super) forgotten: u64,
     /// The mode whose returns are predicted on emitted code's stack.
     pub(super) returns_mode: Mode,
+    /// The head of a hot loop, of which a trace is to be made.
+    pub(super) recording: Option<u32>,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     counter_is_invariant: bool,
@@ -110,6 +112,7 @@ impl Vcpu {
             last_exception: LastException::none(),
             forgotten: 0,
             returns_mode: Mode(0),
+            recording: None,
             shutdown: false,
             counter_is_invariant: counter_is_invariant(),
             _registration: registration,
@@ -242,6 +245,10 @@ impl Vcpu {
                 || !translatable(cpu.mode);
             if step {
                 self.step();
+                continue;
+            }
+            if let Some(head) = self.recording.take() {
+                self.record(head);
                 continue;
             }
             match self.block_at_rip() {
