@@ -175,6 +175,20 @@ fn repeated_moves_trap_in_the_iteration_that_matches() {
     }
 }
 
+/// The trap of an exception's frame comes before the handler's first instruction.
+#[test]
+fn frames_trap_at_the_handler() {
+    // xor cl, cl; div cl
+    let code: &[u8] = &[0x30, 0xc9, 0xf6, 0xf1];
+    for interpret_only in [true, false] {
+        let mut vcpu = run(code, interpret_only, |cpu| {
+            cpu.control.dr[0] = 0x6ffe;
+            cpu.control.dr[7] = 0x0005_0401;
+        });
+        assert_eq!(traps(&mut vcpu), [(HALT_AT - CODE, 1)]);
+    }
+}
+
 #[test]
 fn what_faults_was_not_accessed() {
     // div byte [2000h], which is zero.

@@ -141,6 +141,8 @@ pub struct Block {
     pub heat: u8,
     /// It is the best that can be made of a loop.
     pub settled: bool,
+    /// How often a trace of it was recorded in vain.
+    pub attempts: u8,
     /// Its checks predict their TLB entries, or have been found to do better without.
     pub predicting: bool,
     /// How many of them were wrong too often.
@@ -568,6 +570,7 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            attempts: 0,
             predicting: false,
             strays: 0,
             mapping,

@@ -111,6 +111,7 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            attempts: 0,
             predicting: false,
             strays: 0,
             mapping,

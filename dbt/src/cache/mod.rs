@@ -15,6 +15,8 @@ mod trace;
 pub use blocks::{Block, BlockCache, Exit, Key};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use region::{CodeOffset, CodeRegion};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use trace::{Trace, goes_on};
 
 /// Counts since the start. On hosts without a translator they stay zero.
 #[derive(Clone, Copy, Default, Debug)]

@@ -1,10 +1,8 @@
-//! Traces: the instructions of a hot loop as one straight run, along the ways that it has taken
-//! so far.
+//! Traces: the instructions of a hot loop as one straight run, along the way that it took when it
+//! was recorded.
 
-use iced_x86::{FlowControl, Instruction};
-use mmu::GuestPhys;
+use iced_x86::{FlowControl, Instruction, Mnemonic};
 
-use super::blocks::{Block, BlockCache};
 use crate::decode::BLOCK_LIMIT;
 
 /// Loops shorter than this are repeated within their trace.
@@ -12,88 +10,148 @@ const SHORT: usize = 24;
 /// How often at the most.
 const REPEATS: usize = 4;
 
-/// A trace that is worth translating.
+/// A trace that does not come back is no longer than this: it gains less than a loop, and costs as much
+/// to translate.
+const OPEN: usize = 24;
+
+/// A trace that is being recorded, or is ready to be translated: of one page.
+#[derive(Default)]
 pub struct Trace {
+    insns: Vec<Instruction>,
+    closed: bool,
+}
+
+impl Trace {
     /// The instructions in the order in which they are executed.
-    pub insns: Vec<Instruction>,
-    /// The lowest byte of their code.
-    pub lowest: GuestPhys,
-    /// Bytes from there to the highest.
-    pub len: u32,
-}
+    pub fn insns(&self) -> &[Instruction] {
+        &self.insns
+    }
 
-impl BlockCache {
-    /// The trace from a block on, all within its page: it follows jumps and those ways of
-    /// branches that are the only ones taken so far, until it comes back or does not know
-    /// which way to go. `None` if that is no more than the block itself.
-    pub fn trace(&self, head: u32) -> Option<Trace> {
-        let first = self.block(head)?;
-        let mut insns: Vec<Instruction> = Vec::new();
-        let mut visited = Vec::new();
-        let (mut lowest, mut highest) = (first.lowest, first.lowest);
-        let mut at = head;
-        let mut closed = false;
-        while let Some(block) = self.block(at) {
-            let same_page = block.key.physical.page() == first.key.physical.page()
-                && block.key.rip >> 12 == first.key.rip >> 12
-                && block.second.is_none();
-            let whole = !block.settled
-                && block.key.grouped == first.key.grouped
-                && block.key.mode == first.key.mode;
-            if !same_page || !whole || insns.len() + block.insns.len() > BLOCK_LIMIT {
-                break;
-            }
-            visited.push(at);
-            insns.extend(&block.insns);
-            lowest = lowest.min(block.lowest);
-            highest = highest.max(block.lowest.add(u64::from(block.len)));
-            let Some(next) = way(block, head) else {
-                break;
-            };
-            closed = next == head;
-            if visited.contains(&next) {
-                break;
-            }
-            at = next;
+    /// Whether it leads back to its beginning.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether there is room for the instruction that comes next. None comes twice: a trace
+    /// ends where it meets itself, in front of a loop within it if not at its own beginning.
+    pub fn takes(&mut self, insn: &Instruction) -> bool {
+        let known = self.insns.iter().position(|own| own.ip() == insn.ip());
+        self.closed = known == Some(0);
+        known.is_none() && self.insns.len() < BLOCK_LIMIT
+    }
+
+    /// Adds the instruction that comes next.
+    pub fn push(&mut self, insn: Instruction) {
+        self.insns.push(insn);
+    }
+
+    /// Repeats a short loop, so that its checks serve several rounds; cuts a trace that is none
+    /// behind a jump.
+    pub fn finish(&mut self) {
+        let once = self.insns.len();
+        if !self.closed && once > OPEN {
+            let jumps = |insn: &Instruction| insn.flow_control() != FlowControl::Next;
+            let last = self.insns[..OPEN].iter().rposition(jumps);
+            self.insns.truncate(last.map_or(once, |last| last + 1));
         }
-        if closed && insns.len() <= SHORT {
-            let once = insns.len();
-            let times = (BLOCK_LIMIT / once).min(REPEATS);
-            for _ in 1..times {
-                insns.extend_from_within(..once);
+        if self.closed && once <= SHORT {
+            for _ in 1..(BLOCK_LIMIT / once).min(REPEATS) {
+                self.insns.extend_from_within(..once);
             }
         }
-        (insns.len() > first.insns.len()).then_some(Trace {
-            insns,
-            lowest,
-            len: (highest.0 - lowest.0) as u32,
-        })
+    }
+
+    /// RIP of the lowest byte of its code, and the bytes from there to the highest.
+    pub fn range(&self) -> (u64, u32) {
+        let ips = self.insns.iter().map(Instruction::ip);
+        let ends = self.insns.iter().map(Instruction::next_ip);
+        let lowest = ips.min().unwrap_or(0);
+        let highest = ends.max().unwrap_or(0);
+        (lowest, highest.wrapping_sub(lowest) as u32)
     }
 }
 
-/// Where a trace goes on behind a block: back to its head if the block has led there, or to the
-/// one block that this one has led to so far.
-fn way(block: &Block, head: u32) -> Option<u32> {
-    let last = block.insns.last()?;
-    let followable = match last.flow_control() {
-        FlowControl::Next => true,
-        FlowControl::UnconditionalBranch => last.is_jmp_short_or_near(),
-        FlowControl::ConditionalBranch => last.is_jcc_short_or_near(),
+/// Whether a trace can go on behind an instruction, in the same mode, wherever that leads.
+pub fn goes_on(insn: &Instruction) -> bool {
+    match insn.flow_control() {
+        FlowControl::Next => !matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
+        FlowControl::UnconditionalBranch => insn.is_jmp_short_or_near(),
+        FlowControl::ConditionalBranch => insn.is_jcc_short_or_near(),
         _ => false,
-    };
-    if !followable {
-        return None;
     }
-    let mut taken = block
-        .exits
-        .iter()
-        .filter(|exit| exit.ungrouped.is_none())
-        .filter_map(|exit| exit.linked);
-    if taken.clone().any(|to| to == head) {
-        return Some(head);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Code, Register};
+
+    fn at(ip: u64) -> Instruction {
+        let mut insn = Instruction::with2(Code::Add_rm32_r32, Register::EAX, Register::EAX)
+            .expect("an addition can be made");
+        insn.set_len(2);
+        insn.set_ip(ip);
+        insn
     }
-    match (taken.next(), taken.next()) {
-        (Some(only), None) => Some(only),
-        _ => None,
+
+    fn recorded(ips: &[u64]) -> Trace {
+        let mut trace = Trace::default();
+        for &ip in ips {
+            if !trace.takes(&at(ip)) {
+                break;
+            }
+            trace.push(at(ip));
+        }
+        trace
+    }
+
+    #[test]
+    fn a_trace_ends_where_it_meets_itself() {
+        let mut closed = recorded(&[10, 12, 4, 10, 12]);
+        assert!(closed.is_closed());
+        assert_eq!(closed.insns().len(), 3);
+        assert_eq!(closed.range(), (4, 10));
+        closed.finish();
+        assert_eq!(closed.insns().len(), 3 * REPEATS);
+        let mut around = recorded(&[10, 12, 4, 12, 4]);
+        around.finish();
+        assert!(!around.is_closed());
+        assert_eq!(around.insns().len(), 3);
+    }
+
+    #[test]
+    fn an_open_trace_is_cut_behind_a_jump() {
+        let jump = |ip, target| {
+            let mut insn =
+                Instruction::with_branch(Code::Jmp_rel8_64, target).expect("a jump can be made");
+            insn.set_len(2);
+            insn.set_ip(ip);
+            insn
+        };
+        let with_jumps = |jumps: &[usize]| {
+            let mut trace = Trace::default();
+            for index in 0..40 {
+                let ip = 2 * index as u64;
+                trace.push(match jumps.contains(&index) {
+                    true => jump(ip, ip + 2),
+                    false => at(ip),
+                });
+            }
+            trace.finish();
+            trace.insns().len()
+        };
+        assert_eq!(with_jumps(&[5, 20, 30]), 21);
+        assert_eq!(with_jumps(&[30]), 40);
+    }
+
+    #[test]
+    fn a_full_trace_can_close() {
+        let mut ips: Vec<u64> = (0..BLOCK_LIMIT as u64).map(|at| 2 * at).collect();
+        ips.push(0);
+        assert!(recorded(&ips).is_closed());
+        ips[BLOCK_LIMIT] = 2 * BLOCK_LIMIT as u64;
+        let open = recorded(&ips);
+        assert!(!open.is_closed());
+        assert_eq!(open.insns().len(), BLOCK_LIMIT);
     }
 }

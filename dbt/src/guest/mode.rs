@@ -61,6 +61,8 @@ impl Mode {
     pub const IO_DENIED: u32 = 1 << 15;
     /// CR4.SMAP: whether supervisor accesses may touch user pages is a matter of AC.
     pub const SMAP: u32 = 1 << 16;
+    /// An x87 exception may be unmasked: whoever raises it is noted.
+    pub const X87_UNMASKED: u32 = 1 << 17;
 
     pub fn has(self, bits: u32) -> bool {
         self.0 & bits == bits
@@ -73,6 +75,11 @@ impl Mode {
         } else {
             Mode(self.0 & !Self::USER_PAGES_OPEN)
         }
+    }
+
+    /// The mode as far as it decides what an instruction is on the host.
+    pub fn without_noting(self) -> Mode {
+        Mode(self.0 & !Self::X87_UNMASKED)
     }
 
     /// The mode in which 64-bit code at CPL 3 arrives by SYSCALL, if that clears AC.
@@ -142,6 +149,7 @@ impl Mode {
         set(code64 || flat, Self::FLAT);
         let blocked = control.cr0 & (CR0_TS | CR0_EM) != 0;
         set(!blocked, Self::X87);
+        set(cpu.vector.x87_unmasked != 0, Self::X87_UNMASKED);
         let sse = !blocked && control.cr4 & CR4_OSFXSR != 0;
         set(sse, Self::SSE);
         set(

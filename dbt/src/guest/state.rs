@@ -88,23 +88,27 @@ pub struct VectorState {
     pub fxsave: FxsaveArea,
     /// MXCSR.
     pub mxcsr: u32,
-    /// Which x87 instruction was the last.
+    /// Which x87 instruction was the last, and which raised an unmasked exception.
     pub pointers: X87Pointers,
+    /// 0 if FCW masks all exceptions of the x87. Kept by whoever changes FCW, for
+    /// [`Mode::X87_UNMASKED`].
+    pub x87_unmasked: u8,
 }
 
 /// What the x87 remembers of its last instruction (SDM volume 1, 8.1.8). CPUID says that the
 /// operand is noted for unmasked exceptions only, and that the selectors read as zero; the
-/// opcode goes with the operand. Emitted code does not note these two, so both are what software
-/// loaded last.
+/// opcode goes with the operand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct X87Pointers {
     /// FIP: the offset of the last instruction that is no control instruction; its linear
     /// address in real and virtual-8086 mode.
     pub instruction: u64,
-    /// FDP.
+    /// FDP: the offset of the operand of the last instruction that raised an unmasked exception
+    /// and had one in memory; its linear address in real and virtual-8086 mode.
     pub operand: u64,
-    /// FOP, 11 bits.
+    /// FOP of the last instruction that raised an unmasked exception: the lower three bits of its
+    /// first opcode byte, and its second byte.
     pub opcode: u16,
 }
 
@@ -239,6 +243,7 @@ impl CpuState {
                 fxsave,
                 pointers: X87Pointers::default(),
                 mxcsr: 0x1f80,
+                x87_unmasked: 1,
             },
             model: CpuModel::default(),
             step_suppressed: 0,

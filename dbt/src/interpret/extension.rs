@@ -4,11 +4,10 @@
 
 use std::cell::Cell;
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::vector;
-use super::{Context, soft};
+use super::{Context, address, soft, vector};
+use crate::decode;
 use crate::guest::{CpuState, Exception, SegmentIndex, X87Pointers, flags};
 use crate::record::classify::{is_avx, is_sse};
 
@@ -60,12 +59,78 @@ pub(crate) fn x87_live() -> bool {
 /// Executes an instruction that has no row of its own. #UD if it is none of these extensions.
 pub fn execute(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     check_enabled(cx, insn)?;
-    let pointers = pointers_after(cx.cpu, insn);
+    let noted = noted(insn);
+    let ip = insn.ip();
     run(cx, insn)?;
-    if let Some(pointers) = pointers {
-        cx.cpu.vector.pointers = pointers;
+    match noted {
+        Some(Noted::Cleared) => cx.cpu.vector.pointers = X87Pointers::default(),
+        Some(Noted::Address) => {
+            cx.cpu.vector.pointers.instruction = x87_pointer(cx.cpu, SegmentIndex::Cs, ip);
+            // One that was pending before it would have been raised instead.
+            if vector::x87_pending(cx.cpu) {
+                note_exception(cx, insn);
+            }
+        }
+        None => {}
+    }
+    if changes_control(insn) {
+        vector::follow_x87_control(cx.cpu);
     }
     Ok(())
+}
+
+/// An offset as the x87's pointers hold it: where there are no selectors, with the segment's base.
+fn x87_pointer(cpu: &CpuState, segment: SegmentIndex, offset: u64) -> u64 {
+    if cpu.protected() {
+        offset
+    } else {
+        cpu.segment(segment).base.wrapping_add(offset) & 0xffff_ffff
+    }
+}
+
+/// FDP and FOP of an instruction that has raised an unmasked exception. It has changed no register
+/// of its address.
+fn note_exception(cx: &mut Context<'_>, insn: &Instruction) {
+    if let Some(opcode) = x87_opcode(cx, insn) {
+        cx.cpu.vector.pointers.opcode = opcode;
+    }
+    if insn.op_kinds().any(|kind| kind == OpKind::Memory) {
+        let segment = address::memory_segment(cx.cpu, insn);
+        let offset = address::effective_address(cx.cpu, insn);
+        cx.cpu.vector.pointers.operand = x87_pointer(cx.cpu, segment, offset);
+    }
+}
+
+/// The lower three bits of the first opcode byte, and the second byte. The decoded instruction
+/// does not say which of equivalent forms it had, so its bytes are fetched again.
+fn x87_opcode(cx: &mut Context<'_>, insn: &Instruction) -> Option<u16> {
+    let mut at = insn.ip();
+    let end = insn.next_ip();
+    let mut byte = || {
+        let linear = decode::code_address(cx, at);
+        let physical = cx.translate_fetch(linear).ok()?;
+        let mut byte = [0];
+        cx.load_physical(physical, &mut byte).ok()?;
+        at += 1;
+        (at <= end).then_some(byte[0])
+    };
+    loop {
+        let first = byte()?;
+        // Everything else in front is a prefix.
+        if first & 0xf8 == 0xd8 {
+            return Some(u16::from(first & 7) << 8 | u16::from(byte()?));
+        }
+    }
+}
+
+/// Whether an instruction of the x87 changes FCW, other than those that load all of a state.
+fn changes_control(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Fninit | Mnemonic::Fldcw)
+}
+
+/// Whether an instruction changes FCW, or may raise what FCW leaves unmasked.
+pub(crate) fn unmasks_or_raises(insn: &Instruction) -> bool {
+    changes_control(insn) || noted(insn).is_some()
 }
 
 fn run(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
@@ -116,18 +181,6 @@ pub(crate) fn noted(insn: &Instruction) -> Option<Noted> {
             .any(|it| matches!(it, F::FPU | F::FPU287 | F::FPU387))
             .then_some(Noted::Address),
     }
-}
-
-fn pointers_after(cpu: &CpuState, insn: &Instruction) -> Option<X87Pointers> {
-    let instruction = match noted(insn)? {
-        Noted::Cleared => return Some(X87Pointers::default()),
-        Noted::Address if cpu.protected() => insn.ip(),
-        Noted::Address => cpu.segment(SegmentIndex::Cs).base.wrapping_add(insn.ip()) & 0xffff_ffff,
-    };
-    Some(X87Pointers {
-        instruction,
-        ..cpu.vector.pointers
-    })
 }
 
 /// What an instruction of an extension raises when the extension is switched off.

@@ -106,6 +106,18 @@ impl Context<'_> {
         self.load_pieces(address, into, view, Access::Read)
     }
 
+    /// Loads as [`Context::load_bytes`], of which the instruction uses only what it says with
+    /// [`Context::watch_load`].
+    pub fn load_area(&mut self, address: Linear, into: &mut [u8]) -> Result<(), Exception> {
+        let view = self.current_view();
+        self.load_pieces(address, into, view, Access::Read)
+    }
+
+    /// Data breakpoints see a load that has been made otherwise.
+    pub fn watch_load(&mut self, address: Linear, size: usize) {
+        self.watch(address, size, Watch::Read);
+    }
+
     /// Stores any number of bytes, all or none.
     pub fn store_bytes(&mut self, address: Linear, bytes: &[u8]) -> Result<(), Exception> {
         let view = self.current_view();

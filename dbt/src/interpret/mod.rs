@@ -24,6 +24,8 @@ use crate::record::{self, Row};
 pub use memory::Access;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use memory::view;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use vector::follow_x87_control;
 
 /// The rows of the instruction table, by group.
 pub(crate) const ROWS: &[&[Row]] = &[

@@ -7,10 +7,10 @@ use iced_x86::Instruction;
 use rustc_hash::FxHashMap;
 
 use super::extension::{simd_exception, x87_live};
-use super::{Access, Context, address};
+use super::{Access, Context, address, vector};
 use crate::cache::{CodeOffset, CodeRegion};
 use crate::guest::{CpuState, Exception, Mode, flags};
-use crate::record::classify::{Class, Classifier, Kind, Operand};
+use crate::record::classify::{Class, Classifier, Operand};
 use crate::run::{self, CpuBlock, FaultSite, GsBase, OwnedBlock, Upcall};
 use crate::x86_64::{Emitter, Target, Trampolines, Workshop, emit_trampolines};
 
@@ -130,10 +130,9 @@ fn execute_with(
     cx: &mut Context<'_>,
     insn: &Instruction,
 ) -> Result<(), Exception> {
-    let class = engine.classifier.classify(insn, cx.cpu.mode);
-    let Kind::Plain(operand) = class.kind else {
-        return Err(Exception::invalid_opcode());
-    };
+    let mode = cx.cpu.mode.without_noting();
+    let class = engine.classifier.classify(insn, mode);
+    let operand = class.on_host().ok_or(Exception::invalid_opcode())?;
     let mut linear = None;
     let mut offset = 0;
     let size = insn.memory_size().size();
@@ -150,20 +149,22 @@ fn execute_with(
         // The operand keeps its alignment, which some instructions insist on.
         offset = (at.0 & 63) as usize;
         let mut bytes = [0u8; 64];
-        // What an x87 store leaves alone for an exception stays as it is.
-        if operand != Operand::Write {
-            cx.load_bytes(at, &mut bytes[..size])?;
+        match operand {
+            Operand::Write => {}
+            // The copies that emitted code writes are equal whether or not it stores.
+            Operand::WriteOnce => cx.load_area(at, &mut bytes[..size])?,
+            _ => cx.load_bytes(at, &mut bytes[..size])?,
         }
         let bounce = &mut engine.block.get_mut().exchange.bounce.0;
         bounce[offset..offset + size].copy_from_slice(&bytes[..size]);
         linear = writes.then_some(at);
     }
-    let key = (*insn, cx.cpu.mode);
+    let key = (*insn, mode);
     let start = match engine.snippets.get(&key) {
         Some(&start) => start,
         None => {
             let start = engine
-                .snippet(insn, &class, cx.cpu.mode)
+                .snippet(insn, &class, mode)
                 .ok_or(Exception::invalid_opcode())?;
             engine.snippets.insert(key, start);
             start
@@ -193,7 +194,9 @@ fn execute_with(
     }
     let arithmetic = unpack_flags(exchange.saved_flags);
     let result = exchange.bounce.0;
-    if let Some(at) = linear {
+    if let Some(at) = linear
+        && !(operand == Operand::WriteOnce && vector::x87_store_refused(cx.cpu))
+    {
         cx.store_bytes(at, &result[offset..offset + size])?;
     }
     cx.cpu.gpr = block.cpu.gpr;

@@ -6,6 +6,7 @@ use iced_x86::{
 };
 
 use crate::guest::Mode;
+use crate::interpret::extension;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +73,8 @@ pub enum Kind {
     BitString,
     /// CMPXCHG16B.
     CompareSixteen,
+    /// FLDCW while all exceptions are masked.
+    LoadControl,
     /// The interpreter executes it.
     Helper,
 }
@@ -103,6 +106,17 @@ pub struct Class {
     pub writes: u16,
     /// Bit i: it uses general-purpose register i without naming it.
     pub implied: u16,
+}
+
+impl Class {
+    /// What the instruction does with its memory operand, if the host can execute it alone.
+    pub fn on_host(&self) -> Option<Operand> {
+        match self.kind {
+            Kind::Plain(operand) => Some(operand),
+            Kind::LoadControl => Some(Operand::Read),
+            _ => None,
+        }
+    }
 }
 
 /// Classifies instructions; keeps the factory that iced-x86 wants reused.
@@ -213,6 +227,11 @@ impl Classifier {
                     Kind::BitString
                 }
                 Mnemonic::Cmpxchg16b if mode.has(Mode::CODE64) => Kind::CompareSixteen,
+                // The interpreter notes what raises an unmasked exception.
+                _ if mode.has(Mode::X87_UNMASKED) && extension::unmasks_or_raises(insn) => {
+                    Kind::Helper
+                }
+                Mnemonic::Fldcw if mode.has(Mode::X87) => Kind::LoadControl,
                 Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
                     Kind::Pop

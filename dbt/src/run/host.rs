@@ -84,6 +84,23 @@ pub(crate) fn peek_x87(area: &mut FxsaveArea) {
     }
 }
 
+/// The host's FCW and FSW.
+pub(crate) fn x87_words() -> (u16, u16) {
+    let (mut control, status): (u16, u16);
+    control = 0;
+    // SAFETY: FNSTCW stores two bytes into `control`; neither raises anything.
+    unsafe {
+        asm!(
+            "fnstcw word ptr [{}]",
+            "fnstsw ax",
+            in(reg) &raw mut control,
+            out("ax") status,
+            options(nostack, preserves_flags)
+        );
+    }
+    (control, status)
+}
+
 /// Stores the host's x87 registers as the guest's, and clears the host's.
 pub(crate) fn store_x87(area: &mut FxsaveArea) {
     let mut image = FxsaveArea([0; 512]);

@@ -17,6 +17,8 @@ mod interpreting;
 mod prediction;
 mod raising;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod recording;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod return_stack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
@@ -37,7 +39,7 @@ pub use block_state::{
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use host::{GsBase, host_counter, load_x87, peek_x87, store_x87};
+pub(crate) use host::{GsBase, host_counter, load_x87, peek_x87, store_x87, x87_words};
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub use interpreting::Vcpu;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]

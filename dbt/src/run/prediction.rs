@@ -106,6 +106,7 @@ impl Vcpu {
             block.predicting = true;
             block.settled = old.settled;
             block.strays = old.strays;
+            block.attempts = old.attempts;
         }
         self.drop_blocks(&[old]);
     }

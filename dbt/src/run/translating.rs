@@ -62,26 +62,6 @@ impl Vcpu {
         id.filter(|&id| self.cache.block(id).is_some())
     }
 
-    /// Makes a trace of a hot loop in place of the block at its head, if there is more to it
-    /// than that block.
-    pub(super) fn make_trace(&mut self, head: u32) -> Option<u32> {
-        let key = self.cache.block(head)?.key;
-        let trace = self.cache.trace(head)?;
-        let range = (trace.lowest, trace.len);
-        let tier = Tier::Hot {
-            predicting: self.predicts(key.mode),
-        };
-        let id = self.place(key, &trace.insns, range, None, tier)?;
-        self.cache.statistics.traces += 1;
-        if let Some(block) = self.cache.block_mut(id) {
-            block.settled = true;
-        }
-        if let Some(old) = self.cache.remove(head) {
-            self.drop_blocks(&[old]);
-        }
-        Some(id)
-    }
-
     /// Translates instructions and keeps the result. `range`: where their bytes are.
     pub(super) fn place(
         &mut self,

@@ -214,7 +214,7 @@ impl Vcpu {
 
     /// With nothing waiting, the shadow of an STI holds nothing back; it need not be followed
     /// into the next instruction, unless that is in another block, which polls before it.
-    fn forget_idle_shadow(&mut self, within: bool) {
+    pub(super) fn forget_idle_shadow(&mut self, within: bool) {
         use crate::interpret::system::debug::SHADOW_STI;
         if within && self.cpu().interrupt_shadow == SHADOW_STI && !self.platform.interrupt_pending()
         {
@@ -268,17 +268,20 @@ impl Vcpu {
         if self.interrupted() || self.out_of_budget() {
             return LEAVE;
         }
-        let Ok(Some(mut to)) = self.block_at_rip() else {
+        let Ok(Some(to)) = self.block_at_rip() else {
             return LEAVE;
         };
         if let Some(hot) = self.options.traces
             && backward
             && source_page == target >> 12
         {
-            match self.loop_head(from, exit, to, hot) {
-                Some(head) => to = head,
-                // Not linked yet: the next round comes here again.
-                None => return self.continue_at(to),
+            match self.loop_rounds(to) {
+                None => {}
+                Some(rounds) if rounds < hot => return self.continue_at(to),
+                Some(_) => {
+                    self.recording = Some(to);
+                    return LEAVE;
+                }
             }
         }
         let Some(block) = self.cache.block(to) else {
@@ -306,29 +309,12 @@ impl Vcpu {
         self.resume(address)
     }
 
-    /// What a loop's jump back to a block is to be linked to: the block, or a trace that was made
-    /// of it just now. `None` while the loop is not hot.
-    fn loop_head(&mut self, from: u32, exit: usize, id: u32, hot: u8) -> Option<u32> {
-        let block = self.cache.block_mut(id)?;
-        if block.settled {
-            return Some(id);
-        }
+    /// How often a loop has come back to a block by unlinked jumps; `None` once a trace was made of
+    /// it.
+    fn loop_rounds(&mut self, id: u32) -> Option<u8> {
+        let block = self.cache.block_mut(id).filter(|block| !block.settled)?;
         block.heat = block.heat.saturating_add(1);
-        if block.heat < hot {
-            return None;
-        }
-        let key = block.key;
-        // The trace follows what is linked.
-        let entry = block.poll_entry;
-        self.cache.link(from, exit, id, entry);
-        match self.make_trace(id) {
-            Some(trace) => Some(trace),
-            None => {
-                self.cache.block_mut(id)?.settled = true;
-                self.improve(id);
-                self.cache.find(&key)
-            }
-        }
+        Some(block.heat)
     }
 
     /// Enters a block by its polling entry.

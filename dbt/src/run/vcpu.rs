@@ -19,7 +19,7 @@ use crate::guest::{CpuState, Exception, Mode};
 use crate::interpret::extension::{Portable, set_x87_live};
 use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
-use crate::interpret::{self, Context};
+use crate::interpret::{self, Context, follow_x87_control};
 use crate::platform::Platform;
 use crate::record::classify::Classifier;
 use crate::x86_64::{self, Trampolines, Workshop, translatable};
@@ -52,6 +52,8 @@ pub struct Vcpu {
     pub(super) forgotten: u64,
     /// The mode whose returns are predicted on emitted code's stack.
     pub(super) returns_mode: Mode,
+    /// The head of a hot loop, of which a trace is to be made.
+    pub(super) recording: Option<u32>,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     counter_is_invariant: bool,
@@ -110,6 +112,7 @@ impl Vcpu {
             last_exception: LastException::none(),
             forgotten: 0,
             returns_mode: Mode(0),
+            recording: None,
             shutdown: false,
             counter_is_invariant: counter_is_invariant(),
             _registration: registration,
@@ -183,6 +186,8 @@ impl Vcpu {
     pub fn run(&mut self) -> Stop {
         let _gs = GsBase::set(self.block.as_ptr() as u64);
         let _portable = Portable::set(self.options.portable);
+        // The image may come from anywhere.
+        follow_x87_control(self.cpu_mut());
         if self.options.portable {
             // Nothing runs on the host processor: its x87 registers are not needed.
             return self.dispatch();
@@ -240,6 +245,10 @@ impl Vcpu {
                 || !translatable(cpu.mode);
             if step {
                 self.step();
+                continue;
+            }
+            if let Some(head) = self.recording.take() {
+                self.record(head);
                 continue;
             }
             match self.block_at_rip() {

@@ -566,6 +566,7 @@ impl Emitter<'_> {
             Kind::Copy => self.copy(index, insn, needed),
             Kind::BitString => self.bit_string(index, insn, need),
             Kind::CompareSixteen => self.compare_sixteen(index, insn, need),
+            Kind::LoadControl => self.load_control(index, insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
@@ -599,7 +600,7 @@ impl Emitter<'_> {
     /// buffer: what the interpreter runs for instructions it has no portable form of.
     /// Ends by leaving.
     pub fn alone(mut self, insn: &Instruction, class: &Class) -> Result<[Vec<u8>; 2], Unencodable> {
-        let Kind::Plain(operand) = class.kind else {
+        let Some(operand) = class.on_host() else {
             return Err(Unencodable);
         };
         self.alone_plain(insn, class, operand)?;

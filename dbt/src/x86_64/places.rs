@@ -99,6 +99,7 @@ impl Places {
                 | Kind::Fill
                 | Kind::Copy
                 | Kind::BitString
+                | Kind::LoadControl
                 | Kind::CompareSixteen => {
                     stays |= class.implied | high_bytes(insn);
                     uses(insn, class, &mut needs);

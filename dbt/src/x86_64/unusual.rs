@@ -1,5 +1,5 @@
-//! Accesses with an address or a width of their own: bit strings and CMPXCHG16B. What misses the
-//! TLB is the interpreter's.
+//! Accesses with an address, a width or a consequence of their own: bit strings, CMPXCHG16B and
+//! FLDCW. What misses the TLB is the interpreter's.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic};
@@ -102,6 +102,30 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; cmpxchg16b [rsi]);
         self.mirror_from_native(HostMemory::AT_T0, 16)?;
         self.flags = FlagsPlace::HOST;
+        Ok(())
+    }
+
+    /// FLDCW, if it leaves all exceptions masked; else the interpreter executes it, and the mode
+    /// becomes one in which exceptions are noted.
+    pub(super) fn load_control(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        self.linear(&address)?;
+        self.translate_linear(2, false, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; movzx edi, BYTE [rsi]
+            ; not edi
+            ; test dil, 0x3f
+            ; jnz =>instead
+            ; fldcw WORD [rsi]
+        );
         Ok(())
     }
 }

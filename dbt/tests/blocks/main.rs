@@ -18,6 +18,7 @@ mod program;
 mod reference;
 mod strings;
 mod tables;
+mod traces;
 
 use std::cell::RefCell;
 use std::fmt::Write;

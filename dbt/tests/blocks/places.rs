@@ -126,7 +126,7 @@ const MIDDLES: &[(&str, Code)] = &[
 ];
 
 /// `add r8, constant` at the head of every loop.
-const CHANGING: u64 = CODE + 0x40;
+pub const CHANGING: u64 = CODE + 0x40;
 
 /// How a loop goes on and ends: R11 counts its rounds.
 const ENDS: &[(&str, Code)] = &[
@@ -178,7 +178,13 @@ fn program(middle: Code, end: Code) -> Program {
         a.hlt()?;
         a.assemble(CHANGING)
     };
-    let code = assemble().expect("the loop can be assembled");
+    let mut program = looping(&assemble().expect("the loop can be assembled"));
+    program.memory[1].1[24..28].copy_from_slice(&2u32.to_le_bytes());
+    program
+}
+
+/// A program that is this code, at [`CHANGING`].
+pub fn looping(code: &[u8]) -> Program {
     let mut program = Recipe {
         bits: 64,
         setting: 4,
@@ -186,9 +192,7 @@ fn program(middle: Code, end: Code) -> Program {
     }
     .build();
     let at = (CHANGING - CODE) as usize;
-    program.memory[0].1[at..at + code.len()].copy_from_slice(&code);
-    let data = &mut program.memory[1].1;
-    data[24..28].copy_from_slice(&2u32.to_le_bytes());
+    program.memory[0].1[at..at + code.len()].copy_from_slice(code);
     program.start = CHANGING;
     program.interrupts.clear();
     program.code_on_demand = false;
@@ -203,7 +207,7 @@ fn program(middle: Code, end: Code) -> Program {
 }
 
 /// Where the processor is, and what a guest can see of it.
-fn seen(machine: &mut Machine) -> ([u64; 16], u64, u64, Vec<u8>) {
+pub fn seen(machine: &mut Machine) -> ([u64; 16], u64, u64, Vec<u8>) {
     let memory = machine.memory();
     let cpu = machine.vcpu.cpu();
     (cpu.gpr, cpu.rip, cpu.rflags(), memory)
@@ -221,7 +225,7 @@ fn engines() -> impl Iterator<Item = EngineOptions> {
     })
 }
 
-fn interpreter() -> Machine {
+pub fn interpreter() -> Machine {
     let options = EngineOptions {
         counted: true,
         interpret_only: true,
@@ -231,7 +235,7 @@ fn interpreter() -> Machine {
 }
 
 /// Undefined arithmetic flags may differ; what the loops leave in memory is defined.
-const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
+pub const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
 
 #[test]
 fn loops_end_as_interpreted_ones() {

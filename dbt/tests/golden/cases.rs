@@ -400,6 +400,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.bts(qword_ptr(rbx), rsi)?;
                 a.xor(eax, eax)
             }),
+            Case::new("a control word", |a| {
+                a.fldcw(word_ptr(rbx + 4))?;
+                a.xor(eax, eax)
+            }),
             Case::new("sixteen bytes", |a| {
                 a.cmpxchg16b(xmmword_ptr(rdi))?;
                 a.xor(eax, eax)

@@ -5,6 +5,7 @@ mod cases;
 mod common;
 
 mod control;
+mod data_breakpoints;
 mod delivery;
 mod faults;
 mod identity;
@@ -16,4 +17,5 @@ mod protection_keys;
 mod remapping;
 mod transfers;
 mod translation;
+mod x87_exceptions;
 mod x87_pointers;

@@ -33,6 +33,8 @@ fn machine(kind: In) -> Machine {
     m.cpu.gpr[7] = if kind == In::Real { 0x2000 } else { AREA };
     (m.cpu.gpr[0], m.cpu.gpr[2]) = (3, 0);
     m.cpu.vector.pointers = LOADED;
+    // All exceptions are masked, so that emitted code is what notes.
+    m.cpu.vector.fxsave.0[..2].copy_from_slice(&0x37fu16.to_le_bytes());
     m.cpu.refresh_mode();
     m
 }

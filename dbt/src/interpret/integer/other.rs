@@ -64,10 +64,12 @@ fn undefined(_: &mut Context<'_>, _: &Instruction) -> Done {
     Err(Exception::invalid_opcode())
 }
 
-/// Cache line flushes: there is no cache, but they fault as a load of a byte does.
+/// Cache line flushes: there is no cache, but they fault, and match data breakpoints, as a load of a
+/// byte does.
 fn flush_line(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let address = linear(cx, insn, 0, 1, Access::Read)?;
     cx.translate(address, Access::Read)?;
+    cx.watch_load(address, 1);
     next(cx, insn)
 }
 

@@ -42,6 +42,7 @@ fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &In
     let mut mask = vector_bytes(cx.cpu, selector);
     let mut value = vector_bytes(cx.cpu, into);
     let mut fault = None;
+    let traps_before = cx.cpu.pending_debug;
     for element in 0..count {
         let range = SIZE * element..SIZE * (element + 1);
         if mask[range.end - 1] & 0x80 != 0 {
@@ -51,9 +52,11 @@ fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &In
                 _ => i64::from_le_bytes(at.try_into().unwrap_or_default()),
             };
             let offset = (offset as u64).wrapping_mul(u64::from(insn.memory_index_scale()));
+            let traps = cx.cpu.pending_debug;
             let loaded = linear_displaced(cx, insn, offset, SIZE, Access::Read)
                 .and_then(|at| cx.load_bytes(at, &mut value[range.clone()]));
             if let Err(exception) = loaded {
+                cx.cpu.pending_debug = traps;
                 fault = Some(exception);
                 break;
             }
@@ -69,6 +72,14 @@ fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &In
     set_vector_bytes(cx.cpu, into, &value);
     set_vector_bytes(cx.cpu, selector, &mask);
     match fault {
+        // Breakpoints on elements that were loaded trap instead of the fault, which comes when the
+        // instruction goes on; RF is set in the frame, as between two iterations of a string
+        // instruction (SDM volume 2, VGATHERDPS).
+        Some(_) if cx.cpu.pending_debug != traps_before => {
+            cx.cpu.within_string = 1;
+            cx.cpu.step_suppressed = 1;
+            Ok(())
+        }
         Some(exception) => Err(exception),
         None => next(cx, insn),
     }

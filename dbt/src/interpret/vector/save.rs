@@ -159,7 +159,8 @@ fn fxrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     check_fxsave(cx, insn)?;
     let at = area(cx, insn, LEGACY, 16, Access::Read)?;
     let mut image = [0; LEGACY];
-    cx.load_bytes(at, &mut image)?;
+    cx.load_area(at, &mut image)?;
+    cx.watch_load(at, XMM + 16 * reachable(cx.cpu));
     let mxcsr = load_mxcsr(&image)?;
     x87_from(insn, &image).load(cx.cpu);
     cx.cpu.vector.mxcsr = mxcsr;
@@ -348,7 +349,7 @@ fn xrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let refused = Exception::general_protection(0);
     let at = area(cx, insn, XSAVE_MINIMUM, 64, Access::Read)?;
     let mut image = [0; AREA];
-    cx.load_bytes(at, &mut image[..XSAVE_MINIMUM])?;
+    cx.load_area(at, &mut image[..XSAVE_MINIMUM])?;
     let word = |index: usize| {
         let at = HEADER + 8 * index;
         u64::from_le_bytes(image[at..at + 8].try_into().unwrap_or_default())
@@ -372,6 +373,22 @@ fn xrstor(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     } else {
         Format::Standard
     };
+    let has_mxcsr = if compacted {
+        loaded & SSE_COMPONENT
+    } else {
+        wanted & MXCSR_COMPONENTS
+    };
+    for (used, offset, len) in [
+        (true, HEADER, if compacted { 64 } else { 24 }),
+        (has_mxcsr != 0, MXCSR, 8),
+        (loaded & X87_COMPONENT != 0, 0, MXCSR),
+        (loaded & X87_COMPONENT != 0, 32, XMM - 32),
+        (loaded & SSE_COMPONENT != 0, XMM, 16 * reachable(cx.cpu)),
+    ] {
+        if used {
+            cx.watch_load(Linear(at.0.wrapping_add(offset as u64)), len);
+        }
+    }
     for component in &STATE_COMPONENTS {
         if loaded & component.bit != 0 {
             let offset = format.offset(component);

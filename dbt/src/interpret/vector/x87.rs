@@ -116,6 +116,7 @@ impl X87 {
         if extension::x87_live() {
             run::load_x87(&cpu.vector.fxsave);
         }
+        follow_control(cpu);
     }
 
     /// ES and B are never loaded but follow from the exceptions and their masks
@@ -158,6 +159,40 @@ impl X87 {
         self.tags = (0..8)
             .filter(|physical| word >> (2 * physical) & 3 != 3)
             .fold(0, |tags, physical| tags | 1 << physical);
+    }
+}
+
+/// FCW and FSW now.
+fn words(cpu: &CpuState) -> (u16, u16) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if extension::x87_live() {
+        return run::x87_words();
+    }
+    let image = &cpu.vector.fxsave.0;
+    let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+    (word(0), word(2))
+}
+
+/// Whether an unmasked exception waits for the next waiting instruction.
+pub fn pending(cpu: &CpuState) -> bool {
+    let (control, status) = words(cpu);
+    status & !control & 0x3f != 0
+}
+
+/// Whether the x87 store that has just been executed left memory alone: any unmasked exception but
+/// #P prevents it (SDM volume 1, 8.5).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub fn store_refused(cpu: &CpuState) -> bool {
+    let (control, status) = words(cpu);
+    status & !control & 0x1f != 0
+}
+
+/// FCW may have changed: the mode says whether exceptions are to be noted.
+pub fn follow_control(cpu: &mut CpuState) {
+    let unmasked = u8::from(!words(cpu).0 & 0x3f != 0);
+    if cpu.vector.x87_unmasked != unmasked {
+        cpu.vector.x87_unmasked = unmasked;
+        cpu.refresh_mode();
     }
 }
 
