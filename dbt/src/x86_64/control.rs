@@ -4,8 +4,8 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::{Emitter, Stub, Unencodable};
-use super::memory::Address;
 use super::moving::Follows;
+use super::operands::Address;
 use super::registers::{T0, T1, number};
 use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;

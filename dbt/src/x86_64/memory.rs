@@ -1,210 +1,22 @@
-//! Memory accesses in emitted code: the address, the TLB check, and the one place that emits
-//! stores to all copies.
+//! Memory accesses in emitted code: the TLB check, and the one place that emits stores to all
+//! copies.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Near, Stub, Unencodable};
 use super::moving::Follows;
-use super::places::Places;
+use super::operands::{Address, HostMemory};
 use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
-use crate::guest::Mode;
 use crate::interpret::view;
 use crate::record::grouping::{Group, Member, Place};
 use crate::run::{UpcallKind, at};
 
 /// RSI's number.
 const T0_NUMBER: u8 = 6;
-
-/// A checked operand in host memory.
-#[derive(Clone, Copy, Debug)]
-pub struct HostMemory {
-    pub base: Register,
-    pub index: Register,
-    pub displacement: i32,
-}
-
-/// How the linear address of an operand is made.
-#[derive(Clone, Copy, Debug)]
-pub struct Address {
-    /// The place of the base register.
-    pub base: Option<usize>,
-    /// The place of the index register, and the scale.
-    pub index: Option<(usize, u32)>,
-    /// Displacement, or the whole address when there is neither base nor index.
-    pub displacement: u64,
-    /// Segment register whose base is added (FS or GS).
-    pub segment: Option<usize>,
-    /// The address wraps at 32 bits.
-    pub narrow: bool,
-    /// The address is relative to RIP.
-    pub relative: bool,
-    /// The base register changes before the last store: the host operand must not name it.
-    pub whole: bool,
-}
-
-impl Address {
-    /// The address of an instruction's memory operand; `None` for forms left to helpers.
-    fn of(insn: &Instruction, mode: Mode, places: Places) -> Option<Address> {
-        let code64 = mode.has(Mode::CODE64);
-        let segment = match insn.memory_segment() {
-            Register::FS => Some(4),
-            Register::GS => Some(5),
-            _ => None,
-        };
-        // A flat code segment is still not writable, and perhaps not readable.
-        if !code64 && (segment.is_some() || insn.memory_segment() == Register::CS) {
-            return None;
-        }
-        let mut address = Address {
-            base: None,
-            index: None,
-            displacement: insn.memory_displacement64(),
-            segment,
-            narrow: !code64,
-            relative: insn.memory_base().is_ip(),
-            whole: changes_base(insn),
-        };
-        let base = insn.memory_base();
-        if base.is_ip() {
-            if base == Register::EIP {
-                return None;
-            }
-            return Some(address);
-        }
-        for register in [base, insn.memory_index()] {
-            if register != Register::None {
-                if !register.is_gpr32() && !register.is_gpr64() {
-                    return None;
-                }
-                address.narrow |= register.is_gpr32();
-            }
-        }
-        if code64 && address.narrow && segment.is_some() {
-            return None;
-        }
-        if base == Register::None && insn.memory_index() == Register::None {
-            if code64 && insn.memory_displ_size() == 4 {
-                // A bare 32-bit address under an address-size prefix is not sign-extended;
-                // iced-x86 has already extended it as the encoding says.
-                address.narrow = false;
-            }
-            return Some(address);
-        }
-        if base != Register::None {
-            address.base = Some(places.of(number(base)));
-        }
-        if insn.memory_index() != Register::None {
-            let index = places.of(number(insn.memory_index()));
-            address.index = Some((index, insn.memory_index_scale()));
-        }
-        i32::try_from(address.displacement as i64)
-            .or_else(|_| u32::try_from(address.displacement).map(|_| 0))
-            .ok()?;
-        Some(address)
-    }
-
-    /// A base register that is in its own place, with a displacement.
-    pub fn based(base: usize, displacement: i32, mode: Mode) -> Address {
-        Address {
-            base: Some(base),
-            index: None,
-            displacement: displacement as i64 as u64,
-            segment: None,
-            narrow: !mode.has(Mode::CODE64),
-            relative: false,
-            whole: false,
-        }
-    }
-
-    fn constant(&self) -> Option<u64> {
-        (self.base.is_none() && self.index.is_none()).then_some(if self.narrow {
-            self.displacement & 0xffff_ffff
-        } else {
-            self.displacement
-        })
-    }
-
-    /// The base register, where the host operand can be addend + base + displacement.
-    fn simple_base(&self) -> Option<u8> {
-        let near = (self.displacement as i64).unsigned_abs() < 1 << 28;
-        if self.narrow || self.whole || self.segment.is_some() || self.index.is_some() || !near {
-            return None;
-        }
-        pinned(self.base?)
-    }
-
-    /// The host operand that [`Emitter::check`] will leave for this address.
-    pub fn host_memory(&self) -> HostMemory {
-        match self.simple_base() {
-            Some(base) => HostMemory {
-                base: T0,
-                index: sized(base, 8),
-                displacement: self.displacement as i32,
-            },
-            None => HostMemory::AT_T0,
-        }
-    }
-}
-
-/// Whether a read-modify-write also changes the base register of its operand.
-fn changes_base(insn: &Instruction) -> bool {
-    let base = insn.memory_base();
-    if !base.is_gpr() {
-        return false;
-    }
-    let is_base = |register: Register| register.full_register() == base.full_register();
-    match insn.mnemonic() {
-        Mnemonic::Cmpxchg => is_base(Register::RAX),
-        Mnemonic::Xadd | Mnemonic::Xchg => {
-            (0..insn.op_count()).any(|op| is_base(insn.op_register(op)))
-        }
-        _ => false,
-    }
-}
-
-impl HostMemory {
-    /// Where T0 points.
-    pub const AT_T0: HostMemory = HostMemory {
-        base: T0,
-        index: Register::None,
-        displacement: 0,
-    };
-
-    /// The same operand in another copy.
-    pub fn further(self, bytes: i32) -> HostMemory {
-        HostMemory {
-            displacement: self.displacement + bytes,
-            ..self
-        }
-    }
-
-    /// As iced-x86 takes it.
-    pub fn operand(self) -> MemoryOperand {
-        MemoryOperand::new(
-            self.base,
-            self.index,
-            1,
-            i64::from(self.displacement),
-            u32::from(self.displacement != 0),
-            false,
-            Register::None,
-        )
-    }
-
-    /// Replaces an instruction's memory operand.
-    pub fn apply(self, insn: &mut Instruction) {
-        insn.set_segment_prefix(Register::None);
-        insn.set_memory_base(self.base);
-        insn.set_memory_index(self.index);
-        insn.set_memory_index_scale(1);
-        insn.set_memory_displacement64(i64::from(self.displacement) as u64);
-        insn.set_memory_displ_size(u32::from(self.displacement != 0));
-    }
-}
 
 impl Emitter<'_> {
     /// The address of an instruction's memory operand, for forms that are not left to helpers.

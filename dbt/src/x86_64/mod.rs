@@ -14,6 +14,7 @@ mod flags;
 mod interrupt_return;
 mod memory;
 pub mod moving;
+mod operands;
 mod places;
 mod plain;
 mod prediction;

@@ -10,7 +10,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Unencodable};
-use super::memory::HostMemory;
+use super::operands::HostMemory;
 use super::registers::{T1, T2, pinned};
 use crate::guest::Register as Guest;
 use crate::interpret::view;

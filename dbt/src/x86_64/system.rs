@@ -5,7 +5,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Register};
 
 use super::emitter::{Emitter, Unencodable};
-use super::memory::Address;
+use super::operands::Address;
 use super::registers::{T1, number, pinned, sized};
 use crate::guest::{Register as Guest, SegmentIndex, flags};
 use crate::record::grouping::Place;

@@ -7,7 +7,7 @@ use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
-use super::memory::HostMemory;
+use super::operands::HostMemory;
 use super::plain::Need;
 use super::registers::{T0, T1, T2, number};
 use crate::interpret::view;
