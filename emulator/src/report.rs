@@ -45,8 +45,10 @@ pub struct Report {
     pub spare_frames_used: u32,
     /// Spare frames of each copy at the start.
     pub spare_frames: u32,
-    /// What the translator did.
-    pub translation: Translation,
+    /// What the translator did. Not told of counted runs: when it does something depends on the
+    /// host's time too, and their reports repeat to the last byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translation: Option<Translation>,
 }
 
 /// Counts of the block cache.
@@ -60,10 +62,8 @@ pub struct Translation {
     pub invalidated: u64,
     /// Areas of the code cache emptied for room.
     pub evictions: u64,
-    /// Host time spent translating, in nanoseconds. Not told of counted runs: their reports
-    /// repeat to the last byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nanoseconds: Option<u64>,
+    /// Host time spent translating, in nanoseconds.
+    pub nanoseconds: u64,
 }
 
 impl Report {
@@ -88,13 +88,13 @@ impl Report {
             virtual_nanoseconds: machine.now(),
             spare_frames_used,
             spare_frames,
-            translation: Translation {
+            translation: (!machine.counted()).then_some(Translation {
                 translated,
                 moved,
                 invalidated,
                 evictions,
-                nanoseconds: (!machine.counted()).then_some(nanoseconds),
-            },
+                nanoseconds,
+            }),
         }
     }
 
@@ -193,14 +193,17 @@ impl fmt::Display for Report {
             self.spare_frames_used,
             self.spare_frames
         )?;
-        writeln!(
-            f,
-            "{} blocks translated, {} copied, {} dropped because their page changed, {} cache areas emptied",
-            self.translation.translated,
-            self.translation.moved,
-            self.translation.invalidated,
-            self.translation.evictions
-        )
+        if let Some(translation) = &self.translation {
+            writeln!(
+                f,
+                "{} blocks translated, {} copied, {} dropped because their page changed, {} cache areas emptied",
+                translation.translated,
+                translation.moved,
+                translation.invalidated,
+                translation.evictions
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -219,13 +222,13 @@ mod tests {
             virtual_nanoseconds: 1_500_000_000,
             spare_frames_used: 1,
             spare_frames: 1024,
-            translation: Translation {
+            translation: Some(Translation {
                 translated: 3,
                 moved: 2,
                 invalidated: 1,
                 evictions: 0,
-                nanoseconds: None,
-            },
+                nanoseconds: 4,
+            }),
         }
     }
 
