@@ -26,7 +26,7 @@ pub struct CodeRegion {
 
 enum Memory {
     /// One mapping under a protection key; the region begins at its first large page.
-    Keyed { map: MmapRaw, key: Key },
+    Keyed { _map: MmapRaw, key: Key },
     /// One memory file mapped twice.
     Twice {
         writable: MmapRaw,
@@ -57,7 +57,7 @@ impl CodeRegion {
         let _ = map.advise_range(Advice::HugePage, offset, len);
         key.protect(start, len).ok()?;
         Some(CodeRegion {
-            memory: Memory::Keyed { map, key },
+            memory: Memory::Keyed { _map: map, key },
             start: start as u64,
             len,
         })
@@ -109,17 +109,20 @@ impl CodeRegion {
     pub fn write(&mut self, offset: CodeOffset, bytes: &[u8]) {
         let start = offset.0 as usize;
         assert!(start + bytes.len() <= self.len, "code outside its region");
-        // SAFETY: the range was checked, the region is mapped writable at either address (with its
-        // key open in the first case), and `bytes` is not in it.
-        match &self.memory {
-            Memory::Keyed { map, key } => {
-                let before = self.start as usize - map.as_ptr() as usize;
-                let to = unsafe { map.as_mut_ptr().add(before + start) };
-                key.opened(|| unsafe { copy(bytes, to) });
+        let (region, key) = match &self.memory {
+            Memory::Keyed { key, .. } => (self.start as *mut u8, Some(key)),
+            Memory::Twice { writable, .. } => (writable.as_mut_ptr(), None),
+        };
+        let copy = || {
+            // SAFETY: the range was checked, the region is mapped writable there (while its key is
+            // open, if it has one), and `bytes` is not in it.
+            unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), region.add(start), bytes.len());
             }
-            Memory::Twice { writable, .. } => unsafe {
-                copy(bytes, writable.as_mut_ptr().add(start));
-            },
+        };
+        match key {
+            Some(key) => key.opened(copy),
+            None => copy(),
         }
     }
 
@@ -160,14 +163,6 @@ const WRITE_DISABLE: u32 = 2;
 
 /// The region's name in lists of mappings.
 const NAME: &std::ffi::CStr = c"kmemvisor-code";
-
-/// # Safety
-///
-/// As many bytes have to be writable at `to`, and not be a part of `bytes`.
-unsafe fn copy(bytes: &[u8], to: *mut u8) {
-    // SAFETY: see above.
-    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-}
 
 /// A memory protection key.
 #[derive(Clone, Copy)]

@@ -42,7 +42,9 @@ impl Vcpu {
         };
         let longer = |trace: &Trace| trace.insns().len() > block.insns.len();
         match trace {
-            Some(trace) if trace.is_closed() || longer(&trace) => self.make_trace(head, trace),
+            Some(trace) if trace.is_closed() || longer(&trace) => {
+                self.make_trace(head, key, &trace)
+            }
             None if block.attempts < ATTEMPTS => block.attempts += 1,
             _ => {
                 block.settled = true;
@@ -117,10 +119,7 @@ impl Vcpu {
     }
 
     /// Makes a trace in place of the block at its head.
-    fn make_trace(&mut self, head: u32, trace: Trace) {
-        let Some(key) = self.cache.block(head).map(|block| block.key) else {
-            return;
-        };
+    fn make_trace(&mut self, head: u32, key: Key, trace: &Trace) {
         let (lowest, len) = trace.range();
         let range = (key.physical.page().add(lowest % mmu::PAGE_SIZE), len);
         let tier = Tier::Hot {

@@ -206,11 +206,21 @@ pub fn looping(code: &[u8]) -> Program {
     program
 }
 
+/// General registers, RIP, flags and memory.
+pub type Seen = ([u64; 16], u64, u64, Vec<u8>);
+
 /// Where the processor is, and what a guest can see of it.
-pub fn seen(machine: &mut Machine) -> ([u64; 16], u64, u64, Vec<u8>) {
+pub fn seen(machine: &mut Machine) -> Seen {
     let memory = machine.memory();
     let cpu = machine.vcpu.cpu();
     (cpu.gpr, cpu.rip, cpu.rflags(), memory)
+}
+
+/// General registers, RIP and the defined flags are equal.
+pub fn assert_same_registers(found: &Seen, expected: &Seen, what: &str) {
+    assert_eq!(found.0, expected.0, "{what}");
+    assert_eq!(found.1, expected.1, "{what}");
+    assert_eq!(found.2 & DEFINED, expected.2 & DEFINED, "{what}");
 }
 
 fn engines() -> impl Iterator<Item = EngineOptions> {
@@ -235,7 +245,7 @@ pub fn interpreter() -> Machine {
 }
 
 /// Undefined arithmetic flags may differ; what the loops leave in memory is defined.
-pub const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
+const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
 
 #[test]
 fn loops_end_as_interpreted_ones() {
@@ -257,9 +267,7 @@ fn loops_end_as_interpreted_ones() {
                 assert_eq!(machine.vcpu.run(), Stop::Halted, "{middle_name}");
                 let found = seen(machine);
                 let what = format!("{middle_name}, {end_name}, {options:?}");
-                assert_eq!(found.0, expected.0, "{what}");
-                assert_eq!(found.1, expected.1, "{what}");
-                assert_eq!(found.2 & DEFINED, expected.2 & DEFINED, "{what}");
+                assert_same_registers(&found, &expected, &what);
                 // Imprecise flags may differ in the frame of an exception.
                 if options.precise_flags || expected.3[0x5fe8..0x6000] == [0; 24] {
                     assert!(found.3 == expected.3, "{what}: memory differs");

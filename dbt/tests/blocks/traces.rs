@@ -7,7 +7,7 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::Machine;
-use crate::places::{CHANGING, DEFINED, interpreter, looping, seen};
+use crate::places::{CHANGING, assert_same_registers, interpreter, looping, seen};
 
 /// Rounds of a random loop.
 const ROUNDS: u32 = 400;
@@ -138,9 +138,7 @@ fn branching_loops_end_as_interpreted_ones() {
             assert_eq!(machine.vcpu.run(), Stop::Halted, "seed {seed}");
             let found = seen(machine);
             let what = format!("seed {seed}, {options:?}");
-            assert_eq!(found.0, expected.0, "{what}");
-            assert_eq!(found.1, expected.1, "{what}");
-            assert_eq!(found.2 & DEFINED, expected.2 & DEFINED, "{what}");
+            assert_same_registers(&found, &expected, &what);
             assert!(found.3 == expected.3, "{what}: memory differs");
             machine.vcpu.mem.audit().expect("the copies are equal");
             *traces = machine.vcpu.statistics().traces;

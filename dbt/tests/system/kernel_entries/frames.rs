@@ -47,6 +47,17 @@ fn returns_unless(a: &mut CodeAssembler, unusual: Code) -> Result<(), IcedError>
     a.iretq()
 }
 
+/// Inverts bits of one byte of a selector's descriptor.
+fn change_descriptor(
+    a: &mut CodeAssembler,
+    selector: u16,
+    byte: u64,
+    bits: i32,
+) -> Result<(), IcedError> {
+    a.mov(r8, KERNEL + GDT + u64::from(selector & !7) + byte)?;
+    a.xor(byte_ptr(r8), bits)
+}
+
 /// Returns with these flags in each eighth round.
 fn returns_with(a: &mut CodeAssembler, flags: u64) -> Result<(), IcedError> {
     let mut usual = a.create_label();
@@ -152,35 +163,17 @@ pub fn cases() -> Vec<Case> {
         ),
         case(
             "IRETQ, with a descriptor of another level",
-            |a| {
-                returns_unless(a, |a| {
-                    let access = KERNEL + GDT + u64::from(LONG_CODE3 & !7) + 5;
-                    a.mov(r8, access)?;
-                    a.xor(byte_ptr(r8), 0x60)
-                })
-            },
+            |a| returns_unless(a, |a| change_descriptor(a, LONG_CODE3, 5, 0x60)),
             false,
         ),
         case(
             "IRETQ, with a stack that may not be written",
-            |a| {
-                returns_unless(a, |a| {
-                    let access = KERNEL + GDT + u64::from(LONG_DATA3 & !7) + 5;
-                    a.mov(r8, access)?;
-                    a.xor(byte_ptr(r8), 2)
-                })
-            },
+            |a| returns_unless(a, |a| change_descriptor(a, LONG_DATA3, 5, 2)),
             false,
         ),
         case(
             "IRETQ, with a limit that 64-bit code does not care for",
-            |a| {
-                returns_after(a, |a| {
-                    let limit = KERNEL + GDT + u64::from(LONG_CODE3 & !7);
-                    a.mov(r8, limit)?;
-                    a.xor(byte_ptr(r8), 0x55)
-                })
-            },
+            |a| returns_after(a, |a| change_descriptor(a, LONG_CODE3, 0, 0x55)),
             false,
         ),
         case(
