@@ -177,8 +177,8 @@ impl Block {
     pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
         match (self.lost, flags) {
             _ if !self.precise_flags => true,
-            (None, ExitFlags::Arrived) => false,
-            (None, _) | (_, ExitFlags::Saved) => true,
+            (None, ExitFlags::Arrived | ExitFlags::Sealed) => false,
+            (None, _) | (_, ExitFlags::Saved | ExitFlags::Sealed) => true,
             (_, ExitFlags::Host) => false,
             (Some(changed), ExitFlags::Recipe(needed)) => changed & needed == 0,
             // The recipe, which is not known, was good for all that the other block changes.
@@ -383,18 +383,24 @@ impl BlockCache {
     }
 
     /// Links an exit to an entry for direct jumps of a block, or to the one that saves the flags
-    /// if what the exit says of them will not do. An exit of which neither can be said stays as
-    /// it is.
+    /// if what the exit says of them will not do, or to one that takes them from their saved
+    /// place. An exit of which none can be said stays as it is.
     pub fn link(&mut self, from: u32, exit: usize, to: u32, mut entry: CodeOffset) {
         if let (Some(source), Some(target)) = (self.block(from), self.block(to))
             && let Some(out) = source.exits.get(exit)
             && out.kind != ExitKind::Return
             && !target.takes(source, out.flags)
         {
-            if out.flags == ExitFlags::Arrived {
-                return;
-            }
-            entry = target.saving_entry;
+            entry = match out.flags {
+                ExitFlags::Arrived if target.lost.is_some() || source.lost != Some(u16::MAX) => {
+                    return;
+                }
+                ExitFlags::Arrived | ExitFlags::Sealed if entry == target.entry => {
+                    target.return_entry
+                }
+                ExitFlags::Arrived | ExitFlags::Sealed => target.indirect_entry,
+                _ => target.saving_entry,
+            };
         }
         let Some(source) = self.block_mut(from) else {
             return;

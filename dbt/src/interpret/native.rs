@@ -95,6 +95,7 @@ impl Engine {
             allotting: None,
             crossing: false,
             precise_flags: true,
+            lazy_flags: true,
             prediction: None,
             movable: false,
             bmi2: false,

@@ -132,14 +132,14 @@ pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
 /// The flags at a block's entry, if no instruction of it needs them in EFLAGS: then they may
 /// arrive as a recipe. What is returned are the registers that the block changes before the last
 /// point where somebody may ask for these flags; the recipe must not need any of them. Without
-/// `precise`: if nobody needs them at all.
+/// `precise`: if nobody needs them at all. With `lazy`, also if the block only passes them on: then the
+/// recipe must need no register, for the blocks behind may change any.
 /// Bit i of `in_host`: instruction i needs the flags in EFLAGS.
 pub fn lost_at_entry(
     insns: &[Instruction],
     classes: &[Class],
-    exposes: u64,
-    in_host: u64,
-    precise: bool,
+    (exposes, in_host): (u64, u64),
+    (precise, lazy): (bool, bool),
 ) -> Option<u16> {
     let (mut changed_so_far, mut before_exposure) = (0, 0);
     for (index, class) in classes.iter().enumerate() {
@@ -152,7 +152,26 @@ pub fn lost_at_entry(
             Kind::Helper => return precise.then_some(before_exposure),
             _ if in_host >> index & 1 != 0 => return None,
             Kind::Plain(_) if changed(&insns[index]) != 0 => return Some(before_exposure),
-            Kind::Plain(_)
+            kind if !last && leaves_alone(kind) => {}
+            Kind::Jump | Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect
+                if lazy =>
+            {
+                return Some(u16::MAX);
+            }
+            // The rest reads the flags, passes them on, or wants them saved.
+            _ => return None,
+        }
+        changed_so_far |= class.writes;
+    }
+    None
+}
+
+/// Whether instructions of a kind that neither need the flags in EFLAGS nor change them leave them
+/// where they are.
+pub fn leaves_alone(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Plain(_)
             | Kind::Lea
             | Kind::Nop
             | Kind::Push
@@ -169,11 +188,5 @@ pub fn lost_at_entry(
             | Kind::WriteBase
             | Kind::Fill
             | Kind::Copy
-                if !last => {}
-            // The rest reads the flags, passes them on, or wants them saved.
-            _ => return None,
-        }
-        changed_so_far |= class.writes;
-    }
-    None
+    )
 }

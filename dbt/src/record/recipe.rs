@@ -33,18 +33,21 @@ pub enum Operation {
     Negated,
 }
 
-const OPERATIONS: [Operation; 10] = [
-    Operation::Compare,
-    Operation::Test,
-    Operation::Added,
-    Operation::Subtracted,
-    Operation::ShiftLeft,
-    Operation::ShiftRight,
-    Operation::ShiftArithmetic,
-    Operation::Incremented,
-    Operation::Decremented,
-    Operation::Negated,
-];
+impl Operation {
+    /// All, in the order of their numbers in words.
+    pub const ALL: [Operation; 10] = [
+        Operation::Compare,
+        Operation::Test,
+        Operation::Added,
+        Operation::Subtracted,
+        Operation::ShiftLeft,
+        Operation::ShiftRight,
+        Operation::ShiftArithmetic,
+        Operation::Incremented,
+        Operation::Decremented,
+        Operation::Negated,
+    ];
+}
 
 /// An operand of a recipe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +58,8 @@ pub enum Value {
     Constant(i32),
     /// What the instruction has put into `exchange.stash`, because it would be lost otherwise.
     Stash,
+    /// What sealing the recipe has put into `exchange.second`.
+    Second,
 }
 
 /// How all six arithmetic flags follow from registers.
@@ -72,15 +77,34 @@ pub struct Recipe {
 
 /// In the place where saved flags are, this bit says that a recipe is there instead of flags,
 /// whose lowest byte is 0 or 1.
-const MARK: u32 = 2;
+pub const MARK: u32 = 2;
 /// Kinds of second operands in the word of a recipe.
 const REGISTER: u32 = 0;
 const CONSTANT: u32 = 1;
 const STASH: u32 = 2;
 /// A constant that stands in `exchange.constant`.
 const FAR: u32 = 3;
-/// The first operand of a recipe's word if it is none of the sixteen registers.
-const LEFT_STASH: u32 = 16;
+/// Of the kinds: what is not in the word itself.
+pub const RIGHT_KEPT: u32 = STASH;
+/// The constant that is not.
+pub const RIGHT_FAR: u32 = FAR;
+/// The lowest bit of the operation's number in a word.
+pub const OPERATION_AT: u32 = 2;
+/// The lowest bit of the first operand's.
+pub const LEFT_AT: u32 = 10;
+/// In the place of a register's number in a recipe's word: none of the sixteen.
+const IN_STASH: u32 = 16;
+/// Another.
+pub const IN_SECOND: u32 = 17;
+
+/// What a recipe finds beside the registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// `exchange.stash`.
+    pub stash: u64,
+    /// `exchange.second`.
+    pub second: u64,
+}
 
 impl Recipe {
     /// The flags that an instruction leaves, if they follow from what it leaves in registers.
@@ -208,18 +232,38 @@ impl Recipe {
     pub fn registers(self) -> u16 {
         let bit = |value| match value {
             Value::Register(register) => 1 << register,
-            Value::Constant(_) | Value::Stash => 0,
+            Value::Constant(_) | Value::Stash | Value::Second => 0,
         };
         bit(self.left) | bit(self.right)
     }
 
+    /// The recipe for the same flags that needs no register, and the registers that have to be put
+    /// into the stash and into `exchange.second` for it.
+    pub fn sealed(self) -> (Recipe, [Option<u8>; 2]) {
+        let mut sealed = self;
+        let mut put = [None, None];
+        let mut next = usize::from(self.left == Value::Stash || self.right == Value::Stash);
+        for value in [&mut sealed.left, &mut sealed.right] {
+            let Value::Register(register) = *value else {
+                continue;
+            };
+            let known = put.iter().position(|&there| there == Some(register));
+            let place = known.unwrap_or(next);
+            next = place.max(next) + usize::from(known.is_none());
+            put[place] = Some(register);
+            *value = [Value::Stash, Value::Second][place];
+        }
+        (sealed, put)
+    }
+
     /// The flags.
-    pub fn flags(self, cpu: &CpuState, stash: u64) -> u64 {
+    pub fn flags(self, cpu: &CpuState, kept: Kept) -> u64 {
         let size = usize::from(self.size);
         let value = |value| match value {
             Value::Register(register) => cpu.gpr[usize::from(register)],
             Value::Constant(value) => i64::from(value) as u64,
-            Value::Stash => stash,
+            Value::Stash => kept.stash,
+            Value::Second => kept.second,
         };
         let (left, right) = (value(self.left), value(self.right));
         // Of shifts only: in a word that is a recipe the count is never 0 nor above 63.
@@ -247,6 +291,7 @@ impl Recipe {
     pub fn word(self) -> (u32, Option<i32>) {
         let (kind, right, far) = match self.right {
             Value::Register(right) => (REGISTER, u32::from(right), None),
+            Value::Second => (REGISTER, IN_SECOND, None),
             Value::Constant(value) => match i16::try_from(value) {
                 Ok(near) => (CONSTANT, u32::from(near as u16), None),
                 Err(_) => (FAR, 0, Some(value)),
@@ -255,11 +300,17 @@ impl Recipe {
         };
         let left = match self.left {
             Value::Register(left) => u32::from(left),
-            Value::Constant(_) | Value::Stash => LEFT_STASH,
+            Value::Second => IN_SECOND,
+            Value::Constant(_) | Value::Stash => IN_STASH,
         };
         let operation = self.operation as u32;
         let size = u32::from(self.size).trailing_zeros();
-        let word = MARK | operation << 2 | size << 6 | kind << 8 | left << 10 | right << 16;
+        let word = MARK
+            | operation << OPERATION_AT
+            | size << 6
+            | kind << 8
+            | left << LEFT_AT
+            | right << 16;
         (word, far)
     }
 
@@ -269,22 +320,26 @@ impl Recipe {
             return None;
         }
         let right = (word >> 16) as u16;
-        let left = word >> 10 & 31;
         Some(Recipe {
-            operation: *OPERATIONS.get((word >> 2 & 15) as usize)?,
+            operation: *Operation::ALL.get((word >> OPERATION_AT & 15) as usize)?,
             size: 1 << (word >> 6 & 3),
-            left: if left < LEFT_STASH {
-                Value::Register(left as u8)
-            } else {
-                Value::Stash
-            },
+            left: register_or_kept(word >> LEFT_AT),
             right: match word >> 8 & 3 {
-                REGISTER => Value::Register((right & 15) as u8),
+                REGISTER => register_or_kept(right.into()),
                 CONSTANT => Value::Constant(i32::from(right as i16)),
                 STASH => Value::Stash,
                 _ => Value::Constant(constant),
             },
         })
+    }
+}
+
+/// An operand's number in a word: its five lowest bits count.
+fn register_or_kept(number: u32) -> Value {
+    match number & 31 {
+        register @ ..=15 => Value::Register(register as u8),
+        IN_SECOND => Value::Second,
+        _ => Value::Stash,
     }
 }
 
@@ -324,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_word_says_all_of_a_recipe() {
-        for operation in OPERATIONS {
+        for operation in Operation::ALL {
             for size in [1, 2, 4, 8] {
                 for right in [
                     Value::Register(15),
@@ -334,8 +389,14 @@ mod tests {
                     Value::Constant(0x8000),
                     Value::Constant(i32::MIN),
                     Value::Stash,
+                    Value::Second,
                 ] {
-                    for left in [Value::Register(0), Value::Register(15), Value::Stash] {
+                    for left in [
+                        Value::Register(0),
+                        Value::Register(15),
+                        Value::Stash,
+                        Value::Second,
+                    ] {
                         let recipe = Recipe {
                             operation,
                             size,
@@ -351,6 +412,48 @@ mod tests {
         }
         for saved in [0x0000_0200, 0xffff_d701] {
             assert_eq!(Recipe::from_word(saved, 0), None);
+        }
+    }
+
+    #[test]
+    fn a_sealed_recipe_gives_the_same_flags_without_registers() {
+        let mut cpu = CpuState::default();
+        for (number, value) in cpu.gpr.iter_mut().enumerate() {
+            *value = 0x8123_4567_89ab_cdefu64.rotate_left(number as u32 * 7);
+        }
+        let stash = 0x7fed_cba9_8765_4321;
+        let values = [
+            Value::Register(3),
+            Value::Register(11),
+            Value::Constant(5),
+            Value::Stash,
+        ];
+        for operation in Operation::ALL {
+            for left in values
+                .into_iter()
+                .filter(|&left| left != Value::Constant(5))
+            {
+                for right in values {
+                    let recipe = Recipe {
+                        operation,
+                        size: 4,
+                        left,
+                        right,
+                    };
+                    let expected = recipe.flags(&cpu, Kept { stash, second: 0 });
+                    let (sealed, put) = recipe.sealed();
+                    assert_eq!(sealed.registers(), 0);
+                    let value = |place: usize, other| {
+                        put[place].map_or(other, |register| cpu.gpr[usize::from(register)])
+                    };
+                    let kept = Kept {
+                        stash: value(0, stash),
+                        second: value(1, 0),
+                    };
+                    let none = CpuState::default();
+                    assert_eq!(sealed.flags(&none, kept), expected, "{recipe:?}");
+                }
+            }
         }
     }
 }

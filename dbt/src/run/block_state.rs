@@ -80,6 +80,8 @@ pub struct Exchange {
     pub saved_flags: u64,
     /// An operand of a recipe that would be lost otherwise.
     pub stash: u64,
+    /// Another, of a recipe that needs no register.
+    pub second: u64,
     /// The constant of a recipe whose word has no room for it.
     pub constant: i32,
     /// Host EFLAGS on leaving emitted code.
@@ -167,6 +169,7 @@ pub(crate) mod at {
     pub const JUMP_TARGET: i32 = offset_of!(CpuBlock, exchange.jump_target) as i32;
     pub const SAVED_FLAGS: i32 = offset_of!(CpuBlock, exchange.saved_flags) as i32;
     pub const STASH: i32 = offset_of!(CpuBlock, exchange.stash) as i32;
+    pub const SECOND: i32 = offset_of!(CpuBlock, exchange.second) as i32;
     pub const CONSTANT: i32 = offset_of!(CpuBlock, exchange.constant) as i32;
     pub const HOST_FLAGS: i32 = offset_of!(CpuBlock, exchange.host_flags) as i32;
     pub const RESULT_HOST: i32 = offset_of!(CpuBlock, exchange.result_host) as i32;

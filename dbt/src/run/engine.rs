@@ -30,6 +30,9 @@ pub struct EngineOptions {
     /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
     /// overwrites them before it reads them: in exceptions' and interrupts' frames.
     pub precise_flags: bool,
+    /// Leave flags to recipes where code ends in a return or an indirect jump, and let them stay where
+    /// they are while code runs that only passes them on.
+    pub lazy_flags: bool,
     /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
     /// wrong before it is looked at. `None`: none does.
     pub prediction: Option<u8>,
@@ -60,6 +63,7 @@ impl Default for EngineOptions {
             memory_inline: true,
             pcid_tlb: true,
             precise_flags: true,
+            lazy_flags: true,
             prediction: Some(64),
             registers: Some(3),
             crossing: true,

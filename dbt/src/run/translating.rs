@@ -100,6 +100,7 @@ impl Vcpu {
             returns: self.options.returns,
             grouping: key.grouped,
             precise_flags: self.options.precise_flags,
+            lazy_flags: self.options.lazy_flags && self.options.precise_flags,
             allotting: self.options.registers.filter(|_| tier != Tier::First),
             crossing: self.options.crossing,
             prediction: predicting.then_some(Predicting {

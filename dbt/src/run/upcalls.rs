@@ -9,7 +9,7 @@ use crate::guest::{Exception, Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
-use crate::record::recipe::Recipe;
+use crate::record::recipe::{Kept, Recipe};
 use crate::x86_64::ExitKind;
 
 /// Leaves emitted code for the dispatch loop.
@@ -64,7 +64,7 @@ impl Vcpu {
                 let block = self.cache.block(record.block);
                 let recipe = block.and_then(|block| block.recipe(record.insn.into()));
                 let recipe = recipe.expect("a block keeps the recipes that its code refers to");
-                recipe.flags(self.cpu(), self.block.get().exchange.stash)
+                recipe.flags(self.cpu(), self.kept())
             }
         };
     }
@@ -73,8 +73,17 @@ impl Vcpu {
     fn saved_flags(&self) -> u64 {
         let exchange = &self.block.get().exchange;
         match Recipe::from_word(exchange.saved_flags as u32, exchange.constant) {
-            Some(recipe) => recipe.flags(self.cpu(), exchange.stash),
+            Some(recipe) => recipe.flags(self.cpu(), self.kept()),
             None => unpack_flags(exchange.saved_flags),
+        }
+    }
+
+    /// What recipes find beside the registers.
+    fn kept(&self) -> Kept {
+        let exchange = &self.block.get().exchange;
+        Kept {
+            stash: exchange.stash,
+            second: exchange.second,
         }
     }
 
@@ -362,7 +371,7 @@ impl Vcpu {
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
         block.places.exchange(&mut self.block.get_mut().cpu);
         let arithmetic = match block.recipe(index) {
-            Some(recipe) => recipe.flags(self.cpu(), self.block.get().exchange.stash),
+            Some(recipe) => recipe.flags(self.cpu(), self.kept()),
             None if block.flags_away >> index & 1 != 0 => self.saved_flags(),
             None if block.flags_lost >> index & 1 != 0 => 0,
             None => rflags & flags::ARITHMETIC,

@@ -13,7 +13,7 @@ use super::plain::Need;
 use crate::guest::Mode;
 use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
-use crate::record::recipe::Recipe;
+use crate::record::recipe::{self, Recipe};
 use crate::record::{grouping, liveness};
 use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
@@ -125,7 +125,12 @@ fn emit_once(
         after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
     };
     let in_host = liveness::mask(insns, |index, insn| need(index).in_host(insn));
-    let lost = liveness::lost_at_entry(insns, classes, exposes, in_host, target.precise_flags);
+    let lost = liveness::lost_at_entry(
+        insns,
+        classes,
+        (exposes, in_host),
+        (target.precise_flags, target.lazy_flags),
+    );
     // What looks at another page's guard may find that other code wants the flags.
     let lost = lost.filter(|_| target.precise_flags || second.is_none());
     let arriving = match lost {
@@ -185,7 +190,8 @@ fn emit_once(
     emitter
         .effects
         .extend(effects.map(|(index, (insn, class))| {
-            Effect::of(insn, class, need(index).after, in_host >> index & 1 != 0)
+            let in_host = in_host >> index & 1 != 0;
+            Effect::of(insn, class, (need(index).after, in_host), target.lazy_flags)
         }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
@@ -403,10 +409,28 @@ impl Emitter<'_> {
         let after = self.here();
         if !arriving.lost {
             self.flags = FlagsPlace::SAVED;
+            let back = self.ops.new_dynamic_label();
+            if self.target.lazy_flags {
+                self.evaluate_recipe(back);
+            }
             self.restore_flags();
+            dynasm!(self.ops ; .arch x64 ; =>back);
         }
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         (start, after)
+    }
+
+    /// If a recipe is where saved flags would be, its flags go to EFLAGS, and the code goes on at a
+    /// label.
+    fn evaluate_recipe(&mut self, back: dynasmrt::DynamicLabel) {
+        let label = self.ops.new_dynamic_label();
+        let mark = recipe::MARK as i8;
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs test BYTE [at::SAVED_FLAGS], mark
+            ; jne =>label
+        );
+        self.stubs.push(Stub::Evaluate { label, back });
     }
 
     /// Goes to `label` unless a page guard holds a mapping.

@@ -147,8 +147,7 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         self.push_return(index, insn.next_ip(), needed)?;
         if self.target.returns {
-            self.restore_flags();
-            let flags = self.describe_flags();
+            let flags = self.flags_for_exit();
             self.call_exit(insn.near_branch_target(), insn.next_ip(), flags);
         } else {
             self.exit_to(insn.near_branch_target());
@@ -158,7 +157,6 @@ impl Emitter<'_> {
 
     /// The block ends with a jump to a known address.
     pub(super) fn exit_to(&mut self, target: u64) {
-        self.restore_flags();
         self.last_exits(&[(target, None)]);
     }
 
@@ -217,7 +215,13 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [rdi + host]);
     }
 
-    /// The flags go to the next block in their saved place.
+    /// The flags go to a block that is not known, in their saved place.
+    fn flags_to_next(&mut self) {
+        self.put_flags_away();
+        self.flags.host = false;
+    }
+
+    /// The flags go to the next block as LAHF and SETO leave them.
     pub(super) fn flags_to_saved(&mut self) {
         self.save_flags();
         self.flags.host = false;
@@ -228,7 +232,7 @@ impl Emitter<'_> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, false, true)?;
-        self.flags_to_saved();
+        self.flags_to_next();
         let load = self.move_load(T0, slot.host_memory(), word)?;
         self.bytes(&load);
         let more = if insn.op_count() == 1 {
@@ -275,7 +279,7 @@ impl Emitter<'_> {
     /// Puts the target of an indirect jump or call into T0.
     fn indirect_target(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
         if insn.op0_kind() == OpKind::Register {
-            self.flags_to_saved();
+            self.flags_to_next();
             let guest = number(insn.op0_register());
             self.load_guest(T0, guest);
             if self.word() == 4 {
@@ -285,7 +289,7 @@ impl Emitter<'_> {
             let address = self.operand(insn)?;
             let word = self.word();
             self.check(index, (Place::Operand, &address), word, false, true)?;
-            self.flags_to_saved();
+            self.flags_to_next();
             let load = self.move_load(T0, address.host_memory(), word)?;
             self.bytes(&load);
         }

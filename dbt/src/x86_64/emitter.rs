@@ -61,6 +61,8 @@ pub struct Target<'a> {
     pub grouping: bool,
     /// Whether flags are right wherever the guest may look at them.
     pub precise_flags: bool,
+    /// Whether they may leave as a recipe where the next block is not known.
+    pub lazy_flags: bool,
     /// What it has to save for two registers to change places; `None`: none do.
     pub allotting: Option<u8>,
     /// Whether accesses that cross a page are executed here.
@@ -145,6 +147,11 @@ pub(super) enum Stub {
     },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
+        label: DynamicLabel,
+        back: DynamicLabel,
+    },
+    /// Has shared code follow the recipe that is in the place of saved flags.
+    Evaluate {
         label: DynamicLabel,
         back: DynamicLabel,
     },
@@ -478,9 +485,10 @@ impl<'a> Emitter<'a> {
                 Stub::Link { label, exit } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.exits[exit].stub = self.address();
-                    self.flags = match self.exits[exit].kind {
-                        ExitKind::Return => FlagsPlace::SAVED,
-                        ExitKind::Jump | ExitKind::Call => FlagsPlace::HOST,
+                    self.flags = match (self.exits[exit].kind, self.exits[exit].flags) {
+                        (ExitKind::Return, _) => FlagsPlace::SAVED,
+                        (_, ExitFlags::Arrived | ExitFlags::Sealed) => FlagsPlace::SAVED,
+                        (ExitKind::Jump | ExitKind::Call, _) => FlagsPlace::HOST,
                     };
                     let mut record = self.record(UpcallKind::Link, 0);
                     record.extra = exit as u32;
@@ -499,6 +507,11 @@ impl<'a> Emitter<'a> {
                     self.call_shared(self.target.trampolines.load_vectors);
                     dynasm!(self.ops ; .arch x64 ; jmp =>back);
                 }
+                Stub::Evaluate { label, back } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.call_shared(self.target.trampolines.evaluate);
+                    dynasm!(self.ops ; .arch x64 ; jmp =>back);
+                }
                 Stub::Ungroup {
                     label,
                     insn,
@@ -511,12 +524,7 @@ impl<'a> Emitter<'a> {
                         self.add_to_budget(give_back);
                     }
                     self.flags = flags;
-                    let flags = if flags.arrived {
-                        ExitFlags::Arrived
-                    } else {
-                        self.restore_flags();
-                        self.describe_flags()
-                    };
+                    let flags = self.flags_for_exit();
                     self.exchange_places();
                     self.exit_here(rip, Some(insn), flags);
                 }

@@ -93,10 +93,10 @@ impl Emitter<'_> {
     }
 
     /// Emits the jumps at the block's end to known guest addresses, each with its condition if it
-    /// has one. The flags must be in EFLAGS.
+    /// has one. The flags must be in EFLAGS, or wherever a single jump takes them.
     pub(super) fn last_exits(&mut self, exits: &[(u64, Option<u8>)]) {
         if self.inner.is_none() {
-            let flags = self.describe_flags();
+            let flags = self.flags_for_exit();
             for &(target, condition) in exits {
                 self.direct_exit(target, condition, flags);
             }
@@ -110,7 +110,7 @@ impl Emitter<'_> {
                 self.side_exit(target, condition, self.rips.len());
                 continue;
             }
-            let flags = self.describe_flags();
+            let flags = self.flags_for_exit();
             self.exchange_places();
             self.direct_exit(target, None, flags);
         }
@@ -167,7 +167,7 @@ impl Emitter<'_> {
         self.ops.push_u32(0);
         let stub = self.address();
         self.flags = match flags {
-            ExitFlags::Arrived => FlagsPlace::ARRIVED,
+            ExitFlags::Arrived | ExitFlags::Sealed => FlagsPlace::ARRIVED,
             _ if self.flags.lost => FlagsPlace::LOST,
             _ => FlagsPlace::HOST,
         };

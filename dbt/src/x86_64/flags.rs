@@ -18,9 +18,11 @@ pub struct FlagsPlace {
     pub host: bool,
     /// In `exchange.saved_flags`.
     pub saved: bool,
-    /// What is saved are the flags that the block found at its entry, maybe as a recipe: only
-    /// Rust can read them.
+    /// What is saved are the flags that the block found at its entry, maybe as a recipe, or one
+    /// that this block has put there: only Rust can read them.
     pub arrived: bool,
+    /// This block has, and it needs no register.
+    pub sealed: bool,
     /// They follow from registers.
     pub recipe: Option<Recipe>,
     /// Nowhere: nobody needs them any more, and EFLAGS is as good as any.
@@ -33,6 +35,7 @@ impl FlagsPlace {
         host: true,
         saved: false,
         arrived: false,
+        sealed: false,
         recipe: None,
         lost: false,
     };
@@ -70,6 +73,8 @@ pub enum ExitFlags {
     Recipe(u16),
     /// As they arrived at the block, and not in EFLAGS.
     Arrived,
+    /// As a recipe that needs no register, and not in EFLAGS.
+    Sealed,
 }
 
 /// What an instruction does with the flags that it finds.
@@ -85,11 +90,20 @@ pub(super) struct Effect {
     pub host: bool,
     /// It wants them saved.
     pub saved: bool,
+    /// It ends the block, and passes on a recipe that needs no register as well.
+    pub passes_on: bool,
+    /// If it neither changes them nor needs them in EFLAGS it leaves them where they are.
+    pub leaves_alone: bool,
 }
 
 impl Effect {
     /// Of an instruction behind which the flags `after` have to be right.
-    pub fn of(insn: &Instruction, class: &Class, after: u32, in_host: bool) -> Effect {
+    pub fn of(
+        insn: &Instruction,
+        class: &Class,
+        (after, in_host): (u32, bool),
+        lazy: bool,
+    ) -> Effect {
         Effect {
             writes: class.writes,
             keeps: after & !liveness::overwritten(insn) != 0,
@@ -116,6 +130,12 @@ impl Effect {
                     | Kind::SystemReturn
                     | Kind::InterruptReturn
             ),
+            passes_on: lazy
+                && matches!(
+                    class.kind,
+                    Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect
+                ),
+            leaves_alone: liveness::leaves_alone(class.kind),
         }
     }
 }
@@ -169,7 +189,7 @@ impl Emitter<'_> {
             return;
         }
         if !self.flags.recipe.is_some_and(|recipe| self.pays(recipe)) {
-            self.save_flags();
+            self.put_flags_away();
         }
         self.flags.host = false;
     }
@@ -179,10 +199,75 @@ impl Emitter<'_> {
     pub(super) fn spoil_flags_and(&mut self, writes: u16, needed: bool) {
         let recipe = self.flags.recipe;
         if needed && recipe.is_some_and(|recipe| recipe.registers() & writes != 0) {
-            self.save_flags();
+            self.put_flags_away();
             self.flags.host = false;
         } else {
             self.spoil_flags(needed);
+        }
+    }
+
+    /// Makes sure that the flags are in `exchange.saved_flags`, as a recipe if that will do, and that
+    /// EFLAGS may be spoilt. Uses T2 only.
+    pub(super) fn put_flags_away(&mut self) {
+        match self.flags.recipe {
+            Some(recipe) if !self.flags.saved && self.may_seal() => self.seal(recipe),
+            _ => self.save_flags(),
+        }
+    }
+
+    /// Whether nobody needs the flags, as they are before the current instruction, in EFLAGS or as
+    /// LAHF leaves them, up to where they are overwritten or leave with a call or return.
+    fn may_seal(&self) -> bool {
+        if !self.target.lazy_flags || !self.places.are_usual() {
+            return false;
+        }
+        for effect in self.effects.iter().skip(self.current) {
+            if effect.host {
+                return false;
+            }
+            if !effect.keeps || effect.passes_on {
+                return true;
+            }
+            if !effect.leaves_alone {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Puts a recipe that needs no register where saved flags would be, for flags that have a recipe.
+    /// EFLAGS stay. Uses T2 only.
+    fn seal(&mut self, recipe: Recipe) {
+        let (recipe, put) = recipe.sealed();
+        for (register, place) in put.into_iter().zip([at::STASH, at::SECOND]) {
+            let Some(register) = register.map(usize::from) else {
+                continue;
+            };
+            let host = self.places.pinned(register).unwrap_or_else(|| {
+                self.load_guest(T2, register);
+                Self::scratch(T2)
+            });
+            dynasm!(self.ops ; .arch x64 ; gs mov [place], Rq(host));
+        }
+        self.write_recipe(recipe);
+        self.flags = FlagsPlace {
+            host: self.flags.host,
+            sealed: true,
+            ..FlagsPlace::ARRIVED
+        };
+    }
+
+    /// Puts the flags where the next block looks for them behind a jump to a known address, and says
+    /// where that is. Uses T2 only.
+    pub(super) fn flags_for_exit(&mut self) -> ExitFlags {
+        match self.flags {
+            FlagsPlace { host: true, .. } => self.describe_flags(),
+            FlagsPlace { sealed: true, .. } => ExitFlags::Sealed,
+            FlagsPlace { arrived: true, .. } => ExitFlags::Arrived,
+            _ => {
+                self.restore_flags();
+                self.describe_flags()
+            }
         }
     }
 
@@ -249,7 +334,7 @@ impl Emitter<'_> {
         }
         for effect in self.effects.iter().skip(self.current + 1) {
             if effect.saved {
-                return false;
+                return effect.passes_on;
             }
             if effect.checks || !effect.keeps {
                 return effect.checks;
@@ -368,7 +453,7 @@ impl Emitter<'_> {
     fn pinned_value(&self, value: Value) -> Option<u8> {
         match value {
             Value::Register(guest) => self.places.pinned(guest.into()),
-            Value::Constant(_) | Value::Stash => None,
+            Value::Constant(_) | Value::Stash | Value::Second => None,
         }
     }
 
@@ -377,6 +462,7 @@ impl Emitter<'_> {
         match value {
             Value::Register(guest) => self.load_guest(T2, guest.into()),
             Value::Stash => dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::STASH]),
+            Value::Second => dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::SECOND]),
             Value::Constant(value) => dynasm!(self.ops ; .arch x64 ; mov r8, DWORD value),
         }
     }
@@ -402,6 +488,7 @@ impl Emitter<'_> {
                 Instruction::with2(near.unwrap_or(codes.constant)[row], left, value)
             }
             Value::Stash => with_memory(place(at::STASH)),
+            Value::Second => with_memory(place(at::SECOND)),
             Value::Register(right) => match self.places.pinned(right.into()) {
                 Some(right) => Instruction::with2(codes.register[row], left, sized(right, size)),
                 None => with_memory(place(self.places.slot(right.into()))),
@@ -423,12 +510,17 @@ impl Emitter<'_> {
         let Some(recipe) = self.flags.recipe.filter(|_| self.target.precise_flags) else {
             return ExitFlags::Host;
         };
+        self.write_recipe(recipe);
+        ExitFlags::Recipe(recipe.registers())
+    }
+
+    /// Writes a recipe where saved flags would be.
+    fn write_recipe(&mut self, recipe: Recipe) {
         let (word, constant) = recipe.word();
         dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::SAVED_FLAGS], word as i32);
         if let Some(constant) = constant {
             dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::CONSTANT], constant);
         }
-        ExitFlags::Recipe(recipe.registers())
     }
 
     /// The place to look for the flags when the block is left here, before an instruction.

@@ -8,6 +8,7 @@ mod control;
 mod crossing;
 mod emitter;
 mod encoding;
+mod evaluate;
 mod exits;
 mod fast_call;
 mod flags;

@@ -5,6 +5,7 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
 use super::crossing::{self, Crossings};
+use super::evaluate;
 use super::registers::all_pinned;
 use crate::cache::CodeOffset;
 use crate::guest::Register;
@@ -24,6 +25,8 @@ pub struct Trampolines {
     pub unpredicted: CodeOffset,
     /// Jumped to by the signal handler, with the guest's registers in place.
     pub signal: CodeOffset,
+    /// Called by emitted code: brings the flags of a recipe without registers into EFLAGS.
+    pub evaluate: CodeOffset,
     /// For accesses that cross a page.
     pub crossings: Crossings,
     /// The first free byte.
@@ -171,6 +174,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         ; pop rbx
         ; ret
     );
+    let evaluate = evaluate::emit(&mut ops);
     let crossings = crossing::emit(&mut ops, copies, stride);
     let code = ops
         .finalize()
@@ -182,6 +186,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         load_vectors,
         unpredicted,
         signal: signal_offset,
+        evaluate,
         crossings,
         end,
     };

@@ -116,6 +116,7 @@ fn host_code_at(
         returns: case.returns,
         grouping: case.grouping,
         precise_flags: true,
+        lazy_flags: case.lazy_flags,
         allotting: case.allotting.then_some(3),
         crossing: true,
         prediction: case.predicting.then_some(Predicting {

@@ -242,6 +242,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "lazy-flags=on|off",
+        help: "returns and indirect jumps leave flags to whoever wants them, other code passes them on",
+        set: |engine, text| {
+            engine.lazy_flags = switch("lazy-flags", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "prediction=64|N|off",
         help: "how often a loop's check may try the wrong TLB entry before it stops to predict",
         set: |engine, text| {
