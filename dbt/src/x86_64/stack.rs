@@ -69,10 +69,12 @@ impl Emitter<'_> {
 
     /// `lea into, [base + displacement]`, in the shortest form.
     pub(super) fn add_displacement(&mut self, into: u8, base: u8, displacement: i32, wide: bool) {
-        self.ops.push(0x40 | u8::from(wide) << 3 | into >> 3 << 2 | base >> 3);
+        self.ops
+            .push(0x40 | u8::from(wide) << 3 | into >> 3 << 2 | base >> 3);
         self.ops.push(0x8d);
         let near = i8::try_from(displacement);
-        self.ops.push(if near.is_ok() { 0x40 } else { 0x80 } | (into & 7) << 3 | base & 7);
+        self.ops
+            .push(if near.is_ok() { 0x40 } else { 0x80 } | (into & 7) << 3 | base & 7);
         if base & 7 == 4 {
             self.ops.push(0x24);
         }
