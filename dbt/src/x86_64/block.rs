@@ -204,7 +204,8 @@ fn emit_once(
             emitter.keep_flags();
         }
         emitter.keeps_t0 = keeps_t0(classes[index].kind);
-        if !emitter.keeps_t0 {
+        // The stack access of a direct call or a return comes first.
+        if !emitter.keeps_t0 && !matches!(classes[index].kind, Kind::Call | Kind::Return) {
             emitter.near = None;
         }
         let flags = emitter.flags;

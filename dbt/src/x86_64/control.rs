@@ -151,6 +151,9 @@ impl Emitter<'_> {
 
     /// The block ends with a jump to a known address.
     pub(super) fn exit_to(&mut self, target: u64) {
+        if !self.flags.arrived {
+            self.restore_flags();
+        }
         self.last_exits(&[(target, None)]);
     }
 

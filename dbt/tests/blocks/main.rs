@@ -12,6 +12,7 @@ mod crossing;
 mod instruction;
 mod machine;
 mod operation;
+mod passing;
 mod places;
 mod precise;
 mod program;
@@ -64,6 +65,7 @@ fn switches(copies: usize) -> EngineOptions {
         traces,
         cold,
         precise_flags,
+        lazy_flags: copies != 1,
         prediction,
         // Traces are made with one and with three copies.
         crossing: copies != 2,

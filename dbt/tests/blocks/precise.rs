@@ -10,10 +10,10 @@ use crate::machine::{CODE, DATA, HOLE, Machine};
 use crate::program::Recipe;
 use crate::tables::HANDLER_STACK;
 
-type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+pub type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Instructions that leave flags, and those of them that are undefined.
-const PRODUCERS: &[(&str, u64, Code)] = &[
+pub const PRODUCERS: &[(&str, u64, Code)] = &[
     ("sub itself", 0, |a| a.sub(eax, eax)),
     ("sub register", 0, |a| a.sub(ax, bx)),
     ("sub constant", 0, |a| a.sub(r9, 0x1234_5678)),
@@ -163,19 +163,15 @@ pub fn end(machine: &mut Machine, counted: bool, code: &[u8], flags: u64) -> ([u
 }
 
 /// The interpreter, and the engines that have to agree with it.
-struct Bench {
+pub struct Bench {
     interpreter: Machine,
     translators: Vec<(EngineOptions, Machine)>,
 }
 
 impl Bench {
     fn new() -> Bench {
-        let interpreter = EngineOptions {
-            interpret_only: true,
-            ..EngineOptions::default()
-        };
-        let translators = (0..8).map(|bits| {
-            let options = EngineOptions {
+        Bench::of((0..8).map(|bits| {
+            EngineOptions {
                 counted: bits & 1 != 0,
                 grouping: bits & 2 != 0,
                 traces: (bits & 4 != 0).then_some(2),
@@ -183,9 +179,17 @@ impl Bench {
                 // With traces each way.
                 registers: (bits & 2 == 0).then_some(1),
                 ..EngineOptions::default()
-            };
-            (options.clone(), Machine::new(options, 2))
-        });
+            }
+        }))
+    }
+
+    /// With translators of these options.
+    pub fn of(translators: impl Iterator<Item = EngineOptions>) -> Bench {
+        let interpreter = EngineOptions {
+            interpret_only: true,
+            ..EngineOptions::default()
+        };
+        let translators = translators.map(|options| (options.clone(), Machine::new(options, 2)));
         Bench {
             interpreter: Machine::new(interpreter, 2),
             translators: translators.collect(),
@@ -193,7 +197,7 @@ impl Bench {
     }
 
     /// Compares the ends of a program; `undefined` flags may differ.
-    fn compare(&mut self, what: &str, code: &[u8], undefined: u64) {
+    pub fn compare(&mut self, what: &str, code: &[u8], undefined: u64) {
         for start in [0, flags::ARITHMETIC] {
             let (registers, mut frame) = end(&mut self.interpreter, false, code, start);
             frame[2] &= !undefined;

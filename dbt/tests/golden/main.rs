@@ -116,7 +116,7 @@ fn host_code_at(
         returns: case.returns,
         grouping: case.grouping,
         precise_flags: true,
-        lazy_flags: case.lazy_flags,
+        lazy_flags: true,
         allotting: case.allotting.then_some(3),
         crossing: true,
         late_stack: true,

@@ -148,6 +148,7 @@ fn optimisations_have_switches() {
             && usual.pcid_tlb
             && usual.returns
             && usual.precise_flags
+            && usual.lazy_flags
             && usual.prediction.is_some()
             && usual.registers.is_some()
             && usual.crossing
@@ -157,7 +158,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -167,6 +168,7 @@ fn optimisations_have_switches() {
             && !off.pcid_tlb
             && !off.returns
             && !off.precise_flags
+            && !off.lazy_flags
             && off.prediction.is_none()
             && off.registers.is_none()
             && !off.crossing
