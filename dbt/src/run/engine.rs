@@ -42,6 +42,8 @@ pub struct EngineOptions {
     pub moving: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
+    /// Translate 16-bit code, and code in segments that are not flat.
+    pub segmented: bool,
     /// How often code is interpreted before it is translated.
     pub cold: u8,
 }
@@ -65,6 +67,7 @@ impl Default for EngineOptions {
             crossing: true,
             moving: true,
             traces: Some(8),
+            segmented: true,
             cold: 2,
         }
     }

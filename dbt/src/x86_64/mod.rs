@@ -20,6 +20,7 @@ mod plain;
 mod prediction;
 pub mod registers;
 mod sections;
+mod segmented;
 mod strings;
 mod system;
 mod trampoline;

@@ -153,10 +153,11 @@ fn optimisations_have_switches() {
             && usual.crossing
             && usual.moving
             && usual.traces.is_some()
+            && usual.segmented
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -171,6 +172,7 @@ fn optimisations_have_switches() {
             && !off.crossing
             && !off.moving
             && off.traces.is_none()
+            && !off.segmented
             && off.cold == 0
     );
     assert_eq!(off.code_bytes, 32 << 20);
