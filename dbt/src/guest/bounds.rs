@@ -27,7 +27,13 @@ impl Bounds {
         let usable = up && (!typed || segment.present());
         // Writable data, or code that can be read.
         let more = attributes & Segment::WRITABLE != 0;
-        let last = |allowed: bool| if allowed { i64::from(segment.limit) } else { -1 };
+        let last = |allowed: bool| {
+            if allowed {
+                i64::from(segment.limit)
+            } else {
+                -1
+            }
+        };
         Bounds {
             read: last(usable && (!typed || !code || more)),
             write: last(usable && (!typed || (!code && more))),
