@@ -13,7 +13,8 @@ use iced_x86::{Code, Instruction, Mnemonic, Register};
 use super::emitter::{Emitter, Unencodable};
 use super::operands::Address;
 use super::registers::{T0, number};
-use crate::guest::CodeSize;
+use crate::guest::{CodeSize, Register as Guest};
+use crate::record::recipe::Recipe;
 use crate::run::at;
 
 impl Emitter<'_> {
@@ -155,6 +156,10 @@ impl Emitter<'_> {
             _ => None,
         };
         self.restore_flags();
+        // The flags of what counted the register before do not follow from it afterwards.
+        let changed = if counts { 1 << Guest::RCX } else { 0 };
+        let holds = |recipe: &Recipe| recipe.registers() & changed == 0;
+        self.flags.recipe = self.flags.recipe.filter(holds);
         let flags = self.describe_flags();
         match (counts, short) {
             (true, true) => dynasm!(self.ops ; .arch x64 ; lea edi, [rcx - 1] ; mov cx, di),

@@ -151,6 +151,25 @@ fn code_that_changes_itself_is_what_it_became() {
 }
 
 #[test]
+fn a_loop_leaves_the_flags_of_what_counted_before() {
+    // dec cx, whose flags follow from CX, then a LOOP that is left for a push of flags.
+    let code = [
+        0xb9, 0x04, 0x00, // mov cx, 4
+        0x49, // again: dec cx
+        0xe2, 0xfd, // loop again
+        0x9c, // pushf
+        0x58, // pop ax
+        0xf4, // hlt
+    ];
+    let (machine, _) = real(&code, |machine| {
+        machine.vcpu.cpu_mut().gpr[R::RSP] = 0x800;
+    });
+    // DEC gave 1; LOOP made it 0, which has both flags.
+    let gpr = machine.vcpu.cpu().gpr;
+    assert_eq!((gpr[R::RCX], gpr[R::RAX] & 0x44), (0, 0));
+}
+
+#[test]
 fn a_segment_of_four_gigabytes_in_real_mode() {
     // mov eax, [ebx]: beyond 64 KiB, in a segment that protected mode left behind.
     let code = [0x67, 0x66, 0x8b, 0x03, 0xf4];
