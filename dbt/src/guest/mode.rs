@@ -81,7 +81,8 @@ impl Mode {
     /// but 64-bit code and flat 32-bit code.
     pub fn segmented(self) -> bool {
         let flat = Self::CODE32 | Self::FLAT | Self::PROTECTED | Self::WIDE_STACK;
-        !self.has(Self::CODE64) && !(self.has(flat) && !self.has(Self::VM86))
+        let flat = self.has(flat) && !self.has(Self::VM86);
+        !self.has(Self::CODE64) && !flat
     }
 
     /// The mode as far as it decides what an instruction is on the host.

@@ -7,37 +7,18 @@ use super::emitter::{Emitter, Stub, Unencodable};
 use super::moving::Follows;
 use super::operands::Address;
 use super::registers::{T0, T1, number};
-use crate::guest::{Mode, Register as Guest};
+use crate::guest::Register as Guest;
 use crate::record::classify;
 use crate::record::grouping::Place;
 use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, Upcall, UpcallKind, at};
 
-/// The host register that holds the guest's stack pointer.
-const STACK: u8 = 11;
-/// Likewise, the frame pointer.
+/// The host register that holds the guest's frame pointer.
 const FRAME: u8 = 5;
 
 impl Emitter<'_> {
     /// Bytes that an instruction pushes, pops or jumps by.
     fn width(&self, insn: &Instruction) -> u32 {
         classify::width(insn, self.target.mode)
-    }
-
-    /// Moves the guest's stack pointer; the flags stay. Uses T2.
-    fn move_stack(&mut self, by: i32) {
-        self.set_stack(STACK, by);
-    }
-
-    /// Makes the guest's stack pointer a host register plus a displacement; the flags stay. Uses T2.
-    fn set_stack(&mut self, from: u8, by: i32) {
-        let mode = self.target.mode;
-        if mode.has(Mode::CODE64) {
-            dynasm!(self.ops ; .arch x64 ; lea Rq(STACK), [Rq(from) + by]);
-        } else if mode.has(Mode::WIDE_STACK) {
-            dynasm!(self.ops ; .arch x64 ; lea Rd(STACK), [Rq(from) + by]);
-        } else {
-            dynasm!(self.ops ; .arch x64 ; lea r8d, [Rq(from) + by] ; mov Rw(STACK), r8w);
-        }
     }
 
     /// PUSH.
@@ -48,7 +29,8 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let word = self.width(insn);
-        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
+        let by = -(word as i32);
+        let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
         let memory = slot.host_memory();
         match insn.op0_kind() {
             OpKind::Register if insn.op0_register().is_segment_register() => {
@@ -78,6 +60,9 @@ impl Emitter<'_> {
                 self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
                 self.store_register(memory, T1, word)?;
+                // What executes the load may have executed the whole instruction.
+                self.move_stack(by);
+                return Ok(());
             }
             _ => {
                 let value = insn.immediate(0);
@@ -86,7 +71,7 @@ impl Emitter<'_> {
                 self.store_register(memory, T1, word)?;
             }
         }
-        self.move_stack(-(word as i32));
+        self.pass_stack(index, by);
         Ok(())
     }
 
@@ -113,16 +98,21 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let word = self.width(insn);
-        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let slot = Address::based(Guest::RSP, self.stack_ahead, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());
-        let load = self.move_load(T1, slot.host_memory(), word)?;
+        // Two bytes leave the rest of the register as it is.
+        let place = self.places.pinned(guest).filter(|_| word != 2);
+        let into = place.map_or(T1, |host| Register::RAX + u32::from(host));
+        let load = self.move_load(into, slot.host_memory(), word)?;
         self.bytes(&load);
         // A POP to a part of the stack pointer changes the rest.
         if guest != Guest::RSP || word == 2 {
-            self.move_stack(word as i32);
+            self.pass_stack(index, word as i32);
         }
-        self.store_part(guest, T1, word);
+        if place.is_none() {
+            self.store_part(guest, T1, word);
+        }
         Ok(())
     }
 
@@ -150,11 +140,12 @@ impl Emitter<'_> {
         (address, word): (u64, u32),
         needed: bool,
     ) -> Result<(), Unencodable> {
-        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
+        let by = std::mem::take(&mut self.stack_ahead) - word as i32;
+        let slot = Address::based(Guest::RSP, by, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_code_address(T1, address);
         self.store_register(slot.host_memory(), T1, word)?;
-        self.move_stack(-(word as i32));
+        self.move_stack(by);
         Ok(())
     }
 
@@ -265,7 +256,8 @@ impl Emitter<'_> {
     /// Near RET.
     pub(super) fn ret(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
         let word = self.width(insn);
-        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let ahead = std::mem::take(&mut self.stack_ahead);
+        let slot = Address::based(Guest::RSP, ahead, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_saved();
         let load = self.move_load(T0, slot.host_memory(), word)?;
@@ -282,6 +274,7 @@ impl Emitter<'_> {
             let record = self.record(UpcallKind::Interpret, index);
             self.stubs.push(Stub::Return {
                 label,
+                ahead,
                 pops,
                 record,
             });
@@ -290,7 +283,7 @@ impl Emitter<'_> {
                 ; cmp rsi, [rsp + 8]
                 ; jne =>label
             );
-            self.move_stack(pops);
+            self.move_stack(ahead + pops);
             dynasm!(self.ops ; .arch x64 ; ret);
         } else {
             self.look_up_jump(index);

@@ -67,6 +67,8 @@ pub struct Target<'a> {
     pub allotting: Option<u8>,
     /// Whether accesses that cross a page are executed here.
     pub crossing: bool,
+    /// Pushes and pops in a row move the guest's stack pointer once.
+    pub late_stack: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether what would change elsewhere is to be noted.
@@ -140,7 +142,9 @@ pub(super) enum Stub {
     /// A return that was not predicted: looks for the target in the jump cache.
     Return {
         label: DynamicLabel,
-        /// What the guest's stack pointer moves by.
+        /// What the guest's stack pointer has yet to move by before the return.
+        ahead: i32,
+        /// What the return moves it by.
         pops: i32,
         /// For a target that is not there.
         record: Upcall,
@@ -246,6 +250,8 @@ pub struct Emitter<'a> {
     pub(super) established: u8,
     /// What T0 holds for further accesses of a group.
     pub(super) near: Option<Near>,
+    /// What the guest's stack pointer has yet to move by: see [`Emitter::pass_stack`].
+    pub(super) stack_ahead: i32,
     /// The instruction that is being emitted uses T0 for its accesses only.
     pub(super) keeps_t0: bool,
     /// The last instruction with an access whose slow path may execute it whole, and go on
@@ -305,6 +311,7 @@ impl<'a> Emitter<'a> {
             groups: Groups::default(),
             established: 0,
             near: None,
+            stack_ahead: 0,
             keeps_t0: false,
             may_skip: None,
             may_predict: false,
@@ -490,10 +497,12 @@ impl<'a> Emitter<'a> {
                 }
                 Stub::Return {
                     label,
+                    ahead,
                     pops,
                     record,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.move_stack(ahead);
                     self.unpredicted_return(pops, record);
                 }
                 Stub::LoadVectors { label, back } => {

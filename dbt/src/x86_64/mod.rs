@@ -21,6 +21,7 @@ mod prediction;
 pub mod registers;
 mod sections;
 mod segmented;
+mod stack;
 mod strings;
 mod system;
 mod trampoline;
