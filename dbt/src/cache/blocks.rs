@@ -14,7 +14,7 @@ use super::CacheStatistics;
 use super::copies::CodePlace;
 use super::pages::Pages;
 use super::region::{CodeOffset, CodeRegion};
-use crate::guest::Mode;
+use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
 use crate::x86_64::moving::Mark;
 use crate::x86_64::{ExitFlags, ExitKind, Places};
@@ -60,6 +60,15 @@ pub struct Key {
     pub mode: Mode,
     /// Whether its accesses share TLB checks.
     pub grouped: bool,
+    /// The code segment.
+    pub code: CodeSegment,
+}
+
+impl Key {
+    /// The word by which jump caches know it.
+    pub fn jump_word(&self) -> u64 {
+        self.code.jump_word(self.rip)
+    }
 }
 
 /// A jump out of a block.

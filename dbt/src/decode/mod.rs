@@ -5,6 +5,7 @@ use mmu::{GuestPhys, Linear, PAGE_SIZE};
 
 use crate::guest::{CpuState, Exception, Mode, SegmentIndex};
 use crate::interpret::Context;
+use crate::interpret::operand::code_mask;
 use crate::record::features;
 
 /// The most instructions of a block.
@@ -84,11 +85,13 @@ pub fn block(
 ) -> Result<Option<DecodedBlock>, Exception> {
     insns.clear();
     let rip = cx.cpu.rip;
-    let linear = code_address(cx, rip);
+    let linear = fetch_address(cx)?;
     let physical = cx.translate_fetch(linear)?;
     let mut bytes = [0u8; BLOCK_LIMIT * LONGEST];
     let offset = physical.page_offset();
-    let room = PAGE_SIZE as usize - offset;
+    let in_page = PAGE_SIZE as usize - offset;
+    let in_segment = fetchable(cx);
+    let room = in_page.min(in_segment);
     let useful = room.min(bytes.len());
     // Blocks are short: most fit the first hundred bytes.
     let mut loaded = room.min(128);
@@ -130,7 +133,7 @@ pub fn block(
     }
     cx.settle();
     // What is invalid as it stands does not touch the next page.
-    if insns.is_empty() && cut && room < LONGEST {
+    if insns.is_empty() && cut && room < LONGEST && in_page < in_segment {
         let Some(crossing) = crossing(cx, physical, &bytes[..room], rip) else {
             return Ok(None);
         };
@@ -152,6 +155,7 @@ fn crossing(
     rip: u64,
 ) -> Option<(Instruction, DecodedBlock)> {
     let room = first.len();
+    let fetchable = fetchable(cx);
     let mut bytes = [0u8; LONGEST];
     bytes[..room].copy_from_slice(first);
     let next = code_address(cx, rip.wrapping_add(room as u64));
@@ -166,7 +170,27 @@ fn crossing(
         len: insn.len() as u32,
         second: Some(second),
     };
-    (insn.len() > room).then_some((insn, block))
+    (insn.len() > room && insn.len() <= fetchable).then_some((insn, block))
+}
+
+/// The linear address of the next instruction: #GP(0) if it is beyond CS's limit (SDM volume 3, 5.3).
+pub fn fetch_address(cx: &Context<'_>) -> Result<Linear, Exception> {
+    let rip = cx.cpu.rip;
+    if !cx.cpu.code64() && rip > u64::from(cx.cpu.segment(SegmentIndex::Cs).limit) {
+        return Err(Exception::general_protection(0));
+    }
+    Ok(code_address(cx, rip))
+}
+
+/// Bytes from RIP on that the code segment has, and that 16-bit code comes to before its instruction
+/// pointer wraps.
+fn fetchable(cx: &Context<'_>) -> usize {
+    if cx.cpu.code64() {
+        return usize::MAX;
+    }
+    let limit = u64::from(cx.cpu.segment(SegmentIndex::Cs).limit);
+    let last = limit.min(code_mask(cx.cpu.mode));
+    (last + 1).saturating_sub(cx.cpu.rip) as usize
 }
 
 /// The linear address of an offset in CS.
@@ -181,18 +205,14 @@ pub fn code_address(cx: &Context<'_>, rip: u64) -> Linear {
 /// Fetches and decodes the one instruction at RIP.
 pub fn one(cx: &mut Context<'_>) -> Result<Instruction, Exception> {
     let rip = cx.cpu.rip;
-    let linear = code_address(cx, rip);
+    let linear = fetch_address(cx)?;
     let mut bytes = [0u8; LONGEST];
-    let room = PAGE_SIZE as usize - linear.page_offset();
-    let mut have = LONGEST.min(room);
+    let mut most = LONGEST;
     if !cx.cpu.code64() {
-        // The segment's limit bounds the fetch (SDM volume 3, 5.3).
         let limit = u64::from(cx.cpu.segment(SegmentIndex::Cs).limit);
-        if rip > limit {
-            return Err(Exception::general_protection(0));
-        }
-        have = have.min((limit - rip + 1).min(LONGEST as u64) as usize);
+        most = (limit - rip + 1).min(LONGEST as u64) as usize;
     }
+    let have = most.min(PAGE_SIZE as usize - linear.page_offset());
     let physical = cx.translate_fetch(linear)?;
     cx.load_physical(physical, &mut bytes[..have])?;
     let options = features::decoder_options(&cx.cpu.model);
@@ -201,14 +221,14 @@ pub fn one(cx: &mut Context<'_>) -> Result<Instruction, Exception> {
         Err(DecoderError::NoMoreBytes) => {}
         Err(_) => return Err(Exception::invalid_opcode()),
     }
-    if have == LONGEST || have < room {
+    if have == most {
         // Longer than 15 bytes, or cut by the segment's limit.
         return Err(Exception::general_protection(0));
     }
     let next = code_address(cx, rip.wrapping_add(have as u64));
     let physical = cx.translate_fetch(next)?;
-    cx.load_physical(physical, &mut bytes[have..])?;
-    decode(cx.cpu, options, &bytes, rip).map_err(|error| match error {
+    cx.load_physical(physical, &mut bytes[have..most])?;
+    decode(cx.cpu, options, &bytes[..most], rip).map_err(|error| match error {
         DecoderError::NoMoreBytes => Exception::general_protection(0),
         _ => Exception::invalid_opcode(),
     })

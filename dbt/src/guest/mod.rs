@@ -1,5 +1,7 @@
 //! The guest processor as plain data: registers, segments, modes, exceptions.
 
+mod bounds;
+mod code_segment;
 pub mod cpuid;
 mod exception;
 pub mod extended_state;
@@ -10,6 +12,8 @@ mod segment;
 mod state;
 pub mod time_line;
 
+pub use bounds::Bounds;
+pub use code_segment::{CODE_SEGMENTS, CodeSegment};
 pub use cpuid::{CpuModel, CpuModelError, Feature, HostSupport};
 pub use exception::Exception;
 pub use mode::{CodeSize, Mode};

@@ -77,6 +77,14 @@ impl Mode {
         }
     }
 
+    /// Whether offsets have to be compared with limits, or wrap, or have a base added: everything
+    /// but 64-bit code and flat 32-bit code.
+    pub fn segmented(self) -> bool {
+        let flat = Self::CODE32 | Self::FLAT | Self::PROTECTED | Self::WIDE_STACK;
+        let flat = self.has(flat) && !self.has(Self::VM86);
+        !self.has(Self::CODE64) && !flat
+    }
+
     /// The mode as far as it decides what an instruction is on the host.
     pub fn without_noting(self) -> Mode {
         Mode(self.0 & !Self::X87_UNMASKED)

@@ -314,6 +314,15 @@ impl CpuState {
         self.control.efer & EFER_LMA != 0
     }
 
+    /// CS's base and limit, if code is fetched by them.
+    pub fn code_bounds(&self) -> (u32, u32) {
+        if self.code64() {
+            return (0, u32::MAX);
+        }
+        let cs = self.segment(SegmentIndex::Cs);
+        (cs.base as u32, cs.limit)
+    }
+
     /// Long mode and CS.L: 64-bit code is running.
     pub fn code64(&self) -> bool {
         self.mode.has(Mode::CODE64)

@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use super::extension::{simd_exception, x87_live};
 use super::{Access, Context, address, vector};
 use crate::cache::{CodeOffset, CodeRegion};
-use crate::guest::{CpuState, Exception, Mode, flags};
+use crate::guest::{CodeSegment, CpuState, Exception, Mode, flags};
 use crate::record::classify::{Class, Classifier, Operand};
 use crate::run::{self, CpuBlock, FaultSite, GsBase, OwnedBlock, Upcall};
 use crate::x86_64::{Emitter, Target, Trampolines, Workshop, emit_trampolines};
@@ -78,6 +78,7 @@ impl Engine {
         let target = Target {
             id: 0,
             mode,
+            code: CodeSegment::FLAT,
             base,
             cold_base: CodeOffset(base.0 + SNIPPET_LIMIT / 2),
             trampolines: &self.trampolines,

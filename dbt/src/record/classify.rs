@@ -27,6 +27,8 @@ pub enum Kind {
     Jump,
     /// Jcc.
     Branch,
+    /// LOOP, LOOPE, LOOPNE, JCXZ or JECXZ in segments that are not flat.
+    CountBranch,
     /// Direct near CALL.
     Call,
     /// Near RET.
@@ -165,7 +167,8 @@ impl Classifier {
             writes,
             implied,
         };
-        let word = if mode.has(Mode::CODE64) { 8 } else { 4 };
+        let segmented = mode.segmented();
+        let word = width(insn, mode);
         let kind = match insn.flow_control() {
             FlowControl::Next => match insn.mnemonic() {
                 Mnemonic::Lea if insn.memory_base() != Register::EIP => Kind::Lea,
@@ -180,8 +183,8 @@ impl Classifier {
                 | Mnemonic::Prefetchw
                 | Mnemonic::Prefetch
                 | Mnemonic::Pause => Kind::Nop,
-                Mnemonic::Cli if mode.has(Mode::RING0 | Mode::PROTECTED) => Kind::Cli,
-                Mnemonic::Sti if mode.has(Mode::RING0 | Mode::PROTECTED) => Kind::Sti,
+                Mnemonic::Cli if mode.has(Mode::RING0) => Kind::Cli,
+                Mnemonic::Sti if mode.has(Mode::RING0) => Kind::Sti,
                 Mnemonic::Cld => Kind::Direction(false),
                 Mnemonic::Std => Kind::Direction(true),
                 Mnemonic::Swapgs if mode.has(Mode::RING0 | Mode::CODE64) => Kind::SwapGs,
@@ -232,17 +235,14 @@ impl Classifier {
                     Kind::Helper
                 }
                 Mnemonic::Fldcw if mode.has(Mode::X87) => Kind::LoadControl,
-                Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
+                Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn, mode) => {
+                    Kind::Push
+                }
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
                     Kind::Pop
                 }
-                Mnemonic::Leave if insn.code() == Code::Leaveq || insn.code() == Code::Leaved => {
-                    if (insn.code() == Code::Leaveq) == (word == 8) {
-                        Kind::Leave
-                    } else {
-                        Kind::Helper
-                    }
-                }
+                Mnemonic::Leave if stack_width(insn) == word => Kind::Leave,
+                Mnemonic::Leave => Kind::Helper,
                 _ => {
                     let registers_ok = info.used_registers().iter().all(|used| {
                         let register = used.register();
@@ -265,6 +265,11 @@ impl Classifier {
             }
             FlowControl::ConditionalBranch if insn.is_jcc_short_or_near() && near(insn, word) => {
                 Kind::Branch
+            }
+            FlowControl::ConditionalBranch
+                if segmented && (insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short()) =>
+            {
+                Kind::CountBranch
             }
             FlowControl::Call if insn.is_call_near() && near(insn, word) => Kind::Call,
             FlowControl::Return if is_near_return(insn, word) => Kind::Return,
@@ -335,12 +340,42 @@ fn names(insn: &Instruction, register: Register) -> bool {
     })
 }
 
-fn stack_width(insn: &Instruction) -> u32 {
-    insn.stack_pointer_increment().unsigned_abs()
+/// Bytes that translated code pushes, pops or jumps by: the mode's own, or, where there are segments
+/// that are not flat, the instruction's.
+pub fn width(insn: &Instruction, mode: Mode) -> u32 {
+    if mode.has(Mode::CODE64) {
+        return 8;
+    }
+    if !mode.segmented() {
+        return 4;
+    }
+    let short = match insn.flow_control() {
+        FlowControl::Return => matches!(insn.code(), Code::Retnw | Code::Retnw_imm16),
+        FlowControl::IndirectBranch | FlowControl::IndirectCall => {
+            matches!(insn.code(), Code::Jmp_rm16 | Code::Call_rm16)
+        }
+        FlowControl::Next => stack_width(insn) == 2,
+        _ => insn.op0_kind() == OpKind::NearBranch16,
+    };
+    if short { 2 } else { 4 }
 }
 
-fn is_simple_push(insn: &Instruction) -> bool {
+fn stack_width(insn: &Instruction) -> u32 {
+    match insn.code() {
+        // What iced-x86 says of these is a matter of the frame.
+        Code::Leavew => 2,
+        Code::Leaved => 4,
+        Code::Leaveq => 8,
+        _ => insn.stack_pointer_increment().unsigned_abs(),
+    }
+}
+
+/// A selector is pushed with two bytes whatever the width: only where these are all.
+fn is_simple_push(insn: &Instruction, mode: Mode) -> bool {
     match insn.op0_kind() {
+        OpKind::Register if insn.op0_register().is_segment_register() => {
+            mode.segmented() && stack_width(insn) == 2
+        }
         OpKind::Register => insn.op0_register().is_gpr(),
         _ => true,
     }
@@ -350,6 +385,7 @@ fn near(insn: &Instruction, word: u32) -> bool {
     match insn.op0_kind() {
         OpKind::NearBranch64 => word == 8,
         OpKind::NearBranch32 => word == 4,
+        OpKind::NearBranch16 => word == 2,
         _ => false,
     }
 }
@@ -358,6 +394,7 @@ fn is_near_return(insn: &Instruction, word: u32) -> bool {
     match insn.code() {
         Code::Retnq | Code::Retnq_imm16 => word == 8,
         Code::Retnd | Code::Retnd_imm16 => word == 4,
+        Code::Retnw | Code::Retnw_imm16 => word == 2,
         _ => false,
     }
 }
@@ -366,6 +403,7 @@ fn indirect_width(insn: &Instruction) -> u32 {
     match insn.code() {
         Code::Jmp_rm64 | Code::Call_rm64 => 8,
         Code::Jmp_rm32 | Code::Call_rm32 => 4,
+        Code::Jmp_rm16 | Code::Call_rm16 => 2,
         _ => 0,
     }
 }

@@ -105,6 +105,7 @@ pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
     match class.kind {
         Kind::Helper
         | Kind::Branch
+        | Kind::CountBranch
         | Kind::SystemCall
         | Kind::SystemReturn
         | Kind::InterruptReturn => true,

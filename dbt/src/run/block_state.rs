@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use mmu::{TlbEntry, TlbSet, View};
 
 use super::return_stack::ReturnStack;
-use crate::guest::CpuState;
+use crate::guest::{Bounds, CpuState};
 use crate::record::grouping::GROUPS;
 
 /// Entries of a jump cache.
@@ -27,12 +27,12 @@ pub const GUARD_ENTRIES: usize = 4096;
 /// Places in emitted code that predict a TLB entry, before their numbers are used again.
 pub const SITES: usize = 1 << 16;
 
-/// Where an indirect jump to `rip` continues in host code.
+/// Where an indirect jump continues in host code.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct JumpEntry {
-    /// Guest RIP.
-    pub rip: u64,
+    /// Guest RIP, with what names its code segment.
+    pub word: u64,
     /// Host address of the block's indirect entry.
     pub host: u64,
 }
@@ -43,15 +43,15 @@ const ELSEWHERE: usize = 1 << (JUMP_BITS - JUMP_SHIFT);
 impl JumpEntry {
     /// Where a target stands in a jump cache. Functions tend to begin at like places of their
     /// pages: the page's number takes part.
-    pub fn slot(rip: u64) -> usize {
-        (rip ^ rip >> JUMP_SHIFT) as usize % JUMP_ENTRIES
+    pub fn slot(word: u64) -> usize {
+        (word ^ word >> JUMP_SHIFT) as usize % JUMP_ENTRIES
     }
 
     /// An empty entry: its address would stand in another slot, so it never matches. (A guest
     /// may jump to any address at all, one that is not canonical included.)
     pub fn empty_at(slot: usize) -> JumpEntry {
         JumpEntry {
-            rip: (slot ^ ELSEWHERE) as u64,
+            word: (slot ^ ELSEWHERE) as u64,
             host: 0,
         }
     }
@@ -119,6 +119,8 @@ pub struct Exchange {
     pub bounce: Bounce,
     /// The five words that IRETQ pops.
     pub frame: [u64; 5],
+    /// How far each segment reaches, in modes that have to compare with it.
+    pub bounds: [Bounds; 6],
 }
 
 /// A buffer for the memory operand of one instruction, with FXSAVE's alignment.
@@ -220,6 +222,17 @@ pub(crate) mod at {
     pub fn segment_base(index: usize) -> i32 {
         let size = size_of::<crate::guest::Segment>();
         SEGMENTS + (index * size + offset_of!(crate::guest::Segment, base)) as i32
+    }
+
+    /// The last offset of a segment that may be read.
+    pub fn read_bound(index: usize) -> i32 {
+        let bounds = offset_of!(CpuBlock, exchange.bounds);
+        (bounds + index * size_of::<Bounds>() + offset_of!(Bounds, read)) as i32
+    }
+
+    /// Likewise, written.
+    pub fn write_bound(index: usize) -> i32 {
+        read_bound(index) + (offset_of!(Bounds, write) - offset_of!(Bounds, read)) as i32
     }
 
     /// A segment's selector.
@@ -377,8 +390,8 @@ mod tests {
     #[test]
     fn an_empty_entry_matches_no_address_of_its_slot() {
         for slot in 0..JUMP_ENTRIES {
-            let rip = JumpEntry::empty_at(slot).rip;
-            assert_ne!(JumpEntry::slot(rip), slot, "{slot:#x}");
+            let word = JumpEntry::empty_at(slot).word;
+            assert_ne!(JumpEntry::slot(word), slot, "{slot:#x}");
         }
     }
 }

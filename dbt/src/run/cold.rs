@@ -109,6 +109,7 @@ impl Vcpu {
 
     fn run_decoded(&mut self, insns: &[Instruction]) {
         let mode = self.cpu().mode;
+        let code = self.cpu().code_bounds();
         let forgotten = self.block.get().tlb.forgotten;
         for insn in insns {
             self.publish_count();
@@ -123,6 +124,7 @@ impl Vcpu {
             }
             // Whatever the dispatch loop has to look at ends the run.
             let changed = cpu.mode != mode
+                || cpu.code_bounds() != code
                 || cx.mem.has_news()
                 || cx.tlb.forgotten != forgotten
                 || !cx.tlb.fetch_news.is_empty();

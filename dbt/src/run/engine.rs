@@ -47,6 +47,8 @@ pub struct EngineOptions {
     pub moving: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
+    /// Translate 16-bit code, and code in segments that are not flat.
+    pub segmented: bool,
     /// How often code is interpreted before it is translated.
     pub cold: u8,
 }
@@ -72,6 +74,7 @@ impl Default for EngineOptions {
             late_stack: true,
             moving: true,
             traces: Some(8),
+            segmented: true,
             cold: 2,
         }
     }

@@ -21,6 +21,8 @@ mod recording;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod return_stack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod segments;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod translating;

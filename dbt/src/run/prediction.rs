@@ -76,9 +76,10 @@ impl Vcpu {
         self.options.prediction.unwrap_or(1).max(1)
     }
 
-    /// Whether hot code of a mode is to predict.
+    /// Whether hot code of a mode is to predict. Elsewhere than in flat code RIP does not say where in its
+    /// page an instruction is.
     pub(super) fn predicts(&self, mode: Mode) -> bool {
-        self.options.prediction.is_some() && mode.has(Mode::USER)
+        self.options.prediction.is_some() && mode.has(Mode::USER) && !mode.segmented()
     }
 
     /// Translates a hot loop again that is no more than one block: with checks that predict, and

@@ -29,7 +29,8 @@ impl Vcpu {
         let Some(key) = self.cache.block(head).map(|block| block.key) else {
             return;
         };
-        if self.cpu().rip != key.rip || self.cpu().mode != key.mode {
+        let (rip, mode, code) = (key.rip, key.mode, Some(key.code));
+        if self.cpu().rip != rip || self.cpu().mode != mode || self.code_segment() != code {
             // An interrupt came first: it is for the next round.
             return;
         }
@@ -58,7 +59,8 @@ impl Vcpu {
     fn follow(&mut self, head: Key) -> Option<Trace> {
         let mut trace = Trace::default();
         let forgotten = self.block.get().tlb.forgotten;
-        while self.cpu().rip >> 12 == head.rip >> 12 {
+        let page = head.code.page(head.rip);
+        while head.code.page(self.cpu().rip) == page {
             let mut insns = std::mem::take(&mut self.decoded);
             let decoded = decode::block(&mut self.context(), &mut insns);
             let next = match decoded {
@@ -83,6 +85,7 @@ impl Vcpu {
 
     fn follow_block(&mut self, insns: &[Instruction], trace: &mut Trace, forgotten: u64) -> Next {
         let mode = self.cpu().mode;
+        let code = self.cpu().code_bounds();
         for insn in insns {
             if !trace.takes(insn) {
                 return Next::Complete;
@@ -102,6 +105,7 @@ impl Vcpu {
             let straight = cpu.rip == insn.next_ip();
             let unfinished = cpu.rip == insn.ip() && insn.is_string_instruction();
             let changed = cpu.mode != mode
+                || cpu.code_bounds() != code
                 || cx.mem.has_news()
                 || cx.tlb.forgotten != forgotten
                 || !cx.tlb.fetch_news.is_empty();
@@ -121,7 +125,8 @@ impl Vcpu {
     /// Makes a trace in place of the block at its head.
     fn make_trace(&mut self, head: u32, key: Key, trace: &Trace) {
         let (lowest, len) = trace.range();
-        let range = (key.physical.page().add(lowest % mmu::PAGE_SIZE), len);
+        let within = key.code.linear(lowest) % mmu::PAGE_SIZE;
+        let range = (key.physical.page().add(within), len);
         let tier = Tier::Hot {
             predicting: self.predicts(key.mode),
         };

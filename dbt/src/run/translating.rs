@@ -48,7 +48,9 @@ impl Vcpu {
         self.drop_blocks(&gone);
         // It may have been among those.
         let original = self.cache.original(&key)?;
-        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
+        let mapping = self
+            .cache
+            .mapping(key.code.page(key.rip), key.physical, key.mode);
         let mut code = std::mem::take(&mut self.workshop.code);
         let id = self
             .cache
@@ -77,14 +79,17 @@ impl Vcpu {
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
         let ([base, cold_base], gone) = self.cache.reserve();
         self.drop_blocks(&gone);
-        let mapping = self.cache.mapping(key.rip >> 12, key.physical, key.mode);
+        let mapping = self
+            .cache
+            .mapping(key.code.page(key.rip), key.physical, key.mode);
         let second = second.map(|page| {
-            let linear_page = (key.rip >> 12).wrapping_add(1);
+            let linear_page = key.code.next_page(key.rip);
             (page, self.cache.mapping(linear_page, page, key.mode))
         });
         let target = Target {
             id: self.cache.next_id(),
             mode: key.mode,
+            code: key.code,
             base,
             cold_base,
             trampolines: &self.trampolines,

@@ -28,7 +28,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     }
     vcpu.take_flags(&record);
     vcpu.forgotten = vcpu.block.get().tlb.forgotten;
-    match record.kind {
+    let address = match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
         UpcallKind::Strayed => vcpu.strayed(&record, linear),
@@ -41,7 +41,11 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
             LEAVE
         }
         UpcallKind::Unpredicted => LEAVE,
+    };
+    if address != LEAVE {
+        vcpu.follow_segments();
     }
+    address
 }
 
 /// Called when the host processor raised a fault in emitted code.
@@ -175,7 +179,7 @@ impl Vcpu {
         };
         let total = block.insns.len();
         let insn = block.insns[index];
-        let mode = block.key.mode;
+        let (mode, code) = (block.key.mode, block.key.code);
         let stashes = block.stashes >> index & 1 != 0;
         let next = self
             .cache
@@ -191,7 +195,7 @@ impl Vcpu {
         }
         let cpu = self.cpu();
         let rip = cpu.rip;
-        let same = cpu.mode == mode;
+        let same = cpu.mode == mode && cpu.code_bounds() == (code.base, code.limit);
         if rip == insn.ip() && insn.is_string_instruction() {
             self.give_back(total, index);
             return LEAVE;
@@ -215,7 +219,7 @@ impl Vcpu {
             return address;
         }
         self.give_back(total, index + 1);
-        if interrupted || !crate::x86_64::translatable(self.cpu().mode) {
+        if interrupted || !self.translates(self.cpu().mode) {
             return LEAVE;
         }
         self.jump_to_rip()
@@ -264,7 +268,8 @@ impl Vcpu {
             return self.link_ungrouped(from, exit, target);
         }
         let last = source.insns[source.insns.len() - 1].ip();
-        let source_page = source.key.rip >> 12;
+        let code = source.key.code;
+        let source_page = code.page(source.key.rip);
         let backward = target <= last;
         self.cpu_mut().rip = target;
         if !self.target_allowed(target) {
@@ -282,7 +287,7 @@ impl Vcpu {
         };
         if let Some(hot) = self.options.traces
             && backward
-            && source_page == target >> 12
+            && source_page == code.page(target)
         {
             match self.loop_rounds(to) {
                 None => {}
@@ -296,7 +301,7 @@ impl Vcpu {
         let Some(block) = self.cache.block(to) else {
             return LEAVE;
         };
-        let cross = source_page != target >> 12;
+        let cross = source_page != code.page(target);
         let entry = if kind == ExitKind::Return {
             // Where the caller's page is mapped has not changed since the call; that of the page
             // behind it may have changed before.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use mmu::{GuestPhys, PhysMem};
+use mmu::{GuestPhys, Linear, PhysMem};
 
 use super::block_state::{CpuBlock, JumpEntry, OwnedBlock};
 use super::cold::Visits;
@@ -11,11 +11,12 @@ use super::guards::Guards;
 use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
 use super::prediction::Strayed;
 use super::raising::{self, LastException};
+use super::segments::{CodeSegments, Followed};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
 use crate::decode;
-use crate::guest::{CpuState, Exception, Mode};
+use crate::guest::{CodeSegment, CpuState, Exception, Mode};
 use crate::interpret::extension::{Portable, set_x87_live};
 use crate::interpret::native::pack_flags;
 use crate::interpret::system::deliver;
@@ -45,6 +46,9 @@ pub struct Vcpu {
     /// The instruction count at which the budget is used up.
     goal: u64,
     pub(super) visits: Visits,
+    pub(super) code_segments: CodeSegments,
+    /// What emitted code was told of the segments.
+    pub(super) followed: Followed,
     guards: Guards,
     /// The instruction count at the latest exception.
     last_exception: LastException,
@@ -52,6 +56,8 @@ pub struct Vcpu {
     pub(super) forgotten: u64,
     /// The mode whose returns are predicted on emitted code's stack.
     pub(super) returns_mode: Mode,
+    /// Likewise, the code segment.
+    returns_code: CodeSegment,
     /// The head of a hot loop, of which a trace is to be made.
     pub(super) recording: Option<u32>,
     /// Set by an upcall when delivering failed.
@@ -107,11 +113,14 @@ impl Vcpu {
             next_jump_cache: 0,
             goal: 0,
             visits: Visits::new(options.cold),
+            code_segments: CodeSegments::default(),
+            followed: Followed::default(),
             guards: Guards::default(),
             options,
             last_exception: LastException::none(),
             forgotten: 0,
             returns_mode: Mode(0),
+            returns_code: CodeSegment::FLAT,
             recording: None,
             shutdown: false,
             counter_is_invariant: counter_is_invariant(),
@@ -242,7 +251,7 @@ impl Vcpu {
             let cpu = self.cpu();
             let step = self.options.interpret_only()
                 || cpu.interrupt_shadow != 0
-                || !translatable(cpu.mode);
+                || !self.translates(cpu.mode);
             if step {
                 self.step();
                 continue;
@@ -250,6 +259,9 @@ impl Vcpu {
             if let Some(head) = self.recording.take() {
                 self.record(head);
                 continue;
+            }
+            if self.code_segment().is_none() {
+                self.renumber_segments();
             }
             match self.block_at_rip() {
                 Ok(Some(id)) => {
@@ -274,6 +286,7 @@ impl Vcpu {
         let enter = self.cache.region().address(self.trampolines.enter);
         let waiting = self.platform.interrupt_pending();
         self.follow_mode();
+        self.follow_segments();
         self.block.prepare_returns();
         let block = self.block.get_mut();
         block.exchange.interrupt_waiting = u8::from(waiting);
@@ -290,11 +303,18 @@ impl Vcpu {
         }
     }
 
-    /// Forgets the predicted returns if they are another mode's. Code that is entered elsewhere than
+    /// Whether code of a mode is translated.
+    pub(super) fn translates(&self, mode: Mode) -> bool {
+        translatable(mode, self.options.segmented)
+    }
+
+    /// Forgets the predicted returns if they are another mode's, or another code segment's. Code that is entered elsewhere than
     /// where it called up comes by here.
     pub(super) fn follow_mode(&mut self) {
-        if self.cpu().mode != self.returns_mode {
+        let code = self.code_segment().unwrap_or(CodeSegment::FLAT);
+        if self.cpu().mode != self.returns_mode || code != self.returns_code {
             self.returns_mode = self.cpu().mode;
+            self.returns_code = code;
             self.block.forget_returns();
         }
     }
@@ -416,7 +436,7 @@ impl Vcpu {
         }
         for block in gone {
             let host = self.cache.region().address(block.indirect_entry);
-            let slot = JumpEntry::slot(block.key.rip);
+            let slot = JumpEntry::slot(block.key.jump_word());
             let entry = &mut self.block.get_mut().jumps[block.jump_cache][slot];
             if entry.host == host {
                 *entry = JumpEntry::empty_at(slot);
@@ -434,15 +454,19 @@ impl Vcpu {
         let mut cx = self.context();
         let rip = cx.cpu.rip;
         let mode = cx.cpu.mode;
-        let linear = decode::code_address(&cx, rip);
+        let linear = decode::fetch_address(&cx)?;
         let physical = cx.translate_fetch(linear)?;
         // The walk may have written an accessed bit into code.
         self.settle();
+        let Some(code) = self.code_segment() else {
+            return Ok(None);
+        };
         let key = Key {
             physical,
             rip,
             mode,
             grouped,
+            code,
         };
         let found = match self.cache.find(&key) {
             // What runs once only is not worth a copy either.
@@ -473,10 +497,8 @@ impl Vcpu {
         let Some((page, _)) = block.second else {
             return true;
         };
-        let next = (block.key.rip | (mmu::PAGE_SIZE - 1)).wrapping_add(1);
-        let mut cx = self.context();
-        let linear = decode::code_address(&cx, next);
-        cx.translate_fetch(linear) == Ok(page)
+        let next = Linear(block.key.code.next_page(block.key.rip) << 12);
+        self.context().translate_fetch(next) == Ok(page)
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
@@ -501,11 +523,12 @@ impl Vcpu {
             return false;
         };
         let user = block.key.mode.has(Mode::USER);
-        let page = block.key.rip >> 12;
+        let (code, rip) = (block.key.code, block.key.rip);
+        let page = code.page(rip);
         let tables = &mut self.block.get_mut().guards;
         self.guards.confirm(tables, user, page, block.mapping);
         if let Some((_, mapping)) = block.second {
-            let next = page.wrapping_add(1);
+            let next = code.next_page(rip);
             self.guards.confirm(tables, user, next, mapping);
         }
         self.cache.touch(id);
@@ -514,22 +537,24 @@ impl Vcpu {
 
     /// Where an indirect jump to RIP goes, if that is known. The entry there confirms that the
     /// page is still mapped.
-    pub(super) fn remembered_jump(&self) -> Option<u64> {
+    pub(super) fn remembered_jump(&mut self) -> Option<u64> {
+        let code = self.code_segment()?;
         let cpu = self.cpu();
         let cache = self
             .jump_modes
             .iter()
             .position(|&known| known == cpu.mode)?;
-        let entry = self.block.get().jumps[cache][JumpEntry::slot(cpu.rip)];
-        (entry.rip == cpu.rip).then_some(entry.host)
+        let word = code.jump_word(cpu.rip);
+        let entry = self.block.get().jumps[cache][JumpEntry::slot(word)];
+        (entry.word == word).then_some(entry.host)
     }
 
     /// Remembers where an indirect jump to a block goes.
     pub(super) fn remember_jump(&mut self, id: u32) {
         if let Some(block) = self.cache.block(id) {
             let host = self.cache.region().address(block.indirect_entry);
-            let (rip, cache) = (block.key.rip, block.jump_cache);
-            self.block.get_mut().jumps[cache][JumpEntry::slot(rip)] = JumpEntry { rip, host };
+            let (word, cache) = (block.key.jump_word(), block.jump_cache);
+            self.block.get_mut().jumps[cache][JumpEntry::slot(word)] = JumpEntry { word, host };
         }
     }
 

@@ -61,11 +61,10 @@ pub struct Emitted {
     pub marks: Option<Box<[Mark]>>,
 }
 
-/// Whether blocks of this mode can be translated at all.
-pub fn translatable(mode: Mode) -> bool {
-    let wide = mode.has(Mode::CODE64)
-        || mode.has(Mode::CODE32 | Mode::FLAT | Mode::PROTECTED | Mode::WIDE_STACK);
-    wide && mode.0 & (Mode::STEPPED | Mode::ALIGNED | Mode::VM86) == 0
+/// Whether blocks of this mode can be translated at all. `segmented`: whether 16-bit code, and code in
+/// segments that are not flat, can.
+pub fn translatable(mode: Mode, segmented: bool) -> bool {
+    (segmented || !mode.segmented()) && mode.0 & (Mode::STEPPED | Mode::ALIGNED) == 0
 }
 
 /// Translates the instructions of a block.
@@ -114,11 +113,11 @@ fn emit_once(
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
     let user = mode.has(Mode::USER);
-    let guard = at::guard(user, rip >> 12);
+    let guard = at::guard(user, target.code.page(rip));
     let mapping = target.mapping as i32;
     let second = target
         .second_mapping
-        .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
+        .map(|mapping| (at::guard(user, target.code.next_page(rip)), mapping as i32));
     let needed = liveness::needed_before(insns, exposes);
     let need = |index: usize| Need {
         before: needed[index],
@@ -139,7 +138,8 @@ fn emit_once(
         None => FlagsPlace::HOST,
     };
     let mut emitter = Emitter::new(target, workshop);
-    if target.grouping {
+    // What wraps or is cut by a limit is near nothing.
+    if target.grouping && !mode.segmented() {
         emitter.groups = grouping::find(insns, classes, mode);
     }
     emitter.insn_starts.reserve_exact(insns.len() + 1);
@@ -243,6 +243,7 @@ fn emit_once(
         ends,
         Kind::Jump
             | Kind::Branch
+            | Kind::CountBranch
             | Kind::Call
             | Kind::Return
             | Kind::JumpIndirect
@@ -251,7 +252,7 @@ fn emit_once(
             | Kind::SystemReturn
             | Kind::InterruptReturn
     ) {
-        emitter.exit_to(last.next_ip());
+        emitter.exit_to(emitter.next_offset(&last));
     }
     // Further entries, out of line.
     let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
@@ -352,11 +353,21 @@ fn uses_vectors(insn: &Instruction) -> bool {
 }
 
 impl Emitter<'_> {
+    /// How the x87 remembers an instruction: where there are no selectors, by its linear address.
+    fn x87_address(&self, insn: &Instruction) -> u64 {
+        let mode = self.target.mode;
+        if mode.has(Mode::PROTECTED) && !mode.has(Mode::VM86) {
+            insn.ip()
+        } else {
+            self.target.code.linear(insn.ip())
+        }
+    }
+
     /// Behind an x87 instruction: it was the last one. A move touches no flags.
     fn note_x87(&mut self, insn: &Instruction) {
         let (ip, all) = match extension::noted(insn) {
             None => return,
-            Some(Noted::Address) => (insn.ip(), false),
+            Some(Noted::Address) => (self.x87_address(insn), false),
             Some(Noted::Cleared) => (0, true),
         };
         if let Ok(short) = i32::try_from(ip) {
@@ -545,25 +556,22 @@ impl Emitter<'_> {
         let needed = need.before != 0;
         match class.kind {
             Kind::Plain(operand) => self.plain(index, insn, class, operand, need),
+            Kind::Lea if self.target.mode.segmented() => self.offset_of(insn),
             Kind::Lea => self.address_of(insn, class),
             Kind::Nop => Ok(()),
             Kind::Push => self.push(index, insn, needed),
             Kind::Pop => self.pop(index, insn, needed),
-            Kind::Leave => self.leave(index, needed),
+            Kind::Leave => self.leave(index, insn, needed),
             // The jumps within a trace are followed.
             Kind::Jump if index + 1 < self.rips.len() => Ok(()),
-            Kind::Branch if index + 1 < self.rips.len() => {
-                self.followed_branch(index, insn);
-                Ok(())
-            }
+            Kind::Branch if index + 1 < self.rips.len() => self.followed_branch(index, insn),
             Kind::Jump => {
+                self.within_limit(insn)?;
                 self.exit_to(insn.near_branch_target());
                 Ok(())
             }
-            Kind::Branch => {
-                self.branch(insn);
-                Ok(())
-            }
+            Kind::Branch => self.branch(insn),
+            Kind::CountBranch => self.count_branch(index, insn),
             Kind::Call => self.call(index, insn, needed),
             Kind::Return => self.ret(index, insn),
             Kind::JumpIndirect => self.jump_indirect(index, insn),
@@ -587,6 +595,8 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Helper => Err(Unencodable),
+            // These make addresses of their own.
+            Kind::BitString | Kind::LoadControl if self.target.mode.segmented() => Err(Unencodable),
             Kind::Fill | Kind::Copy | Kind::BitString | Kind::CompareSixteen
                 if !self.target.memory_inline =>
             {

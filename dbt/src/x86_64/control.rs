@@ -7,17 +7,18 @@ use super::emitter::{Emitter, Stub, Unencodable};
 use super::moving::Follows;
 use super::operands::Address;
 use super::registers::{T0, T1, number};
-use crate::guest::{Mode, Register as Guest};
+use crate::guest::Register as Guest;
+use crate::record::classify;
 use crate::record::grouping::Place;
 use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, Upcall, UpcallKind, at};
 
+/// The host register that holds the guest's frame pointer.
+const FRAME: u8 = 5;
+
 impl Emitter<'_> {
-    pub(super) fn word(&self) -> u32 {
-        if self.target.mode.has(Mode::CODE64) {
-            8
-        } else {
-            4
-        }
+    /// Bytes that an instruction pushes, pops or jumps by.
+    fn width(&self, insn: &Instruction) -> u32 {
+        classify::width(insn, self.target.mode)
     }
 
     /// PUSH.
@@ -27,11 +28,17 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        let word = self.word();
+        let word = self.width(insn);
         let by = -(word as i32);
         let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
         let memory = slot.host_memory();
         match insn.op0_kind() {
+            OpKind::Register if insn.op0_register().is_segment_register() => {
+                let segment = insn.op0_register() as usize - Register::ES as usize;
+                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                dynasm!(self.ops ; .arch x64 ; gs movzx edi, WORD [at::selector(segment)]);
+                self.store_register(memory, T1, word)?;
+            }
             OpKind::Register => {
                 let guest = number(insn.op0_register());
                 self.check(index, (Place::Stack, &slot), word, true, needed)?;
@@ -90,39 +97,49 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        let word = self.word();
+        let word = self.width(insn);
         let slot = Address::based(Guest::RSP, self.stack_ahead, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());
-        let place = self.places.pinned(guest);
+        // Two bytes leave the rest of the register as it is.
+        let place = self.places.pinned(guest).filter(|_| word != 2);
         let into = place.map_or(T1, |host| Register::RAX + u32::from(host));
         let load = self.move_load(into, slot.host_memory(), word)?;
         self.bytes(&load);
-        if guest != Guest::RSP {
+        // A POP to a part of the stack pointer changes the rest.
+        if guest != Guest::RSP || word == 2 {
             self.pass_stack(index, word as i32);
         }
         if place.is_none() {
-            self.store_guest(guest, T1);
+            self.store_part(guest, T1, word);
         }
         Ok(())
     }
 
     /// LEAVE.
-    pub(super) fn leave(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
-        let word = self.word();
+    pub(super) fn leave(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let word = self.width(insn);
         let slot = Address::based(Guest::RBP, 0, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let load = self.move_load(T1, slot.host_memory(), word)?;
         self.bytes(&load);
-        let (stack, frame) = (number(Register::R11) as u8, number(Register::RBP) as u8);
-        self.add_displacement(stack, frame, word as i32, word == 8);
-        self.store_guest(Guest::RBP, T1);
+        self.set_stack(FRAME, word as i32);
+        self.store_part(Guest::RBP, T1, word);
         Ok(())
     }
 
     /// Pushes a return address.
-    fn push_return(&mut self, index: usize, address: u64, needed: bool) -> Result<(), Unencodable> {
-        let word = self.word();
+    fn push_return(
+        &mut self,
+        index: usize,
+        (address, word): (u64, u32),
+        needed: bool,
+    ) -> Result<(), Unencodable> {
         let by = std::mem::take(&mut self.stack_ahead) - word as i32;
         let slot = Address::based(Guest::RSP, by, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, true, needed)?;
@@ -132,6 +149,12 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// What a call of so many bytes pushes.
+    fn return_address(&self, insn: &Instruction, word: u32) -> u64 {
+        let next = self.next_offset(insn);
+        if word == 2 { next & 0xffff } else { next }
+    }
+
     /// Direct near CALL.
     pub(super) fn call(
         &mut self,
@@ -139,10 +162,13 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        self.push_return(index, insn.next_ip(), needed)?;
+        self.within_limit(insn)?;
+        let word = self.width(insn);
+        let next = self.return_address(insn, word);
+        self.push_return(index, (next, word), needed)?;
         if self.target.returns {
             let flags = self.flags_for_exit();
-            self.call_exit(insn.near_branch_target(), insn.next_ip(), flags);
+            self.call_exit(insn.near_branch_target(), next, flags);
         } else {
             self.exit_to(insn.near_branch_target());
         }
@@ -158,23 +184,32 @@ impl Emitter<'_> {
     }
 
     /// Jcc: both ways are exits.
-    pub(super) fn branch(&mut self, insn: &Instruction) {
+    pub(super) fn branch(&mut self, insn: &Instruction) -> Result<(), Unencodable> {
+        self.within_limit(insn)?;
         self.restore_flags();
         let condition = insn.condition_code() as u8;
         // iced-x86 numbers conditions from 1 in the encoding's order.
         let taken = (insn.near_branch_target(), Some(condition - 1));
-        self.last_exits(&[taken, (insn.next_ip(), None)]);
+        self.last_exits(&[taken, (self.next_offset(insn), None)]);
+        Ok(())
     }
 
     /// Jcc in the middle of a trace: the way that the trace does not follow is an exit.
-    pub(super) fn followed_branch(&mut self, index: usize, insn: &Instruction) {
+    pub(super) fn followed_branch(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+    ) -> Result<(), Unencodable> {
+        self.within_limit(insn)?;
         self.restore_flags();
         let condition = insn.condition_code() as u8 - 1;
-        if self.rips[index + 1] == insn.next_ip() {
+        let next = self.next_offset(insn);
+        if self.rips[index + 1] == next {
             self.side_exit(insn.near_branch_target(), condition, index + 1);
         } else {
-            self.side_exit(insn.next_ip(), condition ^ 1, index + 1);
+            self.side_exit(next, condition ^ 1, index + 1);
         }
+        Ok(())
     }
 
     /// With the target's RIP in T0 and the flags saved: finds the host address in the jump
@@ -189,6 +224,7 @@ impl Emitter<'_> {
     /// With a RIP in T0: finds it in a jump cache, leaving the entry's offset in T1, or goes to
     /// `miss`.
     pub(super) fn look_up_jump_in(&mut self, cache: usize, miss: DynamicLabel) {
+        self.jump_word();
         let cache = at::jumps(cache);
         let mask = JUMP_ENTRIES as i32 - 1;
         let bits = JUMP_SHIFT as i8;
@@ -226,13 +262,14 @@ impl Emitter<'_> {
 
     /// Near RET.
     pub(super) fn ret(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
-        let word = self.word();
+        let word = self.width(insn);
         let ahead = std::mem::take(&mut self.stack_ahead);
         let slot = Address::based(Guest::RSP, ahead, self.target.mode);
         self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_next();
         let load = self.move_load(T0, slot.host_memory(), word)?;
         self.bytes(&load);
+        self.limit_target(index, word);
         let more = if insn.op_count() == 1 {
             i32::from(insn.immediate16())
         } else {
@@ -277,21 +314,24 @@ impl Emitter<'_> {
 
     /// Puts the target of an indirect jump or call into T0.
     fn indirect_target(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
+        let word = self.width(insn);
         if insn.op0_kind() == OpKind::Register {
             self.flags_to_next();
             let guest = number(insn.op0_register());
             self.load_guest(T0, guest);
-            if self.word() == 4 {
-                dynasm!(self.ops ; .arch x64 ; mov esi, esi);
+            match word {
+                2 => dynasm!(self.ops ; .arch x64 ; movzx esi, si),
+                4 => dynasm!(self.ops ; .arch x64 ; mov esi, esi),
+                _ => {}
             }
         } else {
             let address = self.operand(insn)?;
-            let word = self.word();
             self.check(index, (Place::Operand, &address), word, false, true)?;
             self.flags_to_next();
             let load = self.move_load(T0, address.host_memory(), word)?;
             self.bytes(&load);
         }
+        self.limit_target(index, word);
         Ok(())
     }
 
@@ -322,14 +362,16 @@ impl Emitter<'_> {
             ; gs mov rsi, [rdi + host]
             ; gs mov [at::SCRATCH], rsi
         );
-        self.push_return(index, insn.next_ip(), true)?;
+        let word = self.width(insn);
+        let next = self.return_address(insn, word);
+        self.push_return(index, (next, word), true)?;
         if self.target.returns {
             dynasm!(self.ops
                 ; .arch x64
                 ; push rdi
                 ; gs call QWORD [at::SCRATCH]
             );
-            self.landing(insn.next_ip());
+            self.landing(next);
         } else {
             dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::SCRATCH]);
         }

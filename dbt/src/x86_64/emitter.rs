@@ -17,7 +17,7 @@ use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
 use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
-use crate::guest::Mode;
+use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
 use crate::record::grouping::Groups;
 use crate::record::recipe::Recipe;
@@ -30,6 +30,8 @@ pub struct Target<'a> {
     pub id: u32,
     /// Mode bits of the block's key.
     pub mode: Mode,
+    /// Its code segment.
+    pub code: CodeSegment,
     /// Where its first byte goes.
     pub base: CodeOffset,
     /// Where its slow paths go.

@@ -119,7 +119,7 @@ impl Effect {
                 | Kind::PushFlags => true,
                 _ => false,
             },
-            host: in_host || class.kind == Kind::Branch,
+            host: in_host || matches!(class.kind, Kind::Branch | Kind::CountBranch),
             saved: matches!(
                 class.kind,
                 Kind::Return

@@ -31,19 +31,7 @@ impl Emitter<'_> {
             dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
             self.mark_relative(address, Follows::Address);
         } else {
-            let bytes = self.lea(address)?;
-            for (register, place) in [
-                (T0, address.base),
-                (T1, address.index.map(|(index, _)| index)),
-            ] {
-                if let Some(place) = place
-                    && pinned(place).is_none()
-                {
-                    let register = Self::scratch(register);
-                    dynasm!(self.ops ; .arch x64 ; gs mov Rq(register), [at::gpr(place)]);
-                }
-            }
-            self.bytes(&bytes);
+            self.address_value(address)?;
         }
         if let Some(segment) = address.segment {
             dynasm!(self.ops
@@ -52,6 +40,24 @@ impl Emitter<'_> {
                 ; lea rsi, [rsi + rdi]
             );
         }
+        Ok(())
+    }
+
+    /// Puts the sum of base, index and displacement into T0; uses T1. Leaves the flags alone.
+    pub(super) fn address_value(&mut self, address: &Address) -> Result<(), Unencodable> {
+        let bytes = self.lea(address)?;
+        for (register, place) in [
+            (T0, address.base),
+            (T1, address.index.map(|(index, _)| index)),
+        ] {
+            if let Some(place) = place
+                && pinned(place).is_none()
+            {
+                let register = Self::scratch(register);
+                dynasm!(self.ops ; .arch x64 ; gs mov Rq(register), [at::gpr(place)]);
+            }
+        }
+        self.bytes(&bytes);
         Ok(())
     }
 
@@ -144,7 +150,7 @@ impl Emitter<'_> {
         } else {
             self.crossing_load(size)
         };
-        let slow = self.stubs.len();
+        let mut slow = self.stubs.len();
         let constant = address.constant().filter(|constant| {
             address.segment.is_none()
                 && constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
@@ -167,7 +173,12 @@ impl Emitter<'_> {
             self.compare_tag(tag, limit, stub);
             self.load_addend(T0, addend);
         } else {
-            self.linear(address)?;
+            if address.limited {
+                self.limited_linear(insn, address, size, write)?;
+                slow = self.stubs.len();
+            } else {
+                self.linear(address)?;
+            }
             let stub = self.stub(None, record);
             let site = self.site(insn, place);
             let stub = self.mispredicted(insn, site, (T0_NUMBER, 0), (tag, limit), stub);

@@ -21,6 +21,7 @@ mod plain;
 mod prediction;
 pub mod registers;
 mod sections;
+mod segmented;
 mod stack;
 mod strings;
 mod system;

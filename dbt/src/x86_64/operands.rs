@@ -5,7 +5,7 @@ use iced_x86::{Instruction, MemoryOperand, Mnemonic, Register};
 
 use super::places::Places;
 use super::registers::{T0, number, pinned, sized};
-use crate::guest::Mode;
+use crate::guest::{Mode, SegmentIndex};
 
 /// A checked operand in host memory.
 #[derive(Clone, Copy, Debug)]
@@ -32,11 +32,18 @@ pub struct Address {
     pub relative: bool,
     /// The base register changes before the last store: the host operand must not name it.
     pub whole: bool,
+    /// The offset is compared with its segment's limit before the base is added.
+    pub limited: bool,
+    /// The offset wraps at 16 bits.
+    pub short: bool,
 }
 
 impl Address {
     /// The address of an instruction's memory operand; `None` for forms left to helpers.
     pub(super) fn of(insn: &Instruction, mode: Mode, places: Places) -> Option<Address> {
+        if mode.segmented() {
+            return Address::limited(insn, places);
+        }
         let code64 = mode.has(Mode::CODE64);
         let segment = match insn.memory_segment() {
             Register::FS => Some(4),
@@ -55,6 +62,8 @@ impl Address {
             narrow: !code64,
             relative: insn.memory_base().is_ip(),
             whole: changes_base(insn),
+            limited: false,
+            short: false,
         };
         let base = insn.memory_base();
         if base.is_ip() {
@@ -95,21 +104,52 @@ impl Address {
         Some(address)
     }
 
-    /// A base register that is in its own place, with a displacement.
+    /// The address of an operand in a segment that is not flat.
+    fn limited(insn: &Instruction, places: Places) -> Option<Address> {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let size = match (base, index) {
+            (Register::None, Register::None) => insn.memory_displ_size() as usize,
+            (Register::None, index) => index.size(),
+            (base, _) => base.size(),
+        };
+        let named = |register: Register| register == Register::None || register.is_gpr();
+        if !named(base) || !named(index) || !matches!(size, 2 | 4) {
+            return None;
+        }
+        let place =
+            |register: Register| (register != Register::None).then(|| places.of(number(register)));
+        Some(Address {
+            base: place(base),
+            index: place(index).map(|place| (place, insn.memory_index_scale())),
+            displacement: i64::from(insn.memory_displacement64() as i32) as u64,
+            segment: Some(insn.memory_segment() as usize - Register::ES as usize),
+            narrow: true,
+            relative: false,
+            whole: false,
+            limited: true,
+            short: size == 2,
+        })
+    }
+
+    /// A place in the stack: a base register that is in its own place, with a displacement.
     pub fn based(base: usize, displacement: i32, mode: Mode) -> Address {
+        let limited = mode.segmented();
         Address {
             base: Some(base),
             index: None,
             displacement: displacement as i64 as u64,
-            segment: None,
+            segment: limited.then_some(SegmentIndex::Ss as usize),
             narrow: !mode.has(Mode::CODE64),
             relative: false,
             whole: false,
+            limited,
+            short: limited && !mode.has(Mode::WIDE_STACK),
         }
     }
 
+    /// The address, if it is known and no limit is.
     pub(super) fn constant(&self) -> Option<u64> {
-        (self.base.is_none() && self.index.is_none()).then_some(if self.narrow {
+        (!self.limited && self.base.is_none() && self.index.is_none()).then_some(if self.narrow {
             self.displacement & 0xffff_ffff
         } else {
             self.displacement

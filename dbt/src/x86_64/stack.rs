@@ -1,11 +1,12 @@
 //! The guest's stack pointer, which moves late: pushes and pops that need no check of their own leave it
 //! where it is, and address the stack by what it would be.
 
-use dynasmrt::DynasmApi;
+use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::emitter::Emitter;
-use crate::guest::Register as Guest;
+use super::registers::T2;
+use crate::guest::{Mode, Register as Guest};
 use crate::record::classify::{Class, Kind, Operand};
 use crate::record::grouping::Place;
 
@@ -16,7 +17,19 @@ impl Emitter<'_> {
     /// Moves the guest's stack pointer; the flags stay.
     pub(super) fn move_stack(&mut self, by: i32) {
         if by != 0 {
-            self.add_displacement(STACK, STACK, by, self.word() == 8);
+            self.set_stack(STACK, by);
+        }
+    }
+
+    /// Makes the guest's stack pointer, as wide as it is, a host register plus a displacement; the
+    /// flags stay. A narrow one uses T2.
+    pub(super) fn set_stack(&mut self, from: u8, by: i32) {
+        let mode = self.target.mode;
+        if mode.has(Mode::WIDE_STACK) {
+            self.add_displacement(STACK, from, by, mode.has(Mode::CODE64));
+        } else {
+            self.add_displacement(Self::scratch(T2), from, by, false);
+            dynasm!(self.ops ; .arch x64 ; mov Rw(STACK), r8w);
         }
     }
 

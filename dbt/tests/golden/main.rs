@@ -16,7 +16,7 @@ use std::fs;
 use std::path::Path;
 
 use dbt::cache::CodeOffset;
-use dbt::guest::Mode;
+use dbt::guest::{CodeSegment, Mode};
 use dbt::record::classify::Classifier;
 use dbt::run::Strayed;
 use dbt::run::Upcall;
@@ -101,6 +101,7 @@ fn host_code_at(
     let target = Target {
         id: spot.id,
         mode: mode(case),
+        code: CodeSegment::FLAT,
         base: spot.bases[0],
         cold_base: spot.bases[1],
         trampolines,

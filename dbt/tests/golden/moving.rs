@@ -65,6 +65,7 @@ fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &T
         rip,
         mode: mode(case),
         grouped: case.grouping,
+        code: dbt::guest::CodeSegment::FLAT,
     };
     if !moving::can_leave(&key(FROM), &from) {
         assert!(case.kernel || name.contains("absolute"), "{name}");

@@ -37,6 +37,7 @@ impl Machine {
             counted: true,
             interpret_only,
             code_bytes: 2 << 20,
+            cold: 0,
             ..EngineOptions::default()
         };
         let vcpu = Vcpu::new(mem, Box::new(NoDevices), options).expect("a virtual processor");

@@ -155,10 +155,11 @@ fn optimisations_have_switches() {
             && usual.late_stack
             && usual.moving
             && usual.traces.is_some()
+            && usual.segmented
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -175,6 +176,7 @@ fn optimisations_have_switches() {
             && !off.late_stack
             && !off.moving
             && off.traces.is_none()
+            && !off.segmented
             && off.cold == 0
     );
     assert_eq!(off.code_bytes, 32 << 20);

@@ -310,6 +310,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "segmented=on|off",
+        help: "translate 16-bit code and code in segments that are not flat",
+        set: |engine, text| {
+            engine.segmented = switch("segmented", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "cold=2|N|off",
         help: "how often code is interpreted before it is translated",
         set: |engine, text| {

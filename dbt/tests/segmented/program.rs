@@ -1,0 +1,119 @@
+//! Random programs of 16-bit or 32-bit code, which end at HLT or at a fault.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, RflagsBits};
+
+use crate::common::Random;
+use crate::machine::Kind;
+
+/// Whether interpreter and translator have to agree on all that an instruction leaves, AF aside.
+pub fn defined(insn: &Instruction) -> bool {
+    let shows_flags = matches!(
+        insn.mnemonic(),
+        Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Pushf | Mnemonic::Pushfd
+    );
+    insn.rflags_undefined() & !RflagsBits::AF == 0
+        && insn.rflags_read() & RflagsBits::AF == 0
+        && !shows_flags
+}
+
+/// Whether a program may have it anywhere.
+fn usable(insn: &Instruction) -> bool {
+    !insn.is_invalid()
+        && insn.flow_control() == FlowControl::Next
+        && !insn.is_privileged()
+        && defined(insn)
+}
+
+fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
+    loop {
+        let mut bytes = Vec::new();
+        while random.one_in(4) {
+            bytes.push(random.pick(&[0x66, 0x67, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65]));
+        }
+        // The stack's instructions, and those that name memory, more often than chance has it.
+        match random.below(8) {
+            0 => bytes.push(
+                random.pick(&[0x50, 0x58, 0x06, 0x16, 0x1e, 0x6a, 0xc9]) | random.below(8) as u8,
+            ),
+            1 => bytes.push(0x0f),
+            2 => bytes.extend([0xff, 0x30 | random.next() as u8 & 0xc7]),
+            _ => {}
+        }
+        bytes.extend(random.next().to_le_bytes());
+        bytes.extend(random.next().to_le_bytes());
+        let insn = Decoder::with_ip(bits, &bytes, 0, DecoderOptions::NONE).decode();
+        if usable(&insn) {
+            bytes.truncate(insn.len());
+            return bytes;
+        }
+    }
+}
+
+/// Some instructions in a row.
+fn straight(random: &mut Random, bits: u32, most: u64) -> Vec<u8> {
+    let count = 1 + random.below(most);
+    (0..count).flat_map(|_| instruction(random, bits)).collect()
+}
+
+/// A program for a mode.
+pub fn program(random: &mut Random, kind: Kind) -> Vec<u8> {
+    let bits = kind.bits();
+    let mut code = Vec::new();
+    for _ in 0..2 + random.below(6) {
+        match random.below(8) {
+            0 => {
+                // Rounds of something: mov cl, few; ...; LOOP, LOOPE, LOOPNE, or DEC and JNZ.
+                code.extend([0xb1, 2 + random.below(5) as u8]);
+                let body = straight(random, bits, 3);
+                let length = body.len() as u8;
+                code.extend(body);
+                match random.below(3) {
+                    0 => code.extend([0xfe, 0xc9, 0x75, 0u8.wrapping_sub(length + 4)]),
+                    _ => {
+                        let opcode = random.pick(&[0xe0, 0xe1, 0xe2, 0xe2]);
+                        code.extend([opcode, 0u8.wrapping_sub(length + 2)]);
+                    }
+                }
+            }
+            1 => {
+                // A branch over something: Jcc, JCXZ, JMP.
+                let body = straight(random, bits, 2);
+                code.push(random.pick(&[0x70, 0x72, 0x74, 0x78, 0x7c, 0xe3, 0xeb]));
+                code.push(body.len() as u8);
+                code.extend(body);
+            }
+            2 => {
+                // A call of what is behind a jump: both operand sizes.
+                let other = random.one_in(4);
+                let body = straight(random, bits, 2);
+                let wide = (bits == 32) != other;
+                let prefix: &[u8] = if other { &[0x66] } else { &[] };
+                code.extend(prefix);
+                code.extend([0xe8, 2, 0]);
+                code.extend(&[0, 0][..if wide { 2 } else { 0 }]);
+                code.extend([0xeb, (body.len() + prefix.len() + 1) as u8]);
+                code.extend(body);
+                code.extend(prefix);
+                code.push(0xc3);
+            }
+            3 => {
+                // Back to small numbers: mov bx, si, di or bp.
+                let register = random.pick(&[3u8, 5, 6, 7]);
+                code.push(0xb8 | register);
+                let value = random.below(0x700) as u32;
+                code.extend(&value.to_le_bytes()[..bits as usize / 8]);
+            }
+            _ => code.extend(straight(random, bits, 4)),
+        }
+    }
+    code.push(0xf4);
+    code
+}
+
+/// For a failure.
+pub fn listing(code: &[u8], kind: Kind) -> String {
+    Decoder::with_ip(kind.bits(), code, 0, DecoderOptions::NONE)
+        .iter()
+        .map(|insn| format!("{:04x} {insn}\n", insn.ip()))
+        .collect()
+}
