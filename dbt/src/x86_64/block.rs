@@ -591,7 +591,7 @@ impl Emitter<'_> {
         let record = self.record(UpcallKind::Interpret, index);
         self.upcall(record);
         // It may have changed what the groups' checks saw.
-        self.established = 0;
+        self.established = Default::default();
         self.near = None;
         self.flags = FlagsPlace::BOTH;
     }

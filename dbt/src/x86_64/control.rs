@@ -41,11 +41,10 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
-        let memory = slot.host_memory();
         match insn.op0_kind() {
             OpKind::Register => {
                 let guest = number(insn.op0_register());
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 let from = match self.places.pinned(guest) {
                     Some(host) => Register::RAX + u32::from(host),
                     None => {
@@ -57,17 +56,17 @@ impl Emitter<'_> {
             }
             OpKind::Memory => {
                 let from = self.operand(insn)?;
-                self.check(index, (Place::Operand, &from), word, false, needed)?;
-                let load = self.move_load(T1, from.host_memory(), word)?;
+                let source = self.check(index, (Place::Operand, &from), word, false, needed)?;
+                let load = self.move_load(T1, source, word)?;
                 self.bytes(&load);
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
                 self.store_register(memory, T1, word)?;
             }
             _ => {
                 let value = insn.immediate(0);
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 self.load_constant(T1, value);
                 self.store_register(memory, T1, word)?;
             }
@@ -100,9 +99,9 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, false, needed)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());
-        let load = self.move_load(T1, slot.host_memory(), word)?;
+        let load = self.move_load(T1, memory, word)?;
         self.bytes(&load);
         if guest != Guest::RSP {
             self.move_stack(word as i32);
@@ -115,8 +114,8 @@ impl Emitter<'_> {
     pub(super) fn leave(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RBP, 0, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, false, needed)?;
-        let load = self.move_load(T1, slot.host_memory(), word)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
+        let load = self.move_load(T1, memory, word)?;
         self.bytes(&load);
         if word == 8 {
             dynasm!(self.ops ; .arch x64 ; lea Rq(STACK), [rbp + 8]);
@@ -131,9 +130,9 @@ impl Emitter<'_> {
     fn push_return(&mut self, index: usize, address: u64, needed: bool) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, true, needed)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_code_address(T1, address);
-        self.store_register(slot.host_memory(), T1, word)?;
+        self.store_register(memory, T1, word)?;
         self.move_stack(-(word as i32));
         Ok(())
     }
@@ -227,9 +226,9 @@ impl Emitter<'_> {
     pub(super) fn ret(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
         let word = self.word();
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, false, true)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_saved();
-        let load = self.move_load(T0, slot.host_memory(), word)?;
+        let load = self.move_load(T0, memory, word)?;
         self.bytes(&load);
         let more = if insn.op_count() == 1 {
             i32::from(insn.immediate16())
@@ -284,9 +283,9 @@ impl Emitter<'_> {
         } else {
             let address = self.operand(insn)?;
             let word = self.word();
-            self.check(index, (Place::Operand, &address), word, false, true)?;
+            let memory = self.check(index, (Place::Operand, &address), word, false, true)?;
             self.flags_to_saved();
-            let load = self.move_load(T0, address.host_memory(), word)?;
+            let load = self.move_load(T0, memory, word)?;
             self.bytes(&load);
         }
         Ok(())
