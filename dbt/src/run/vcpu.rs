@@ -500,13 +500,13 @@ impl Vcpu {
         let Some(block) = self.cache.block(id) else {
             return false;
         };
-        let user = block.key.mode.has(Mode::USER);
+        let view = interpret::view(block.key.mode);
         let page = block.key.rip >> 12;
         let tables = &mut self.block.get_mut().guards;
-        self.guards.confirm(tables, user, page, block.mapping);
+        self.guards.confirm(tables, view, page, block.mapping);
         if let Some((_, mapping)) = block.second {
             let next = page.wrapping_add(1);
-            self.guards.confirm(tables, user, next, mapping);
+            self.guards.confirm(tables, view, next, mapping);
         }
         self.cache.touch(id);
         true

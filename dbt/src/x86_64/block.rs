@@ -11,6 +11,7 @@ use super::moving::{Follows, Mark};
 use super::places::Places;
 use super::plain::Need;
 use crate::guest::Mode;
+use crate::interpret;
 use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
 use crate::record::recipe::Recipe;
@@ -113,12 +114,12 @@ fn emit_once(
     target: Target<'_>,
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
-    let user = mode.has(Mode::USER);
-    let guard = at::guard(user, rip >> 12);
+    let view = interpret::view(mode);
+    let guard = at::guard(view, rip >> 12);
     let mapping = target.mapping as i32;
     let second = target
         .second_mapping
-        .map(|mapping| (at::guard(user, (rip >> 12).wrapping_add(1)), mapping as i32));
+        .map(|mapping| (at::guard(view, (rip >> 12).wrapping_add(1)), mapping as i32));
     let needed = liveness::needed_before(insns, exposes);
     let need = |index: usize| Need {
         before: needed[index],
