@@ -83,6 +83,7 @@ impl Vcpu {
         region.write(CodeOffset(0), &code);
         let mut block = OwnedBlock::new();
         block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);
+        block.get_mut().tlb.use_second_places(options.second_places);
         block.set_unpredicted(region.address(trampolines.unpredicted));
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {

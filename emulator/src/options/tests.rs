@@ -146,6 +146,7 @@ fn optimisations_have_switches() {
             && usual.memory_inline
             && usual.large_code
             && usual.pcid_tlb
+            && usual.second_places
             && usual.returns
             && usual.precise_flags
             && usual.prediction.is_some()
@@ -156,7 +157,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -164,6 +165,7 @@ fn optimisations_have_switches() {
             && !off.memory_inline
             && !off.large_code
             && !off.pcid_tlb
+            && !off.second_places
             && !off.returns
             && !off.precise_flags
             && off.prediction.is_none()
