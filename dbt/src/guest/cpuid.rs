@@ -3,6 +3,7 @@
 
 use super::flags::CR4_OSXSAVE;
 use super::flags::CR4_PKE;
+use super::models::{self, MODELS, Named};
 use super::state::CpuState;
 
 /// An option of a processor model that means nothing.
@@ -33,9 +34,9 @@ enum Output {
     Edx = 3,
 }
 
-/// The smallest named model that has a feature.
+/// The smallest level of the architecture that has a feature.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Level {
+pub(super) enum Level {
     /// The x86-64 baseline with what every PC of its time has.
     Base,
     /// `qemu64` adds these to the baseline.
@@ -251,27 +252,9 @@ const IGNORED: &[&str] = &[
     "pmu",
 ];
 
-/// The models by name, and how far down the table's levels each goes.
-const MODELS: &[(&str, Level)] = &[
-    ("max", Level::Max),
-    ("host", Level::Max),
-    ("qemu64", Level::Qemu64),
-    ("x86-64-v1", Level::Base),
-    ("x86-64-v2", Level::V2),
-    ("x86-64-v3", Level::V3),
-    // There is no AVX-512: version 4 is version 3.
-    ("x86-64-v4", Level::V3),
-];
-
-/// Family 6, model 0x55, stepping 7: a server whose list of errata and weaknesses that kernels
-/// work around is short.
-const SIGNATURE: u32 = 0x0005_0657;
 /// The crystal clock of leaf 0x15, in hertz. Kernels take it for the APIC timer's input clock
 /// as well, so it has to be that timer's 1 GHz.
 pub const CRYSTAL_HZ: u64 = 1_000_000_000;
-const BRAND: &[u8; 48] =
-    b"kMemvisor virtual CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-
 /// What there is to execute a guest's extensions: a model advertises nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostSupport {
@@ -319,6 +302,9 @@ impl HostSupport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuModel {
     features: u128,
+    /// Family, model and stepping.
+    signature: u32,
+    brand: &'static str,
     /// Frequency of the time-stamp counter, in hertz; a multiple of 100 MHz reads best.
     pub tsc_hz: u64,
     /// Number of this processor's APIC.
@@ -329,22 +315,30 @@ pub struct CpuModel {
 
 impl Default for CpuModel {
     fn default() -> Self {
-        CpuModel::at_level(Level::Max).on(&HostSupport::detect())
+        CpuModel::of(&MODELS[0]).on(&HostSupport::detect())
     }
 }
 
 impl CpuModel {
-    fn at_level(level: Level) -> CpuModel {
+    fn of(named: &Named) -> CpuModel {
         let mut model = CpuModel {
             features: 0,
+            signature: named.signature,
+            brand: named.brand,
             tsc_hz: 1_000_000_000,
             apic_id: 0,
             processors: 1,
         };
         for (feature, description) in ALL.iter().zip(TABLE) {
-            if description.level <= level {
+            if description.level <= named.level {
                 model.set(*feature, true);
             }
+        }
+        for feature in named.more.iter().copied().flatten() {
+            model.set(*feature, true);
+        }
+        for feature in named.less {
+            model.set(*feature, false);
         }
         model
     }
@@ -359,14 +353,14 @@ impl CpuModel {
     pub fn parse_for(text: &str, host: &HostSupport) -> Result<CpuModel, CpuModelError> {
         let mut words = text.split(',').map(str::trim);
         let name = words.next().unwrap_or_default();
-        let Some(&(_, level)) = MODELS.iter().find(|(known, _)| *known == name) else {
-            let known: Vec<&str> = MODELS.iter().map(|(name, _)| *name).collect();
+        let Some(named) = models::named(name) else {
+            let known: Vec<&str> = CpuModel::names().collect();
             return Err(CpuModelError::UnknownModel {
                 name: name.to_owned(),
                 known: known.join(", "),
             });
         };
-        let mut model = CpuModel::at_level(level);
+        let mut model = CpuModel::of(named);
         for option in words {
             let key = option.split_once('=').map_or(option, |(key, _)| key);
             if IGNORED.contains(&key) || option == "vendor=GenuineIntel" {
@@ -392,7 +386,7 @@ impl CpuModel {
 
     /// The names of all models.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        MODELS.iter().map(|(name, _)| *name)
+        MODELS.iter().map(|model| model.name)
     }
 
     /// The names of the features that this model has.
@@ -455,7 +449,7 @@ impl CpuModel {
 
     /// Family, model and stepping, as EDX holds them after reset.
     pub fn signature(&self) -> u32 {
-        SIGNATURE
+        self.signature
     }
 
     /// The features of one leaf, in EAX, EBX, ECX, EDX.
@@ -541,14 +535,8 @@ pub fn query(cpu: &CpuState, apic_enabled: bool, leaf: u32, subleaf: u32) -> [u3
         0x8000_0000 => [LAST_EXTENDED, 0, 0, 0],
         0x8000_0002..=0x8000_0004 => {
             let start = (leaf - 0x8000_0002) as usize * 16;
-            let mut out = [0; 4];
-            for (register, chunk) in out.iter_mut().zip(BRAND[start..start + 16].chunks_exact(4)) {
-                *register = chunk
-                    .iter()
-                    .rev()
-                    .fold(0, |word, byte| word << 8 | u32::from(*byte));
-            }
-            out
+            let byte = |at: usize| u32::from(*model.brand.as_bytes().get(start + at).unwrap_or(&0));
+            [0, 4, 8, 12].map(|at| (0..4).fold(0, |word, i| word | byte(at + i) << (8 * i)))
         }
         // L2: 1 MiB, 16 ways, 64-byte lines.
         0x8000_0006 => [0, 0, 1024 << 16 | 8 << 12 | 64, 0],

@@ -5,6 +5,7 @@ mod exception;
 pub mod extended_state;
 pub mod flags;
 mod mode;
+mod models;
 mod segment;
 mod state;
 pub mod time_line;

@@ -94,6 +94,7 @@ impl Engine {
             grouping: false,
             allotting: None,
             crossing: false,
+            late_stack: false,
             precise_flags: true,
             prediction: None,
             movable: false,

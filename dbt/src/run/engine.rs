@@ -40,6 +40,8 @@ pub struct EngineOptions {
     pub registers: Option<u8>,
     /// Have emitted code execute accesses that cross from one page into the next.
     pub crossing: bool,
+    /// Have pushes and pops in a row move the guest's stack pointer once.
+    pub late_stack: bool,
     /// Copy translations for the same code at another address.
     pub moving: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
@@ -66,6 +68,7 @@ impl Default for EngineOptions {
             prediction: Some(64),
             registers: Some(3),
             crossing: true,
+            late_stack: true,
             moving: true,
             traces: Some(8),
             cold: 2,

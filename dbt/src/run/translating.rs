@@ -102,6 +102,7 @@ impl Vcpu {
             precise_flags: self.options.precise_flags,
             allotting: self.options.registers.filter(|_| tier != Tier::First),
             crossing: self.options.crossing,
+            late_stack: self.options.late_stack,
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),

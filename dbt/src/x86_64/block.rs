@@ -190,6 +190,9 @@ fn emit_once(
         }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
+        if !emitter.passes_stack(index, insn, &classes[index]) {
+            emitter.settle_stack();
+        }
         emitter.insn_starts.push(emitter.here());
         emitter.current = index;
         if !emitter.effects[index].checks {
@@ -221,9 +224,11 @@ fn emit_once(
             emitter.recipes.truncate(recipes);
             emitter.stashed = None;
             emitter.crossing_store = Crossing::Never;
+            emitter.settle_stack();
             emitter.helper(index);
         }
     }
+    emitter.settle_stack();
     // Behind a block that ends without a jump comes the next instruction.
     let last = insns[insns.len() - 1];
     let ends = classes[insns.len() - 1].kind;

@@ -11,24 +11,12 @@ use crate::guest::{Mode, Register as Guest};
 use crate::record::grouping::Place;
 use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, Upcall, UpcallKind, at};
 
-/// The host register that holds the guest's stack pointer.
-const STACK: u8 = 11;
-
 impl Emitter<'_> {
-    fn word(&self) -> u32 {
+    pub(super) fn word(&self) -> u32 {
         if self.target.mode.has(Mode::CODE64) {
             8
         } else {
             4
-        }
-    }
-
-    /// Moves the guest's stack pointer; the flags stay.
-    fn move_stack(&mut self, by: i32) {
-        if self.word() == 8 {
-            dynasm!(self.ops ; .arch x64 ; lea Rq(STACK), [Rq(STACK) + by]);
-        } else {
-            dynasm!(self.ops ; .arch x64 ; lea Rd(STACK), [Rq(STACK) + by]);
         }
     }
 
@@ -40,7 +28,8 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let word = self.word();
-        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
+        let by = -(word as i32);
+        let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
         match insn.op0_kind() {
             OpKind::Register => {
                 let guest = number(insn.op0_register());
@@ -63,6 +52,9 @@ impl Emitter<'_> {
                 let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
                 self.store_register(memory, T1, word)?;
+                // What executes the load may have executed the whole instruction.
+                self.move_stack(by);
+                return Ok(());
             }
             _ => {
                 let value = insn.immediate(0);
@@ -71,7 +63,7 @@ impl Emitter<'_> {
                 self.store_register(memory, T1, word)?;
             }
         }
-        self.move_stack(-(word as i32));
+        self.pass_stack(index, by);
         Ok(())
     }
 
@@ -98,15 +90,19 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let word = self.word();
-        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let slot = Address::based(Guest::RSP, self.stack_ahead, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());
-        let load = self.move_load(T1, memory, word)?;
+        let place = self.places.pinned(guest);
+        let into = place.map_or(T1, |host| Register::RAX + u32::from(host));
+        let load = self.move_load(into, memory, word)?;
         self.bytes(&load);
         if guest != Guest::RSP {
-            self.move_stack(word as i32);
+            self.pass_stack(index, word as i32);
         }
-        self.store_guest(guest, T1);
+        if place.is_none() {
+            self.store_guest(guest, T1);
+        }
         Ok(())
     }
 
@@ -117,11 +113,8 @@ impl Emitter<'_> {
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let load = self.move_load(T1, memory, word)?;
         self.bytes(&load);
-        if word == 8 {
-            dynasm!(self.ops ; .arch x64 ; lea Rq(STACK), [rbp + 8]);
-        } else {
-            dynasm!(self.ops ; .arch x64 ; lea Rd(STACK), [rbp + 4]);
-        }
+        let (stack, frame) = (number(Register::R11) as u8, number(Register::RBP) as u8);
+        self.add_displacement(stack, frame, word as i32, word == 8);
         self.store_guest(Guest::RBP, T1);
         Ok(())
     }
@@ -129,11 +122,12 @@ impl Emitter<'_> {
     /// Pushes a return address.
     fn push_return(&mut self, index: usize, address: u64, needed: bool) -> Result<(), Unencodable> {
         let word = self.word();
-        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
+        let by = std::mem::take(&mut self.stack_ahead) - word as i32;
+        let slot = Address::based(Guest::RSP, by, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_code_address(T1, address);
         self.store_register(memory, T1, word)?;
-        self.move_stack(-(word as i32));
+        self.move_stack(by);
         Ok(())
     }
 
@@ -225,7 +219,8 @@ impl Emitter<'_> {
     /// Near RET.
     pub(super) fn ret(&mut self, index: usize, insn: &Instruction) -> Result<(), Unencodable> {
         let word = self.word();
-        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let ahead = std::mem::take(&mut self.stack_ahead);
+        let slot = Address::based(Guest::RSP, ahead, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_saved();
         let load = self.move_load(T0, memory, word)?;
@@ -241,6 +236,7 @@ impl Emitter<'_> {
             let record = self.record(UpcallKind::Interpret, index);
             self.stubs.push(Stub::Return {
                 label,
+                ahead,
                 pops,
                 record,
             });
@@ -249,7 +245,7 @@ impl Emitter<'_> {
                 ; cmp rsi, [rsp + 8]
                 ; jne =>label
             );
-            self.move_stack(pops);
+            self.move_stack(ahead + pops);
             dynasm!(self.ops ; .arch x64 ; ret);
         } else {
             self.look_up_jump(index);

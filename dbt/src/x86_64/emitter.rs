@@ -65,6 +65,8 @@ pub struct Target<'a> {
     pub allotting: Option<u8>,
     /// Whether accesses that cross a page are executed here.
     pub crossing: bool,
+    /// Pushes and pops in a row move the guest's stack pointer once.
+    pub late_stack: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether what would change elsewhere is to be noted.
@@ -138,7 +140,9 @@ pub(super) enum Stub {
     /// A return that was not predicted: looks for the target in the jump cache.
     Return {
         label: DynamicLabel,
-        /// What the guest's stack pointer moves by.
+        /// What the guest's stack pointer has yet to move by before the return.
+        ahead: i32,
+        /// What the return moves it by.
         pops: i32,
         /// For a target that is not there.
         record: Upcall,
@@ -252,6 +256,8 @@ pub struct Emitter<'a> {
     pub(super) established: [Option<Held>; GROUPS],
     /// What T0 holds for further accesses of a group.
     pub(super) near: Option<Near>,
+    /// What the guest's stack pointer has yet to move by: see [`Emitter::pass_stack`].
+    pub(super) stack_ahead: i32,
     /// The instruction that is being emitted uses T0 for its accesses only.
     pub(super) keeps_t0: bool,
     /// The last instruction with an access whose slow path may execute it whole, and go on
@@ -311,6 +317,7 @@ impl<'a> Emitter<'a> {
             groups: Groups::default(),
             established: [None; GROUPS],
             near: None,
+            stack_ahead: 0,
             keeps_t0: false,
             may_skip: None,
             may_predict: false,
@@ -496,10 +503,12 @@ impl<'a> Emitter<'a> {
                 }
                 Stub::Return {
                     label,
+                    ahead,
                     pops,
                     record,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.move_stack(ahead);
                     self.unpredicted_return(pops, record);
                 }
                 Stub::LoadVectors { label, back } => {

@@ -17,6 +17,7 @@ use crate::run::{UpcallKind, at};
 
 /// RSI's number.
 const T0_NUMBER: u8 = 6;
+const T2_NUMBER: u8 = 8;
 
 impl Emitter<'_> {
     /// The address of an instruction's memory operand, for forms that are not left to helpers.
@@ -210,10 +211,9 @@ impl Emitter<'_> {
 
     /// Puts a base register and a displacement into T2.
     pub(super) fn address_to_compare(&mut self, base: u8, displacement: i32) {
-        match i8::try_from(displacement) {
-            Ok(0) => dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base)),
-            Ok(near) => dynasm!(self.ops ; .arch x64 ; lea r8, [BYTE Rq(base) + near]),
-            Err(_) => dynasm!(self.ops ; .arch x64 ; lea r8, [Rq(base) + displacement]),
+        match displacement {
+            0 => dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base)),
+            _ => self.add_displacement(T2_NUMBER, base, displacement, true),
         }
     }
 

@@ -20,6 +20,7 @@ mod plain;
 mod prediction;
 pub mod registers;
 mod sections;
+mod stack;
 mod strings;
 mod system;
 mod trampoline;

@@ -69,6 +69,7 @@ fn switches(copies: usize) -> EngineOptions {
         prediction,
         // Traces are made with one and with three copies.
         crossing: copies != 2,
+        late_stack: copies != 4,
         moving: copies != 3,
         registers: (copies != 1).then_some(1),
         ..EngineOptions::default()

@@ -118,6 +118,7 @@ fn host_code_at(
         precise_flags: true,
         allotting: case.allotting.then_some(3),
         crossing: true,
+        late_stack: true,
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),

@@ -159,3 +159,48 @@ fn bextr_with_an_immediate_is_undefined() {
     let decoded = dbt::decode::one(&mut machine.context());
     assert_eq!(decoded, Err(dbt::guest::Exception::invalid_opcode()));
 }
+
+#[test]
+fn generations_have_names() {
+    let names = |model: &str| -> Vec<&str> {
+        let full = dbt::guest::HostSupport::portable();
+        let model = CpuModel::parse_for(model, &full).expect("a model of that name");
+        model.feature_names().collect()
+    };
+    let generations = [
+        "kvm64",
+        "Penryn",
+        "Nehalem",
+        "Westmere",
+        "SandyBridge",
+        "IvyBridge",
+        "Haswell",
+        "Broadwell",
+        "Skylake-Client",
+        "Skylake-Server",
+        "Cascadelake-Server",
+    ];
+    for pair in generations.windows(2) {
+        let (old, new) = (names(pair[0]), names(pair[1]));
+        assert!(old.iter().all(|name| new.contains(name)), "{pair:?}");
+        assert!(new.len() > old.len(), "{pair:?}");
+    }
+    assert!(names("Haswell").contains(&"bmi2") && !names("Haswell").contains(&"adx"));
+    // No 64-bit mode, and nothing of EFER.
+    for name in ["lm", "syscall", "nx"] {
+        assert!(!names("qemu32").contains(&name), "{name}");
+    }
+    assert_eq!(names("Haswell-noTSX-IBRS"), names("Haswell"));
+    assert_eq!(names("Nehalem-v2,-popcnt"), names("Penryn,+sse4.2"));
+    assert!(CpuModel::parse("max-v1").is_err() && CpuModel::parse("Haswell-v9").is_err());
+
+    let mut machine = cpu("IvyBridge");
+    assert_eq!(query(&machine, true, 1, 0)[0], 0x306a9);
+    let brand: Vec<u8> = (0x8000_0002..=0x8000_0004)
+        .flat_map(|leaf| query(&machine, true, leaf, 0))
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    assert!(brand.starts_with(b"Intel Xeon E3-12xx v2 (Ivy Bridge)\0"));
+    machine.model = CpuModel::parse("qemu32").expect("a model");
+    assert_eq!(query(&machine, true, 0x8000_0001, 0)[3], 0);
+}

@@ -152,12 +152,13 @@ fn optimisations_have_switches() {
             && usual.prediction.is_some()
             && usual.registers.is_some()
             && usual.crossing
+            && usual.late_stack
             && usual.moving
             && usual.traces.is_some()
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,prediction=off,registers=off,crossing=off,moving=off,traces=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -171,6 +172,7 @@ fn optimisations_have_switches() {
             && off.prediction.is_none()
             && off.registers.is_none()
             && !off.crossing
+            && !off.late_stack
             && !off.moving
             && off.traces.is_none()
             && off.cold == 0

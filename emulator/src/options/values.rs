@@ -282,6 +282,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "late-stack=on|off",
+        help: "pushes and pops in a row move the guest's stack pointer once",
+        set: |engine, text| {
+            engine.late_stack = switch("late-stack", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "moving=on|off",
         help: "the translation of a program's code is copied for other addresses of it",
         set: |engine, text| {

@@ -134,6 +134,7 @@ impl Setup {
                 traces: random.pick(&[Some(2), Some(2), Some(8), None]),
                 grouping: !random.one_in(4),
                 crossing: !random.one_in(4),
+                late_stack: !random.one_in(4),
                 moving: !random.one_in(4),
                 registers: random.pick(&[Some(1), Some(3), None]),
                 returns: !random.one_in(4),

@@ -1,0 +1,118 @@
+//! The guest's stack pointer, which moves late: pushes and pops that need no check of their own leave it
+//! where it is, and address the stack by what it would be.
+
+use dynasmrt::DynasmApi;
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::emitter::Emitter;
+use crate::guest::Register as Guest;
+use crate::record::classify::{Class, Kind, Operand};
+use crate::record::grouping::Place;
+
+/// The host register that holds the guest's stack pointer.
+const STACK: u8 = 11;
+
+impl Emitter<'_> {
+    /// Moves the guest's stack pointer; the flags stay.
+    pub(super) fn move_stack(&mut self, by: i32) {
+        if by != 0 {
+            self.add_displacement(STACK, STACK, by, self.word() == 8);
+        }
+    }
+
+    /// Moves the guest's stack pointer behind an instruction whose only access is that of the stack:
+    /// later, if nothing can leave the block in the middle of that instruction any more.
+    pub(super) fn pass_stack(&mut self, index: usize, by: i32) {
+        if self.target.late_stack && self.stack_established(index) {
+            self.stack_ahead += by;
+        } else {
+            self.move_stack(by);
+        }
+    }
+
+    /// The guest's stack pointer is where it has to be, for whoever may look.
+    pub(super) fn settle_stack(&mut self) {
+        let by = std::mem::take(&mut self.stack_ahead);
+        self.move_stack(by);
+    }
+
+    fn stack_established(&self, index: usize) -> bool {
+        let member = self.groups.of(index, Place::Stack);
+        member.is_some_and(|(member, _)| self.established[member.group].is_some())
+    }
+
+    /// Whether an instruction neither looks at the guest's stack pointer, other than by way of
+    /// `stack_ahead`, nor can leave the block before it has moved it.
+    pub(super) fn passes_stack(&self, index: usize, insn: &Instruction, class: &Class) -> bool {
+        match class.kind {
+            Kind::Push => {
+                let from_register = insn.op0_kind() == OpKind::Register;
+                insn.op0_kind() != OpKind::Memory
+                    && !(from_register && is_stack(insn.op0_register()))
+                    && self.stack_established(index)
+            }
+            Kind::Pop => !is_stack(insn.op0_register()) && self.stack_established(index),
+            Kind::Call => self.stack_established(index),
+            Kind::Return => self.target.returns && self.stack_established(index),
+            Kind::Nop => true,
+            Kind::Lea => {
+                let names = [insn.op0_register(), insn.memory_base(), insn.memory_index()];
+                !names.into_iter().any(is_stack)
+            }
+            Kind::Plain(Operand::None) => {
+                let mut operands = (0..insn.op_count()).map(|operand| insn.op_register(operand));
+                cannot_fault(insn.mnemonic()) && !operands.any(is_stack)
+            }
+            _ => false,
+        }
+    }
+
+    /// `lea into, [base + displacement]`, in the shortest form.
+    pub(super) fn add_displacement(&mut self, into: u8, base: u8, displacement: i32, wide: bool) {
+        self.ops
+            .push(0x40 | u8::from(wide) << 3 | into >> 3 << 2 | base >> 3);
+        self.ops.push(0x8d);
+        let near = i8::try_from(displacement);
+        self.ops
+            .push(if near.is_ok() { 0x40 } else { 0x80 } | (into & 7) << 3 | base & 7);
+        if base & 7 == 4 {
+            self.ops.push(0x24);
+        }
+        match near {
+            Ok(near) => self.ops.push_i8(near),
+            Err(_) => self.ops.push_i32(displacement),
+        }
+    }
+}
+
+fn is_stack(register: Register) -> bool {
+    register.is_gpr() && register.full_register() == Register::RAX + Guest::RSP as u32
+}
+
+/// The usual instructions that do nothing but compute in general-purpose registers.
+fn cannot_fault(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Add
+            | Sub
+            | And
+            | Or
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Shl
+            | Shr
+            | Sar
+            | Cdqe
+            | Cdq
+            | Cqo
+    )
+}
