@@ -97,6 +97,7 @@ mod tests {
         let mut tlb = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
         tlb.reset();
         tlb.spaces.kept = 1;
+        tlb.use_second_places(true);
         let mut seed = 1u64;
         let mut random = |below: u64| {
             seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);

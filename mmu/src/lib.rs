@@ -6,6 +6,7 @@
 
 mod address;
 mod audit;
+mod fetch;
 mod homes;
 mod large;
 mod physical;
@@ -17,8 +18,9 @@ mod walk;
 
 pub use address::{Frame, GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
 pub use audit::AuditError;
+pub use fetch::{FETCH_ENTRIES, FetchNews, FetchTlb};
 pub use physical::{AccessError, MAX_COPIES, MemoryConfig, MemoryError, PhysMem};
 pub use poison::{Fate, LINE_SIZE, MemoryEvent, Verdict, decide};
 pub use spaces::{SPACES, Spaces};
-pub use tlb::{FETCH_ENTRIES, FetchNews, FetchTlb, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
+pub use tlb::{SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
 pub use walk::{Mapping, PHYSICAL_BITS, PageFault, PagingRegisters, Purpose, WalkError};

@@ -6,9 +6,10 @@
 //! switches, so that is less than filling them anew.
 
 use crate::address::GuestPhys;
+use crate::fetch::FetchEntry;
 use crate::homes::Hash;
 use crate::large::LargeRegions;
-use crate::tlb::{FetchEntry, TlbEntry};
+use crate::tlb::TlbEntry;
 
 /// Spaces that are kept besides the current one.
 pub const SPACES: usize = 8;

@@ -7,8 +7,13 @@
 //! the address chose the entry. Emitted code may try another entry than that: the page is none
 //! that a canonical address can be in, and with an addend the host's address is not canonical
 //! either. The host processor then refuses the access, as the guest's has to.
+//!
+//! A page's place follows from its address. An entry that another page's would overwrite moves to a
+//! second place, where it may overwrite only one that has moved itself. Slow paths look there before
+//! they walk, so two pages that share a place do not cost a walk in each turn.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+use crate::fetch::{FETCH_ENTRIES, FetchNews, FetchTlb};
 use crate::homes::{Hash, Homes};
 use crate::large::LargeRegions;
 use crate::physical::PhysMem;
@@ -18,8 +23,11 @@ use crate::walk::Mapping;
 
 /// Entries in one [`Tlb`].
 pub const TLB_ENTRIES: usize = 16384;
-/// Entries in one [`FetchTlb`].
-pub const FETCH_ENTRIES: usize = 1024;
+/// The second place of a page's entry: its number, exclusive or its number shifted by so many bits...
+pub const SECOND_SHIFT: u32 = TLB_ENTRIES.trailing_zeros();
+/// ... exclusive or this, modulo [`TLB_ENTRIES`]. It is another place than the first for pages below
+/// `1 << SECOND_SHIFT` also.
+pub const SECOND_TURN: u64 = 0x1555;
 
 /// One translation, 32 bytes.
 #[derive(Clone, Copy)]
@@ -92,27 +100,10 @@ pub struct Tlb {
     large: LargeRegions,
     /// The protection keys that entries may have, a bit each.
     keys: u16,
+    /// Whether entries move to their second places.
+    second_places: bool,
     /// Where entries are by their guest-physical page: every one that is not empty.
     homes: Homes,
-}
-
-/// One fetch translation: where code at a linear page is.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct FetchEntry {
-    /// Linear page number, or all ones.
-    pub page: u64,
-    /// Guest-physical page address; bit 0 is set for a global page.
-    pub physical: u64,
-}
-
-/// Fetch translations of one privilege.
-#[repr(C)]
-pub struct FetchTlb {
-    entries: [FetchEntry; FETCH_ENTRIES],
-    /// Entries that are not of global pages.
-    local: Used<{ FETCH_ENTRIES / 64 }>,
-    large: LargeRegions,
 }
 
 /// Which set of data translations an access uses.
@@ -140,6 +131,16 @@ pub struct TlbSet {
     pub spaces: Spaces,
     /// How often translations to a page were dropped because its frame or rights changed.
     pub forgotten: u64,
+}
+
+/// Where the entry of a page stands.
+const fn first_place(page_number: u64) -> usize {
+    page_number as usize % TLB_ENTRIES
+}
+
+/// Where it may stand when another page's is in its first place.
+const fn second_place(page_number: u64) -> usize {
+    first_place(page_number ^ page_number >> SECOND_SHIFT ^ SECOND_TURN)
 }
 
 const fn empty_tag(index: usize) -> u64 {
@@ -211,6 +212,46 @@ impl Tlb {
         }
     }
 
+    /// The entry at an index is about to be overwritten by one of another page.
+    fn move_away(&mut self, index: usize) {
+        let entry = self.entries[index];
+        let page = entry.read_tag >> PAGE_SHIFT;
+        if entry.physical == u64::MAX || first_place(page) != index {
+            return;
+        }
+        let second = second_place(page);
+        let other = &self.entries[second];
+        let free =
+            other.physical == u64::MAX || first_place(other.read_tag >> PAGE_SHIFT) != second;
+        if second == index || !free {
+            return;
+        }
+        self.mark_used(second, entry.physical & GLOBAL != 0);
+        let writable = entry.write_tag == entry.read_tag;
+        let write_tag = if writable {
+            entry.write_tag
+        } else {
+            empty_tag(second)
+        };
+        self.put(second, TlbEntry { write_tag, ..entry });
+    }
+
+    fn mark_used(&mut self, index: usize, global: bool) {
+        let kind = if global { GLOBALS } else { LOCALS };
+        self.used[kind].add(index);
+        self.used[kind ^ 1].remove(index);
+    }
+
+    /// Drops the entry of a page that is not part of a larger one.
+    fn forget_page(&mut self, address: Linear) {
+        let page = address.page_number();
+        for index in [first_place(page), second_place(page)] {
+            if self.entries[index].read_tag == address.0 & PAGE {
+                self.clear(index);
+            }
+        }
+    }
+
     /// Puts an entry where none is in the way.
     fn put(&mut self, index: usize, entry: TlbEntry) {
         self.entries[index] = entry;
@@ -254,7 +295,7 @@ impl Tlb {
     /// The entry for an address, whatever it holds.
     #[inline]
     pub fn entry(&self, address: Linear) -> &TlbEntry {
-        &self.entries[address.page_number() as usize % TLB_ENTRIES]
+        &self.entries[first_place(address.page_number())]
     }
 
     /// Reads 1, 2, 4 or 8 bytes if the entry allows.
@@ -314,10 +355,11 @@ impl Tlb {
         let Some(direct) = mem.direct(mapping.physical, mapping.write_ready) else {
             return false;
         };
-        let index = address.page_number() as usize % TLB_ENTRIES;
-        let kind = if mapping.global { GLOBALS } else { LOCALS };
-        self.used[kind].add(index);
-        self.used[kind ^ 1].remove(index);
+        let index = first_place(address.page_number());
+        if self.second_places && self.entries[index].read_tag != page {
+            self.move_away(index);
+        }
+        self.mark_used(index, mapping.global);
         self.large.add(address, mapping);
         let writable = direct.writable && mapping.write_ready;
         let entry = TlbEntry {
@@ -328,106 +370,6 @@ impl Tlb {
         };
         self.put(index, entry);
         !write || writable
-    }
-}
-
-impl FetchTlb {
-    /// The guest-physical address of code, if it is known.
-    #[inline]
-    pub fn lookup(&self, address: Linear) -> Option<GuestPhys> {
-        let entry = &self.entries[address.page_number() as usize % FETCH_ENTRIES];
-        (entry.page == address.page_number())
-            .then(|| GuestPhys((entry.physical & !1) | address.page_offset() as u64))
-    }
-
-    /// Remembers where a page of code is.
-    pub fn fill(&mut self, address: Linear, mapping: &Mapping) {
-        self.large.add(address, mapping);
-        let index = address.page_number() as usize % FETCH_ENTRIES;
-        if mapping.global {
-            self.local.remove(index);
-        } else {
-            self.local.add(index);
-        }
-        self.entries[index] = FetchEntry {
-            page: address.page_number(),
-            physical: mapping.physical.page().0 | u64::from(mapping.global),
-        };
-    }
-
-    fn flush(&mut self, global: bool) {
-        if global {
-            for entry in &mut self.entries {
-                entry.page = u64::MAX;
-            }
-            self.local = Used::NONE;
-            self.large = LargeRegions::NONE;
-        } else {
-            self.leave(|_, _| {});
-        }
-    }
-
-    /// Drops what is not global, after a last look at it.
-    fn leave(&mut self, mut last: impl FnMut(usize, FetchEntry)) {
-        let entries = &mut self.entries;
-        self.local.take(|index| {
-            if entries[index].page != u64::MAX {
-                last(index, entries[index]);
-                entries[index].page = u64::MAX;
-            }
-        });
-    }
-
-    /// Takes back what was dropped, unless a global page has taken its place.
-    fn take_back(&mut self, index: usize, entry: FetchEntry) {
-        if self.entries[index].page == u64::MAX {
-            self.entries[index] = entry;
-            self.local.add(index);
-        }
-    }
-
-    /// Whether every translation here survives a flush that spares global pages.
-    fn all_global(&self) -> bool {
-        self.local.is_empty()
-    }
-}
-
-/// Fetch translations that were dropped since somebody last looked: what is derived from them
-/// has to go too.
-#[derive(Clone, Copy, Default, Debug)]
-#[repr(C)]
-pub struct FetchNews {
-    /// All of the supervisor's.
-    pub supervisor: bool,
-    /// All of the user's.
-    pub user: bool,
-    /// These linear page numbers, if `count` is at most their number.
-    pub pages: [u64; 8],
-    /// Pages dropped one by one.
-    pub count: u32,
-    /// The user's were not dropped, but kept as this list plus 1; 0: they were dropped.
-    pub left: u8,
-    /// The user's that were kept as this list plus 1 are back; 0: none are.
-    pub entered: u8,
-}
-
-impl FetchNews {
-    /// Whether nothing was dropped.
-    pub fn is_empty(&self) -> bool {
-        !self.supervisor && !self.user && self.count == 0
-    }
-
-    fn add(&mut self, page: u64) {
-        match self.pages.get_mut(self.count as usize) {
-            Some(slot) => {
-                *slot = page;
-                self.count += 1;
-            }
-            None => {
-                self.supervisor = true;
-                self.user = true;
-            }
-        }
     }
 }
 
@@ -445,6 +387,13 @@ impl TlbSet {
         }
         for fetch in &mut self.fetch {
             fetch.flush(true);
+        }
+    }
+
+    /// Lets entries move to their second places, or not.
+    pub fn use_second_places(&mut self, second_places: bool) {
+        for tlb in &mut self.data {
+            tlb.second_places = second_places;
         }
     }
 
@@ -530,10 +479,7 @@ impl TlbSet {
             if tlb.large.may_hold(address) {
                 tlb.flush(true);
             } else {
-                let index = address.page_number() as usize % TLB_ENTRIES;
-                if tlb.entries[index].read_tag == address.0 & !(PAGE_SIZE - 1) {
-                    tlb.clear(index);
-                }
+                tlb.forget_page(address);
             }
         }
         let [supervisor, user] = &mut self.fetch;
@@ -576,6 +522,7 @@ impl TlbSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MemoryConfig;
 
     /// The upper 17 bits of a canonical address are alike.
     fn is_canonical(address: u64) -> bool {
@@ -594,12 +541,86 @@ mod tests {
         ];
         for index in 0..TLB_ENTRIES {
             let tag = empty_tag(index);
-            assert_ne!((tag >> PAGE_SHIFT) as usize % TLB_ENTRIES, index);
+            assert_ne!(first_place(tag >> PAGE_SHIFT), index);
+            assert_ne!(second_place(tag >> PAGE_SHIFT), index);
             assert!(!is_canonical(tag), "{tag:#x}");
             for addend in addends {
                 let host = tag.wrapping_add(addend);
                 assert!(!is_canonical(host), "{tag:#x} with {addend:#x}");
             }
         }
+    }
+
+    /// Pages that share places, in random order, flushed one by one and together, against a list of
+    /// what was filled: nothing is found that was flushed, and nothing with more rights than it has.
+    #[test]
+    fn moved_entries_go_with_their_pages() {
+        let config = MemoryConfig {
+            ram_bytes: 1 << 20,
+            copies: 1,
+            legacy_hole: false,
+        };
+        let mut mem = PhysMem::new(&config).expect("a megabyte of address space");
+        // SAFETY: a TLB set is plain numbers, and `reset` accepts any of them.
+        let mut set = unsafe { Box::<TlbSet>::new_zeroed().assume_init() };
+        set.reset();
+        set.use_second_places(true);
+        let mut seed = 1u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        // Places 5 and 9, and what those of their pages may move to.
+        let pages: Vec<u64> = (0..8)
+            .flat_map(|turn| {
+                [5, 9, 5 ^ SECOND_TURN, 9 ^ SECOND_TURN].map(|at| at | turn << SECOND_SHIFT)
+            })
+            .collect();
+        let mut known = std::collections::HashMap::new();
+        let mut moved = 0;
+        for _ in 0..20_000 {
+            let page = pages[random(pages.len() as u64) as usize];
+            let address = Linear(page << PAGE_SHIFT);
+            match random(100) {
+                0 => {
+                    set.flush(false);
+                    known.retain(|_, &mut (_, global): &mut (bool, bool)| global);
+                }
+                1..10 => {
+                    set.flush_page(address);
+                    known.remove(&page);
+                }
+                _ => {
+                    let &mut (write_ready, global) = known
+                        .entry(page)
+                        .or_insert_with(|| (random(2) == 0, random(3) == 0));
+                    let mapping = Mapping {
+                        physical: GuestPhys(page % 200 * PAGE_SIZE),
+                        page_shift: PAGE_SHIFT,
+                        write_ready,
+                        user: true,
+                        executable: false,
+                        global,
+                        key: None,
+                    };
+                    set.data[0].fill(&mut mem, address, &mapping, false);
+                    assert_eq!(set.data[0].entry(address).read_tag, address.0);
+                }
+            }
+            for &page in &pages {
+                let address = page << PAGE_SHIFT;
+                for index in [first_place(page), second_place(page)] {
+                    let entry = &set.data[0].entries[index];
+                    if entry.read_tag == address {
+                        let &(write_ready, _) = known.get(&page).expect("a page that was flushed");
+                        assert_eq!(entry.write_tag == address, write_ready);
+                        moved += u64::from(index != first_place(page));
+                    } else {
+                        assert_ne!(entry.write_tag, address);
+                    }
+                }
+            }
+        }
+        assert!(moved > 20_000, "{moved} entries in second places");
     }
 }

@@ -137,8 +137,8 @@ pub struct CpuBlock {
     pub cpu: CpuState,
     /// The exchange.
     pub exchange: Exchange,
-    /// For supervisor and user: the mapping identifier last confirmed for each page slot.
-    pub guards: [[u32; GUARD_ENTRIES]; 2],
+    /// By [`View`]: the mapping identifier last confirmed for each page slot.
+    pub guards: [[u32; GUARD_ENTRIES]; 3],
     /// Indirect jump targets, by mode.
     pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
     /// The offset of the TLB entry that each predicting check tries.
@@ -260,8 +260,8 @@ pub(crate) mod at {
     pub const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
 
     /// The guard word of a linear page.
-    pub fn guard(user: bool, page: u64) -> i32 {
-        let table = usize::from(user) * GUARD_ENTRIES + (page as usize % GUARD_ENTRIES);
+    pub fn guard(view: View, page: u64) -> i32 {
+        let table = view as usize * GUARD_ENTRIES + (page as usize % GUARD_ENTRIES);
         (offset_of!(CpuBlock, guards) + table * 4) as i32
     }
 

@@ -27,6 +27,8 @@ pub struct EngineOptions {
     pub memory_inline: bool,
     /// Keep the TLB entries of address spaces with other process-context identifiers.
     pub pcid_tlb: bool,
+    /// Let a TLB entry whose place another page takes move to a second one.
+    pub second_places: bool,
     /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
     /// overwrites them before it reads them: in exceptions' and interrupts' frames.
     pub precise_flags: bool,
@@ -66,6 +68,7 @@ impl Default for EngineOptions {
             system_inline: true,
             memory_inline: true,
             pcid_tlb: true,
+            second_places: true,
             precise_flags: true,
             lazy_flags: true,
             prediction: Some(64),

@@ -89,6 +89,7 @@ impl Vcpu {
         region.write(CodeOffset(0), &code);
         let mut block = OwnedBlock::new();
         block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);
+        block.get_mut().tlb.use_second_places(options.second_places);
         block.set_unpredicted(region.address(trampolines.unpredicted));
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {
@@ -522,14 +523,14 @@ impl Vcpu {
         let Some(block) = self.cache.block(id) else {
             return false;
         };
-        let user = block.key.mode.has(Mode::USER);
+        let view = interpret::view(block.key.mode);
         let (code, rip) = (block.key.code, block.key.rip);
         let page = code.page(rip);
         let tables = &mut self.block.get_mut().guards;
-        self.guards.confirm(tables, user, page, block.mapping);
+        self.guards.confirm(tables, view, page, block.mapping);
         if let Some((_, mapping)) = block.second {
             let next = code.next_page(rip);
-            self.guards.confirm(tables, user, next, mapping);
+            self.guards.confirm(tables, view, next, mapping);
         }
         self.cache.touch(id);
         true

@@ -11,6 +11,7 @@ use super::moving::{Follows, Mark};
 use super::places::Places;
 use super::plain::Need;
 use crate::guest::Mode;
+use crate::interpret;
 use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
 use crate::record::recipe::{self, Recipe};
@@ -112,12 +113,12 @@ fn emit_once(
     target: Target<'_>,
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
-    let user = mode.has(Mode::USER);
-    let guard = at::guard(user, target.code.page(rip));
+    let view = interpret::view(mode);
+    let guard = at::guard(view, target.code.page(rip));
     let mapping = target.mapping as i32;
     let second = target
         .second_mapping
-        .map(|mapping| (at::guard(user, target.code.next_page(rip)), mapping as i32));
+        .map(|mapping| (at::guard(view, target.code.next_page(rip)), mapping as i32));
     let needed = liveness::needed_before(insns, exposes);
     let need = |index: usize| Need {
         before: needed[index],
@@ -631,7 +632,7 @@ impl Emitter<'_> {
         let record = self.record(UpcallKind::Interpret, index);
         self.upcall(record);
         // It may have changed what the groups' checks saw.
-        self.established = 0;
+        self.established = Default::default();
         self.near = None;
         self.flags = FlagsPlace::BOTH;
     }

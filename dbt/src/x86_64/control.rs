@@ -31,17 +31,16 @@ impl Emitter<'_> {
         let word = self.width(insn);
         let by = -(word as i32);
         let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
-        let memory = slot.host_memory();
         match insn.op0_kind() {
             OpKind::Register if insn.op0_register().is_segment_register() => {
                 let segment = insn.op0_register() as usize - Register::ES as usize;
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs movzx edi, WORD [at::selector(segment)]);
                 self.store_register(memory, T1, word)?;
             }
             OpKind::Register => {
                 let guest = number(insn.op0_register());
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 let from = match self.places.pinned(guest) {
                     Some(host) => Register::RAX + u32::from(host),
                     None => {
@@ -53,11 +52,11 @@ impl Emitter<'_> {
             }
             OpKind::Memory => {
                 let from = self.operand(insn)?;
-                self.check(index, (Place::Operand, &from), word, false, needed)?;
-                let load = self.move_load(T1, from.host_memory(), word)?;
+                let source = self.check(index, (Place::Operand, &from), word, false, needed)?;
+                let load = self.move_load(T1, source, word)?;
                 self.bytes(&load);
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
                 self.store_register(memory, T1, word)?;
                 // What executes the load may have executed the whole instruction.
@@ -66,7 +65,7 @@ impl Emitter<'_> {
             }
             _ => {
                 let value = insn.immediate(0);
-                self.check(index, (Place::Stack, &slot), word, true, needed)?;
+                let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 self.load_constant(T1, value);
                 self.store_register(memory, T1, word)?;
             }
@@ -99,12 +98,12 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let word = self.width(insn);
         let slot = Address::based(Guest::RSP, self.stack_ahead, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, false, needed)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());
         // Two bytes leave the rest of the register as it is.
         let place = self.places.pinned(guest).filter(|_| word != 2);
         let into = place.map_or(T1, |host| Register::RAX + u32::from(host));
-        let load = self.move_load(into, slot.host_memory(), word)?;
+        let load = self.move_load(into, memory, word)?;
         self.bytes(&load);
         // A POP to a part of the stack pointer changes the rest.
         if guest != Guest::RSP || word == 2 {
@@ -125,8 +124,8 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let word = self.width(insn);
         let slot = Address::based(Guest::RBP, 0, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, false, needed)?;
-        let load = self.move_load(T1, slot.host_memory(), word)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
+        let load = self.move_load(T1, memory, word)?;
         self.bytes(&load);
         self.set_stack(FRAME, word as i32);
         self.store_part(Guest::RBP, T1, word);
@@ -142,9 +141,9 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let by = std::mem::take(&mut self.stack_ahead) - word as i32;
         let slot = Address::based(Guest::RSP, by, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, true, needed)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_code_address(T1, address);
-        self.store_register(slot.host_memory(), T1, word)?;
+        self.store_register(memory, T1, word)?;
         self.move_stack(by);
         Ok(())
     }
@@ -265,9 +264,9 @@ impl Emitter<'_> {
         let word = self.width(insn);
         let ahead = std::mem::take(&mut self.stack_ahead);
         let slot = Address::based(Guest::RSP, ahead, self.target.mode);
-        self.check(index, (Place::Stack, &slot), word, false, true)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_next();
-        let load = self.move_load(T0, slot.host_memory(), word)?;
+        let load = self.move_load(T0, memory, word)?;
         self.bytes(&load);
         self.limit_target(index, word);
         let more = if insn.op_count() == 1 {
@@ -326,9 +325,9 @@ impl Emitter<'_> {
             }
         } else {
             let address = self.operand(insn)?;
-            self.check(index, (Place::Operand, &address), word, false, true)?;
+            let memory = self.check(index, (Place::Operand, &address), word, false, true)?;
             self.flags_to_next();
-            let load = self.move_load(T0, address.host_memory(), word)?;
+            let load = self.move_load(T0, memory, word)?;
             self.bytes(&load);
         }
         self.limit_target(index, word);

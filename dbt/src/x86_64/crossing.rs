@@ -7,16 +7,18 @@
 //! finds them so too, changes some, and all go back, in all copies: the rest are as they were.
 //! Both are tried where the check has failed anyway; what does not cross, or whose pages are not
 //! both in the TLB with the right tag, calls up.
+//!
+//! Before that, all slow paths look whether the page's TLB entry has moved to its second place.
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
+use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
 use super::emitter::{Emitter, Encoded};
 use crate::cache::CodeOffset;
 use crate::record::liveness;
-use crate::run::{Upcall, at};
+use crate::run::{Upcall, UpcallKind, at};
 
 /// Bytes on each side of the boundary.
 const SIDE: i32 = 32;
@@ -32,12 +34,17 @@ pub struct Crossings {
     store: [CodeOffset; 3],
     /// Called after that by a store's slow path: writes the buffer back to all copies.
     finish: CodeOffset,
+    /// By [`View`], for loads and stores: called as the upcall is, by the slow paths of accesses that
+    /// are the interpreter's if they cross.
+    second: [[CodeOffset; 2]; 3],
 }
 
 impl Crossings {
     /// Whether the 16 bytes behind a call of this code are a record.
     pub fn has_record(&self, target: CodeOffset) -> bool {
-        self.load.contains(&target) || self.store.contains(&target)
+        self.load.contains(&target)
+            || self.store.contains(&target)
+            || self.second.as_flattened().contains(&target)
     }
 }
 
@@ -100,6 +107,9 @@ impl Emitter<'_> {
         let shared = self.target.trampolines.crossings;
         let view = crate::interpret::view(self.target.mode) as usize;
         match crossing {
+            Crossing::Never if record.kind == UpcallKind::Memory => {
+                self.call_with(shared.second[view][usize::from(record.write)], record);
+            }
             Crossing::Never => self.upcall(record),
             Crossing::Load => {
                 self.call_with(shared.load[view], record);
@@ -132,7 +142,74 @@ pub(super) fn emit(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride:
         load: views.map(|view| emit_access(ops, view, false)),
         store: views.map(|view| emit_access(ops, view, true)),
         finish: emit_finish(ops, copies, stride),
+        second: views.map(|view| {
+            [false, true].map(|write| {
+                let start = here(ops);
+                look_in_second_place(ops, view, write);
+                call_up(ops);
+                start
+            })
+        }),
     }
+}
+
+/// T0 has the linear address, and a record is behind the call: goes on where that says if the page's
+/// entry is in its second place. Else the record's address is in T2, and RAX, RCX and RDX have been put
+/// away. An empty entry matches no address that chooses it.
+fn look_in_second_place(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) {
+    let tag = at::tlb(view) + if write { at::WRITE_TAG } else { at::READ_TAG };
+    let addend = at::tlb(view) + at::ADDEND;
+    let page = PAGE_SIZE as i32;
+    dynasm!(ops
+        ; .arch x64
+        ; pop r8
+        ; gs mov [at::CROSSING], rax
+        ; gs mov [at::CROSSING + 8], rcx
+        ; gs mov [at::CROSSING + 16], rdx
+        ; mov rdi, rsi
+        ; shr rdi, PAGE_SHIFT as i8
+        ; mov rax, rdi
+        ; shr rax, SECOND_SHIFT as i8
+        ; xor edi, eax
+        ; xor edi, SECOND_TURN as i32
+        ; and edi, TLB_ENTRIES as i32 - 1
+        ; shl edi, 5
+        ; mov rax, rsi
+        ; gs xor rax, [rdi + tag]
+        ; cmp rax, page
+        ; jae >elsewhere
+        ; movzx ecx, WORD [r8 + Upcall::SIZE]
+        ; add ecx, eax
+        ; cmp ecx, page
+        ; ja >elsewhere
+        // Some checks want the addend.
+        ; xor ecx, ecx
+        ; cmp BYTE [r8 + Upcall::WANTS_ADDEND], 0
+        ; cmove rcx, rsi
+        ; gs mov rsi, [rdi + addend]
+        ; add rsi, rcx
+        ; mov edi, [r8 + Upcall::EXTRA]
+        ; lea rax, [->region]
+        ; add rdi, rax
+        ; gs mov rax, [at::CROSSING]
+        ; gs mov rcx, [at::CROSSING + 8]
+        // The host predicts returns: it has seen a call.
+        ; push rdi
+        ; ret
+        ; elsewhere:
+    );
+}
+
+/// What has been put away comes back, and the upcall has its record.
+fn call_up(ops: &mut VecAssembler<X64Relocation>) {
+    dynasm!(ops
+        ; .arch x64
+        ; gs mov rax, [at::CROSSING]
+        ; gs mov rcx, [at::CROSSING + 8]
+        ; gs mov rdx, [at::CROSSING + 16]
+        ; push r8
+        ; jmp ->upcall
+    );
 }
 
 /// T0 has the linear address, and a record is behind the call. Only T1 and T2 are free: others are
@@ -143,12 +220,9 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
     let addend = at::tlb(view) + at::ADDEND;
     let mask = ((TLB_ENTRIES - 1) * 32) as i32;
     let page = PAGE_SIZE as i32;
+    look_in_second_place(ops, view, write);
     dynasm!(ops
         ; .arch x64
-        ; pop r8
-        ; gs mov [at::CROSSING], rax
-        ; gs mov [at::CROSSING + 8], rcx
-        ; gs mov [at::CROSSING + 16], rdx
         // RCX: bytes up to the boundary. Fewer than the access has?
         ; mov ecx, esi
         ; or ecx, page - 1
@@ -230,12 +304,8 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
         ; push rdi
         ; ret
         ; miss:
-        ; gs mov rax, [at::CROSSING]
-        ; gs mov rcx, [at::CROSSING + 8]
-        ; gs mov rdx, [at::CROSSING + 16]
-        ; push r8
-        ; jmp ->upcall
     );
+    call_up(ops);
     start
 }
 

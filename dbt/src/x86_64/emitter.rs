@@ -19,7 +19,7 @@ use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
-use crate::record::grouping::Groups;
+use crate::record::grouping::{GROUPS, Groups};
 use crate::record::recipe::Recipe;
 use crate::run::{Strayed, Upcall, UpcallKind, at};
 
@@ -213,12 +213,20 @@ impl Default for Workshop {
     }
 }
 
+/// What leads to the accesses of a group that has been checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// The addend from linear addresses to host addresses.
+    Addend,
+    /// The host address of this address in the group's coordinate.
+    Host(i64),
+}
+
 /// What an access of a group has left in T0.
 #[derive(Clone, Copy)]
 pub(super) struct Near {
     pub group: usize,
-    /// The address in the group's coordinate whose host address it is; `None`: it is the addend.
-    pub displacement: Option<i64>,
+    pub held: Held,
 }
 
 /// Emits one block.
@@ -253,8 +261,8 @@ pub struct Emitter<'a> {
     pub(super) stashes: u64,
     /// Accesses that share a check.
     pub(super) groups: Groups,
-    /// Bit i: the slot of group i holds its addend.
-    pub(super) established: u8,
+    /// What the slot of each group holds, once it has been checked.
+    pub(super) established: [Option<Held>; GROUPS],
     /// What T0 holds for further accesses of a group.
     pub(super) near: Option<Near>,
     /// What the guest's stack pointer has yet to move by: see [`Emitter::pass_stack`].
@@ -316,7 +324,7 @@ impl<'a> Emitter<'a> {
             stashed: None,
             stashes: 0,
             groups: Groups::default(),
-            established: 0,
+            established: [None; GROUPS],
             near: None,
             stack_ahead: 0,
             keeps_t0: false,

@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Near, Stub, Unencodable};
+use super::emitter::{Emitter, Encoded, Held, Near, Stub, Unencodable};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
 use super::prediction::Site;
@@ -94,8 +94,33 @@ impl Emitter<'_> {
         self.encode(&lea)
     }
 
-    /// Emits the translation of an access of `size` bytes: afterwards the operand is at
-    /// `address.host_memory()`. On a miss, or where the page needs the doors, the slow path
+    /// Where the operand of an access will be on the host once [`Emitter::check`] has emitted its
+    /// translation.
+    pub(super) fn host_memory(
+        &self,
+        insn: usize,
+        (place, address): (Place, &Address),
+    ) -> HostMemory {
+        let Some((member, _)) = self.groups.of(insn, place) else {
+            return address.host_memory();
+        };
+        match self
+            .held(member)
+            .unwrap_or_else(|| first_held(member, address))
+        {
+            Held::Addend => address.host_memory(),
+            Held::Host(held) => HostMemory::AT_T0.further((member.displacement - held) as i32),
+        }
+    }
+
+    /// What T0 or the slot of a group holds, if it has been checked.
+    fn held(&self, member: Member) -> Option<Held> {
+        let near = self.near.filter(|near| near.group == member.group);
+        near.map_or(self.established[member.group], |near| Some(near.held))
+    }
+
+    /// Emits the translation of an access of `size` bytes: afterwards the operand is where
+    /// [`Emitter::host_memory`] said. On a miss, or where the page needs the doors, the slow path
     /// fills the TLB and resumes, or executes the whole instruction and goes on behind it.
     /// `needed`: the guest's flags must survive.
     pub(super) fn check(
@@ -105,10 +130,11 @@ impl Emitter<'_> {
         size: u32,
         write: bool,
         needed: bool,
-    ) -> Result<(), Unencodable> {
+    ) -> Result<HostMemory, Unencodable> {
+        let memory = self.host_memory(insn, at);
         self.check_access(insn, at, size, write, needed)?;
         self.keep_flags();
-        Ok(())
+        Ok(memory)
     }
 
     fn check_access(
@@ -120,17 +146,13 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         if let Some((member, group)) = self.groups.of(insn, place) {
-            if self.established >> member.group & 1 != 0 {
-                self.reuse(member, address)?;
-            } else {
-                self.check_group(insn, (place, address), member, group, needed)?;
-            }
+            let held = match self.held(member) {
+                Some(held) => self.reuse(member, address, held)?,
+                None => self.check_group(insn, (place, address), member, group, needed)?,
+            };
             self.near = Some(Near {
                 group: member.group,
-                displacement: match address.simple_base() {
-                    Some(_) => None,
-                    None => Some(member.displacement),
-                },
+                held,
             })
             .filter(|_| self.keeps_t0 && self.may_skip != Some(insn));
             return Ok(());
@@ -171,7 +193,7 @@ impl Emitter<'_> {
             self.address_to_compare(base, displacement);
             self.tlb_index(T2, site);
             self.compare_tag(tag, limit, stub);
-            self.load_addend(T0, addend);
+            self.load_addend(addend);
         } else {
             if address.limited {
                 self.limited_linear(insn, address, size, write)?;
@@ -224,12 +246,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// Loads the addend of the TLB entry whose offset is in T1.
-    fn load_addend(&mut self, into: Register, addend: i32) {
-        let into = Self::scratch(into);
+    /// Loads the addend of the TLB entry whose offset is in T1 into T0.
+    fn load_addend(&mut self, addend: i32) {
         match i8::try_from(addend) {
-            Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [BYTE rdi + addend]),
-            Err(_) => dynasm!(self.ops ; .arch x64 ; gs mov Rq(into), [rdi + addend]),
+            Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [BYTE rdi + addend]),
+            Err(_) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + addend]),
         }
     }
 
@@ -275,8 +296,9 @@ impl Emitter<'_> {
         entry
     }
 
-    /// The first check of a group: covers all that its members touch, with all their rights,
-    /// and keeps the addend. Where it fails, the rest of the block runs in code without groups.
+    /// The first check of a group: covers all that its members touch, with all their rights, and
+    /// keeps what leads to the others, which is returned. Where it fails, the rest of the block runs
+    /// in code without groups.
     fn check_group(
         &mut self,
         insn: usize,
@@ -284,7 +306,7 @@ impl Emitter<'_> {
         member: Member,
         group: Group,
         needed: bool,
-    ) -> Result<(), Unencodable> {
+    ) -> Result<Held, Unencodable> {
         let tlb = at::tlb(view(self.target.mode));
         let right = if group.write {
             at::WRITE_TAG
@@ -304,9 +326,8 @@ impl Emitter<'_> {
         let stub = self.ungroup(insn);
         if let Some(constant) = constant {
             let entry = self.compare_constant(address, constant, tag, stub);
-            dynasm!(self.ops ; .arch x64 ; gs mov rdi, [entry + addend]);
+            dynasm!(self.ops ; .arch x64 ; gs add rsi, [entry + addend]);
             self.mark_relative(address, Follows::Entry);
-            dynasm!(self.ops ; .arch x64 ; gs mov [slot], rdi ; add rsi, rdi);
         } else {
             let (base, displacement) = match simple {
                 Some(base) => (base, address.displacement as i32 + below),
@@ -317,53 +338,44 @@ impl Emitter<'_> {
             self.address_to_compare(base, displacement);
             self.tlb_index(T2, site);
             self.compare_tag(tag, limit, stub);
-            if simple.is_some() {
-                self.load_addend(T0, addend);
-                dynasm!(self.ops ; .arch x64 ; gs mov [slot], rsi);
-            } else {
-                self.load_addend(T1, addend);
-                dynasm!(self.ops
-                    ; .arch x64
-                    ; gs mov [slot], rdi
-                    ; add rsi, rdi
-                );
+            match simple {
+                Some(_) => self.load_addend(addend),
+                None => self.add_addend(addend),
             }
         }
+        dynasm!(self.ops ; .arch x64 ; gs mov [slot], rsi);
+        let held = first_held(member, address);
         // Whoever comes here by way of the slow path of this instruction's other access has not
         // seen this check.
         if self.may_skip != Some(insn) {
-            self.established |= 1 << member.group;
+            self.established[member.group] = Some(held);
         }
-        Ok(())
+        Ok(held)
     }
 
-    /// The memory operand of an instruction in host memory, if T0 already leads there.
-    pub(super) fn nearby(&self, insn: usize) -> Option<HostMemory> {
-        let (member, _) = self.groups.of(insn, Place::Operand)?;
-        let near = self.near.filter(|near| near.group == member.group)?;
-        Some(HostMemory::AT_T0.further((member.displacement - near.displacement?) as i32))
-    }
-
-    /// A later access of a group: the addend is in its slot. Leaves the flags alone.
-    fn reuse(&mut self, member: Member, address: &Address) -> Result<(), Unencodable> {
+    /// A later access of a group, of which T0 or the slot holds this. Leaves the flags alone. Returns
+    /// what T0 holds then.
+    fn reuse(
+        &mut self,
+        member: Member,
+        address: &Address,
+        held: Held,
+    ) -> Result<Held, Unencodable> {
         let slot = at::group(member.group);
-        if address.simple_base().is_some() {
-            if let Some(near) = self.near
-                && near.group == member.group
-                && near.displacement.is_none()
-            {
-                return Ok(());
-            }
-            dynasm!(self.ops ; .arch x64 ; gs mov rsi, [slot]);
-        } else {
+        let near = self.near.is_some_and(|near| near.group == member.group);
+        if held == Held::Addend && address.simple_base().is_none() {
             self.linear(address)?;
             dynasm!(self.ops
                 ; .arch x64
                 ; gs mov rdi, [slot]
                 ; lea rsi, [rsi + rdi]
             );
+            return Ok(Held::Host(member.displacement));
         }
-        Ok(())
+        if !near {
+            dynasm!(self.ops ; .arch x64 ; gs mov rsi, [slot]);
+        }
+        Ok(held)
     }
 
     /// The doubled store: `emit` writes one copy; it is called for the mirrors first, then for
@@ -456,5 +468,15 @@ impl Emitter<'_> {
             emitter.bytes(&bytes);
             Ok(())
         })
+    }
+}
+
+/// What the first access of a group leaves in T0 and in its slot. With a base register alone the operand
+/// takes the addend, so that the access need not wait for a sum; any other address has been added up
+/// already, and no later one is.
+fn first_held(member: Member, address: &Address) -> Held {
+    match address.simple_base() {
+        Some(_) => Held::Addend,
+        None => Held::Host(member.displacement),
     }
 }

@@ -160,7 +160,7 @@ impl Move {
             let code = &mut code[section];
             match follows {
                 Follows::Guard => {
-                    write(code, end - 4, at::guard(true, self.rip >> 12) as u32);
+                    write(code, end - 4, at::guard(View::User, self.rip >> 12) as u32);
                     write(code, end, self.mapping);
                 }
                 Follows::Address => add(code, [end - 4, end], self.distance),

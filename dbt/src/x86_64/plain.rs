@@ -151,8 +151,8 @@ impl Emitter<'_> {
         need: Need,
     ) -> Result<(), Unencodable> {
         let address = self.operand(insn)?;
-        let nearby = self.nearby(index);
-        let memory = nearby.unwrap_or_else(|| address.host_memory());
+        let at = (Place::Operand, &address);
+        let memory = self.host_memory(index, at);
         let size = insn.memory_size().size() as u32;
         let stash = match operand {
             Operand::Read => Recipe::with_memory(insn),
@@ -206,14 +206,9 @@ impl Emitter<'_> {
                 behind,
             };
         }
-        if nearby.is_some() {
-            self.keep_flags();
-        } else {
-            self.may_predict = true;
-            let at = (Place::Operand, &address);
-            self.check(index, at, size, write, need.before != 0)?;
-            self.may_predict = false;
-        }
+        self.may_predict = true;
+        self.check(index, at, size, write, need.before != 0)?;
+        self.may_predict = false;
         self.crossing_store = Crossing::Never;
         if need.in_host(insn) {
             self.restore_flags();

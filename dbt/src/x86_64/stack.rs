@@ -51,7 +51,7 @@ impl Emitter<'_> {
 
     fn stack_established(&self, index: usize) -> bool {
         let member = self.groups.of(index, Place::Stack);
-        member.is_some_and(|(member, _)| self.established >> member.group & 1 != 0)
+        member.is_some_and(|(member, _)| self.established[member.group].is_some())
     }
 
     /// Whether an instruction neither looks at the guest's stack pointer, other than by way of

@@ -85,10 +85,10 @@ impl Emitter<'_> {
     pub(super) fn push_flags(&mut self, index: usize) -> Result<(), Unencodable> {
         let slot = Address::based(Guest::RSP, -8, self.target.mode);
         // All flags are needed: this instruction reads them.
-        self.check(index, (Place::Stack, &slot), 8, true, true)?;
+        let memory = self.check(index, (Place::Stack, &slot), 8, true, true)?;
         self.flags_to_saved();
         self.flags_image(!(flags::RF | flags::VM));
-        self.store_register(slot.host_memory(), T1, 8)?;
+        self.store_register(memory, T1, 8)?;
         dynasm!(self.ops ; .arch x64 ; lea r11, [r11 - 8]);
         Ok(())
     }

@@ -17,6 +17,7 @@ mod places;
 mod precise;
 mod program;
 mod reference;
+mod second_places;
 mod strings;
 mod tables;
 mod traces;
@@ -61,6 +62,7 @@ fn switches(copies: usize) -> EngineOptions {
         memory_inline: copies != 4,
         large_code: copies != 3,
         pcid_tlb: copies < 3,
+        second_places: copies != 4,
         returns: copies.is_multiple_of(2),
         traces,
         cold,

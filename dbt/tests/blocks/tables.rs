@@ -32,6 +32,11 @@ pub const STAR: u64 = (0x08 << 32) | (0x1b << 48);
 pub const SOFTWARE: u8 = 0x21;
 pub const HARDWARE: u8 = 0x20;
 
+/// In long mode all that is mapped is there again at multiples of this distance, which is what TLBs
+/// index by, below `ALIASES` times it.
+pub const ALIAS: u64 = 64 << 20;
+pub const ALIASES: u64 = 8;
+
 /// Software's bit in page-table entries: a fault on the page makes it present.
 const ON_DEMAND: u64 = 1 << 10;
 
@@ -113,6 +118,11 @@ pub fn write(machine: &mut Machine, program: &Program) {
             for level in 0..3 {
                 let table = root + level * PAGE;
                 machine.write_uint(table, 8, (table + PAGE) | 7);
+            }
+            let directory = root + 2 * PAGE;
+            for alias in 1..ALIASES {
+                let entry = directory + alias * (ALIAS >> 21) * 8;
+                machine.write_uint(entry, 8, (directory + PAGE) | 7);
             }
         }
     } else {

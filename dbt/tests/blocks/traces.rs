@@ -30,8 +30,12 @@ fn work(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
                 a.pop(rsi)?;
             }
             8 => {
+                // A group whose first address is a sum, some of whose registers change.
                 a.movzx(esi, dl)?;
                 a.add(r12d, dword_ptr(rdi + rsi * 4))?;
+                a.mov(r9, qword_ptr(rdi + rsi * 4 + 8))?;
+                a.add(rsi, 3)?;
+                a.mov(dword_ptr(rdi + rsi * 4 + 16), r12d)?;
             }
             _ => a.inc(r14d)?,
         }

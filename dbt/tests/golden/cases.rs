@@ -160,6 +160,16 @@ fn structure(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.xor(eax, eax)
 }
 
+fn neighbours(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(eax, dword_ptr(rbx + rcx * 4))?;
+    a.lea(rdx, ptr(rax + rax * 2))?;
+    a.add(rcx, 1)?;
+    a.mov(dword_ptr(rsi), edx)?;
+    a.mov(dword_ptr(rbx + rcx * 4), eax)?;
+    a.mov(edx, dword_ptr(rbx + rcx * 4 + 4))?;
+    a.xor(eax, eax)
+}
+
 /// The files and what is in them. Flags that matter at a block's end would be saved around each
 /// check; an operation that overwrites them stands behind the instruction in question.
 pub const GROUPS: &[(&str, &[Case])] = &[
@@ -324,6 +334,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
         &[
             Case::new("a structure's fields", structure),
             Case::new("a structure's fields", structure).without_groups(),
+            Case::new("elements that are near each other", neighbours),
             Case::new("a copying loop", copy_loop),
             Case::new("a copying loop as a trace of two rounds", copy_loop).rounds(2),
             Case::new("a copying loop as a trace of two rounds", copy_loop)

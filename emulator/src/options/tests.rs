@@ -146,6 +146,7 @@ fn optimisations_have_switches() {
             && usual.memory_inline
             && usual.large_code
             && usual.pcid_tlb
+            && usual.second_places
             && usual.returns
             && usual.precise_flags
             && usual.lazy_flags
@@ -159,7 +160,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -167,6 +168,7 @@ fn optimisations_have_switches() {
             && !off.memory_inline
             && !off.large_code
             && !off.pcid_tlb
+            && !off.second_places
             && !off.returns
             && !off.precise_flags
             && !off.lazy_flags

@@ -234,6 +234,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "second-places=on|off",
+        help: "a TLB entry whose place another page takes moves to a second one",
+        set: |engine, text| {
+            engine.second_places = switch("second-places", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "precise-flags=on|off",
         help: "flags are right in frames of exceptions even where the code has no use for them",
         set: |engine, text| {
