@@ -141,6 +141,11 @@ impl Machine {
         outcome.map(|()| state)
     }
 
+    /// Blocks that were translated.
+    pub fn translated(&self) -> u64 {
+        self.vcpu.statistics().translated
+    }
+
     /// The first byte of memory that is not zero; all is cleared.
     pub fn stray_byte(&mut self) -> Option<u32> {
         let mut bytes = vec![0; RAM as usize];
