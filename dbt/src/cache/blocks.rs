@@ -125,6 +125,8 @@ pub struct Block {
     pub insn_starts: Arc<[u32]>,
     /// Entry for direct jumps that bring their flags in EFLAGS only.
     pub saving_entry: CodeOffset,
+    /// Likewise, for jumps forward within the page: nothing to confirm.
+    pub saving_forward: CodeOffset,
     /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
     pub lost: Option<u16>,
     /// Recipes for flags that are nowhere else, by instruction.
@@ -408,6 +410,7 @@ impl BlockCache {
                     target.return_entry
                 }
                 ExitFlags::Arrived | ExitFlags::Sealed => target.indirect_entry,
+                _ if entry == target.entry => target.saving_forward,
                 _ => target.saving_entry,
             };
         }
@@ -561,6 +564,7 @@ impl BlockCache {
             return_entry: at(emitted.return_entry),
             insn_starts: std::mem::take(&mut emitted.insn_starts).into(),
             saving_entry: at(emitted.saving_entry),
+            saving_forward: at(emitted.saving_forward),
             lost: emitted.lost,
             recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
             stashes: emitted.stashes,

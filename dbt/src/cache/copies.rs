@@ -99,6 +99,7 @@ impl BlockCache {
             return_entry: place(block.return_entry),
             insn_starts: block.insn_starts.clone(),
             saving_entry: place(block.saving_entry),
+            saving_forward: place(block.saving_forward),
             lost: block.lost,
             recipes: block.recipes.clone(),
             stashes: block.stashes,

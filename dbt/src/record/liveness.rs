@@ -143,6 +143,7 @@ pub fn lost_at_entry(
     (precise, lazy): (bool, bool),
 ) -> Option<u16> {
     let (mut changed_so_far, mut before_exposure) = (0, 0);
+    let mut checks = false;
     for (index, class) in classes.iter().enumerate() {
         if exposes >> index & 1 != 0 {
             before_exposure = changed_so_far;
@@ -154,17 +155,27 @@ pub fn lost_at_entry(
             _ if in_host >> index & 1 != 0 => return None,
             Kind::Plain(_) if changed(&insns[index]) != 0 => return Some(before_exposure),
             kind if !last && leaves_alone(kind) => {}
-            Kind::Jump | Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect
-                if lazy =>
-            {
+            // Without a check they would stay in EFLAGS all the time.
+            Kind::Jump if lazy && checks => return Some(u16::MAX),
+            Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect if lazy => {
                 return Some(u16::MAX);
             }
             // The rest reads the flags, passes them on, or wants them saved.
             _ => return None,
         }
         changed_so_far |= class.writes;
+        checks |= spoils(class.kind);
     }
     None
+}
+
+/// Whether instructions of a kind check an access to memory, which spoils EFLAGS.
+fn spoils(kind: Kind) -> bool {
+    match kind {
+        Kind::Plain(operand) => operand != Operand::None,
+        Kind::Push | Kind::Pop | Kind::Leave => true,
+        _ => false,
+    }
 }
 
 /// Whether instructions of a kind that neither need the flags in EFLAGS nor change them leave them

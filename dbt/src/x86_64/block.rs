@@ -42,6 +42,8 @@ pub struct Emitted {
     pub vectors: bool,
     /// Entry for direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
     pub saving_entry: u32,
+    /// Likewise, for jumps forward within the page.
+    pub saving_forward: u32,
     /// The block does not need the flags in EFLAGS: a recipe in the place of saved ones will do
     /// that needs none of these registers, a bit each.
     pub lost: Option<u16>,
@@ -257,12 +259,16 @@ fn emit_once(
     }
     // Further entries, out of line.
     let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
-    let mut return_entry = entry;
+    let (mut return_entry, mut saving_forward) = (entry, entry);
     if arriving.arrived {
-        saving_entry = emitter.here();
-        emitter.flags = FlagsPlace::HOST;
-        emitter.save_flags();
-        dynasm!(emitter.ops ; .arch x64 ; jmp =>guarded_label);
+        let mut saving = |label| {
+            let start = emitter.here();
+            emitter.flags = FlagsPlace::HOST;
+            emitter.save_flags();
+            dynasm!(emitter.ops ; .arch x64 ; jmp =>label);
+            start
+        };
+        (saving_entry, saving_forward) = (saving(guarded_label), saving(entry_label));
     } else {
         (indirect_entry, return_entry) =
             emitter.indirect_entry(guard, mapping, entry_label, arriving);
@@ -281,6 +287,7 @@ fn emit_once(
         indirect_entry,
         return_entry,
         saving_entry,
+        saving_forward,
         exits: finished.exits,
         insn_starts: finished.insn_starts,
         sites,

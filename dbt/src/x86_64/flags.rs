@@ -130,11 +130,9 @@ impl Effect {
                     | Kind::SystemReturn
                     | Kind::InterruptReturn
             ),
-            passes_on: lazy
-                && matches!(
-                    class.kind,
-                    Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect
-                ),
+            // The targets of indirect jumps, in interpreters, want the flags more often than callers
+            // and functions do.
+            passes_on: lazy && matches!(class.kind, Kind::Call | Kind::Return | Kind::CallIndirect),
             leaves_alone: liveness::leaves_alone(class.kind),
         }
     }

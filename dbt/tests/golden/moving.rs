@@ -115,6 +115,7 @@ fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &T
             block.indirect_entry,
             block.return_entry,
             block.saving_entry,
+            block.saving_forward,
         ]
     };
     assert_eq!(entries(&copy), entries(&fresh), "{name}");

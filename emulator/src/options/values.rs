@@ -251,7 +251,7 @@ pub const SWITCHES: &[Switch] = &[
     },
     Switch {
         form: "lazy-flags=on|off",
-        help: "returns and indirect jumps leave flags to whoever wants them, other code passes them on",
+        help: "returns and indirect calls leave flags to whoever wants them, other code passes them on",
         set: |engine, text| {
             engine.lazy_flags = switch("lazy-flags", text)?;
             Ok(())
