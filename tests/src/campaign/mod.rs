@@ -304,7 +304,11 @@ fn may_depend_on_undefined(insns: &[Option<Instruction>]) -> bool {
     let mut undefined = 0;
     for (index, insn) in insns.iter().enumerate() {
         let Some(insn) = insn else {
-            return undefined != 0;
+            // An exception: its frame holds the flags as they are.
+            if undefined != 0 {
+                return true;
+            }
+            continue;
         };
         let follower = insns.get(index + 1).copied().flatten();
         let transfers = match insn.flow_control() {
