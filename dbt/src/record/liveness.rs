@@ -164,16 +164,23 @@ pub fn lost_at_entry(
             _ => return None,
         }
         changed_so_far |= class.writes;
-        checks |= spoils(class.kind);
+        checks |= checks_access(class.kind);
     }
     None
 }
 
 /// Whether instructions of a kind check an access to memory, which spoils EFLAGS.
-fn spoils(kind: Kind) -> bool {
+pub fn checks_access(kind: Kind) -> bool {
     match kind {
         Kind::Plain(operand) => operand != Operand::None,
-        Kind::Push | Kind::Pop | Kind::Leave => true,
+        Kind::Push
+        | Kind::Pop
+        | Kind::Leave
+        | Kind::Call
+        | Kind::Return
+        | Kind::JumpIndirect
+        | Kind::CallIndirect
+        | Kind::PushFlags => true,
         _ => false,
     }
 }

@@ -4,6 +4,8 @@ use iced_x86::Instruction;
 use mmu::GuestPhys;
 
 use super::vcpu::Vcpu;
+use crate::guest::Mode;
+use crate::interpret::Context;
 use crate::{decode, interpret};
 
 /// Counters; places of code that share one are only translated a little earlier.
@@ -108,9 +110,7 @@ impl Vcpu {
     }
 
     fn run_decoded(&mut self, insns: &[Instruction]) {
-        let mode = self.cpu().mode;
-        let code = self.cpu().code_bounds();
-        let forgotten = self.block.get().tlb.forgotten;
+        let settled = Settled::now(self);
         for insn in insns {
             self.publish_count();
             let mut cx = self.context();
@@ -123,15 +123,39 @@ impl Vcpu {
                 return self.count(i64::from(!unfinished));
             }
             // Whatever the dispatch loop has to look at ends the run.
-            let changed = cpu.mode != mode
-                || cpu.code_bounds() != code
-                || cx.mem.has_news()
-                || cx.tlb.forgotten != forgotten
-                || !cx.tlb.fetch_news.is_empty();
+            let changed = settled.is_over(&cx);
             self.count(1);
             if changed || self.interrupted() || self.out_of_budget() {
                 return;
             }
         }
+    }
+}
+
+/// What interpreted instructions leave as it is, unless the dispatch loop has to look at it before any
+/// other code runs.
+pub(super) struct Settled {
+    mode: Mode,
+    code: (u32, u32),
+    forgotten: u64,
+}
+
+impl Settled {
+    pub fn now(vcpu: &Vcpu) -> Settled {
+        let cpu = vcpu.cpu();
+        Settled {
+            mode: cpu.mode,
+            code: cpu.code_bounds(),
+            forgotten: vcpu.block.get().tlb.forgotten,
+        }
+    }
+
+    /// Whether the mode or the code segment is another, or translations or code were lost.
+    pub fn is_over(&self, cx: &Context<'_>) -> bool {
+        cx.cpu.mode != self.mode
+            || cx.cpu.code_bounds() != self.code
+            || cx.mem.has_news()
+            || cx.tlb.forgotten != self.forgotten
+            || !cx.tlb.fetch_news.is_empty()
     }
 }

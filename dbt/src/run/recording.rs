@@ -4,6 +4,7 @@
 
 use iced_x86::Instruction;
 
+use super::cold::Settled;
 use super::translating::Tier;
 use super::vcpu::Vcpu;
 use crate::cache::{Key, Trace, goes_on};
@@ -58,7 +59,7 @@ impl Vcpu {
     /// be looked at before anything else is executed.
     fn follow(&mut self, head: Key) -> Option<Trace> {
         let mut trace = Trace::default();
-        let forgotten = self.block.get().tlb.forgotten;
+        let settled = Settled::now(self);
         let page = head.code.page(head.rip);
         while head.code.page(self.cpu().rip) == page {
             let mut insns = std::mem::take(&mut self.decoded);
@@ -68,7 +69,7 @@ impl Vcpu {
                     Next::Abandon
                 }
                 Ok(Some(decoded)) if decoded.second.is_none() => {
-                    self.follow_block(&insns, &mut trace, forgotten)
+                    self.follow_block(&insns, &mut trace, &settled)
                 }
                 Ok(_) => Next::Complete,
                 Err(_) => Next::Abandon,
@@ -83,9 +84,12 @@ impl Vcpu {
         (!trace.insns().is_empty()).then_some(trace)
     }
 
-    fn follow_block(&mut self, insns: &[Instruction], trace: &mut Trace, forgotten: u64) -> Next {
-        let mode = self.cpu().mode;
-        let code = self.cpu().code_bounds();
+    fn follow_block(
+        &mut self,
+        insns: &[Instruction],
+        trace: &mut Trace,
+        settled: &Settled,
+    ) -> Next {
         for insn in insns {
             if !trace.takes(insn) {
                 return Next::Complete;
@@ -104,11 +108,7 @@ impl Vcpu {
             let cpu = &cx.cpu;
             let straight = cpu.rip == insn.next_ip();
             let unfinished = cpu.rip == insn.ip() && insn.is_string_instruction();
-            let changed = cpu.mode != mode
-                || cpu.code_bounds() != code
-                || cx.mem.has_news()
-                || cx.tlb.forgotten != forgotten
-                || !cx.tlb.fetch_news.is_empty();
+            let changed = settled.is_over(&cx);
             self.count(i64::from(!unfinished));
             self.forget_idle_shadow(true);
             if changed || unfinished || self.interrupted() || self.out_of_budget() {

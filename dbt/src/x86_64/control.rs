@@ -132,26 +132,22 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Pushes a return address.
+    /// Pushes the return address of a call, and says what that is.
     fn push_return(
         &mut self,
         index: usize,
-        (address, word): (u64, u32),
+        insn: &Instruction,
         needed: bool,
-    ) -> Result<(), Unencodable> {
+    ) -> Result<u64, Unencodable> {
+        let word = self.width(insn);
+        let next = self.next_offset(insn) & if word == 2 { 0xffff } else { u64::MAX };
         let by = std::mem::take(&mut self.stack_ahead) - word as i32;
         let slot = Address::based(Guest::RSP, by, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
-        self.load_code_address(T1, address);
+        self.load_code_address(T1, next);
         self.store_register(memory, T1, word)?;
         self.move_stack(by);
-        Ok(())
-    }
-
-    /// What a call of so many bytes pushes.
-    fn return_address(&self, insn: &Instruction, word: u32) -> u64 {
-        let next = self.next_offset(insn);
-        if word == 2 { next & 0xffff } else { next }
+        Ok(next)
     }
 
     /// Direct near CALL.
@@ -162,9 +158,7 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         self.within_limit(insn)?;
-        let word = self.width(insn);
-        let next = self.return_address(insn, word);
-        self.push_return(index, (next, word), needed)?;
+        let next = self.push_return(index, insn, needed)?;
         if self.target.returns {
             let flags = self.flags_for_exit();
             self.call_exit(insn.near_branch_target(), next, flags);
@@ -361,9 +355,7 @@ impl Emitter<'_> {
             ; gs mov rsi, [rdi + host]
             ; gs mov [at::SCRATCH], rsi
         );
-        let word = self.width(insn);
-        let next = self.return_address(insn, word);
-        self.push_return(index, (next, word), true)?;
+        let next = self.push_return(index, insn, true)?;
         if self.target.returns {
             dynasm!(self.ops
                 ; .arch x64

@@ -188,15 +188,31 @@ fn look_in_second_place(ops: &mut VecAssembler<X64Relocation>, view: View, write
         ; cmove rcx, rsi
         ; gs mov rsi, [rdi + addend]
         ; add rsi, rcx
+    );
+    resume_address(ops);
+    go_back(ops);
+    dynasm!(ops ; .arch x64 ; elsewhere:);
+}
+
+/// Where the record says that its block goes on, into RDI. Uses RAX.
+fn resume_address(ops: &mut VecAssembler<X64Relocation>) {
+    dynasm!(ops
+        ; .arch x64
         ; mov edi, [r8 + Upcall::EXTRA]
         ; lea rax, [->region]
         ; add rdi, rax
+    );
+}
+
+/// Goes on at RDI, with RAX and RCX as they were.
+fn go_back(ops: &mut VecAssembler<X64Relocation>) {
+    dynasm!(ops
+        ; .arch x64
         ; gs mov rax, [at::CROSSING]
         ; gs mov rcx, [at::CROSSING + 8]
         // The host predicts returns: it has seen a call.
         ; push rdi
         ; ret
-        ; elsewhere:
     );
 }
 
@@ -290,21 +306,12 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
             ; cmovne rax, rsi
             ; mov rsi, rdx
             ; sub rsi, rax
-            ; mov edi, [r8 + Upcall::EXTRA]
-            ; lea rax, [->region]
-            ; add rdi, rax
         );
+        resume_address(ops);
     }
-    dynasm!(ops
-        ; .arch x64
-        ; gs mov rax, [at::CROSSING]
-        ; gs mov rcx, [at::CROSSING + 8]
-        ; gs mov rdx, [at::CROSSING + 16]
-        // The host predicts returns: it has seen a call.
-        ; push rdi
-        ; ret
-        ; miss:
-    );
+    dynasm!(ops ; .arch x64 ; gs mov rdx, [at::CROSSING + 16]);
+    go_back(ops);
+    dynasm!(ops ; .arch x64 ; miss:);
     call_up(ops);
     start
 }

@@ -6,7 +6,7 @@ use iced_x86::{Instruction, Register};
 
 use super::emitter::Emitter;
 use super::registers::{T2, number};
-use crate::record::classify::{Class, Kind, Operand};
+use crate::record::classify::{Class, Kind};
 use crate::record::liveness;
 use crate::record::recipe::Recipe;
 use crate::run::{FlagsAt, at};
@@ -107,18 +107,7 @@ impl Effect {
         Effect {
             writes: class.writes,
             keeps: after & !liveness::overwritten(insn) != 0,
-            checks: match class.kind {
-                Kind::Plain(operand) => operand != Operand::None,
-                Kind::Push
-                | Kind::Pop
-                | Kind::Leave
-                | Kind::Call
-                | Kind::Return
-                | Kind::JumpIndirect
-                | Kind::CallIndirect
-                | Kind::PushFlags => true,
-                _ => false,
-            },
+            checks: liveness::checks_access(class.kind),
             host: in_host || matches!(class.kind, Kind::Branch | Kind::CountBranch),
             saved: matches!(
                 class.kind,
@@ -258,15 +247,15 @@ impl Emitter<'_> {
     /// Puts the flags where the next block looks for them behind a jump to a known address, and says
     /// where that is. Uses T2 only.
     pub(super) fn flags_for_exit(&mut self) -> ExitFlags {
-        match self.flags {
-            FlagsPlace { host: true, .. } => self.describe_flags(),
-            FlagsPlace { sealed: true, .. } => ExitFlags::Sealed,
-            FlagsPlace { arrived: true, .. } => ExitFlags::Arrived,
-            _ => {
-                self.restore_flags();
-                self.describe_flags()
-            }
+        let away = !self.flags.host;
+        if away && self.flags.sealed {
+            return ExitFlags::Sealed;
         }
+        if away && self.flags.arrived {
+            return ExitFlags::Arrived;
+        }
+        self.restore_flags();
+        self.describe_flags()
     }
 
     /// Whether the flags can be left to a recipe at a check of the current instruction: it holds

@@ -2,13 +2,14 @@
 //! where it is, and address the stack by what it would be.
 
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::Emitter;
 use super::registers::T2;
 use crate::guest::{Mode, Register as Guest};
 use crate::record::classify::{Class, Kind, Operand};
 use crate::record::grouping::Place;
+use crate::record::liveness;
 
 /// The host register that holds the guest's stack pointer.
 const STACK: u8 = 11;
@@ -68,13 +69,10 @@ impl Emitter<'_> {
             Kind::Call => self.stack_established(index),
             Kind::Return => self.target.returns && self.stack_established(index),
             Kind::Nop => true,
-            Kind::Lea => {
-                let names = [insn.op0_register(), insn.memory_base(), insn.memory_index()];
-                !names.into_iter().any(is_stack)
-            }
-            Kind::Plain(Operand::None) => {
-                let mut operands = (0..insn.op_count()).map(|operand| insn.op_register(operand));
-                cannot_fault(insn.mnemonic()) && !operands.any(is_stack)
+            Kind::Lea | Kind::Plain(Operand::None) => {
+                let operands = (0..insn.op_count()).map(|operand| insn.op_register(operand));
+                let mut named = operands.chain([insn.memory_base(), insn.memory_index()]);
+                !liveness::exposes(insn, class, true) && !named.any(is_stack)
             }
             _ => false,
         }
@@ -100,32 +98,4 @@ impl Emitter<'_> {
 
 fn is_stack(register: Register) -> bool {
     register.is_gpr() && register.full_register() == Register::RAX + Guest::RSP as u32
-}
-
-/// The usual instructions that do nothing but compute in general-purpose registers.
-fn cannot_fault(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Mov | Movzx
-            | Movsx
-            | Movsxd
-            | Add
-            | Sub
-            | And
-            | Or
-            | Xor
-            | Cmp
-            | Test
-            | Inc
-            | Dec
-            | Neg
-            | Not
-            | Shl
-            | Shr
-            | Sar
-            | Cdqe
-            | Cdq
-            | Cqo
-    )
 }

@@ -6,7 +6,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::machine::{CODE, HOLE};
-use crate::precise::{Bench, Code, PRODUCERS};
+use crate::precise::{Bench, Code, PRODUCERS, walk};
 
 /// Ways from the instruction that sets the flags to the one that looks at them.
 const WAYS: &[(&str, Code)] = &[
@@ -107,24 +107,6 @@ const LOOKS: &[(&str, Code)] = &[
         a.dec(r8b)
     }),
 ];
-
-/// A loop that stores at RSI until that is no memory.
-fn walk(producer: Code, way: Code, look: Code) -> Vec<u8> {
-    let assemble = || -> Result<Vec<u8>, IcedError> {
-        let mut a = CodeAssembler::new(64)?;
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        producer(&mut a)?;
-        way(&mut a)?;
-        look(&mut a)?;
-        a.mov(dword_ptr(rsi), ebx)?;
-        a.mov(dword_ptr(rsi + 8), eax)?;
-        a.add(rsi, 0x31c)?;
-        a.jmp(again)?;
-        a.assemble(CODE)
-    };
-    assemble().expect("the loop can be assembled")
-}
 
 /// The optimisations concerned, on and off, with others each way.
 fn bench() -> Bench {

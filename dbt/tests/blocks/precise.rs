@@ -87,7 +87,7 @@ const BETWEEN: &[(&str, Code)] = &[
 ];
 
 /// A loop that stores at RSI until that is no memory; `extra` is in front of the store.
-fn walk(producer: Code, between: Code, extra: Code) -> Vec<u8> {
+pub fn walk(producer: Code, between: Code, extra: Code) -> Vec<u8> {
     let assemble = || -> Result<Vec<u8>, IcedError> {
         let mut a = CodeAssembler::new(64)?;
         let mut again = a.create_label();

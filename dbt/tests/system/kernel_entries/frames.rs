@@ -28,7 +28,10 @@ fn returns(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// The same, with `unusual` done in each eighth round, so that the usual way is known by then.
-fn returns_after(a: &mut CodeAssembler, unusual: Code) -> Result<(), IcedError> {
+fn returns_after(
+    a: &mut CodeAssembler,
+    unusual: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
     let mut usual = a.create_label();
     look(a)?;
     push_frame(a)?;
@@ -60,15 +63,7 @@ fn change_descriptor(
 
 /// Returns with these flags in each eighth round.
 fn returns_with(a: &mut CodeAssembler, flags: u64) -> Result<(), IcedError> {
-    let mut usual = a.create_label();
-    look(a)?;
-    push_frame(a)?;
-    a.inc(rbp)?;
-    a.test(ebp, 7)?;
-    a.jnz(usual)?;
-    a.or(qword_ptr(rsp + 16), flags as i32)?;
-    a.set_label(&mut usual)?;
-    a.iretq()
+    returns_after(a, |a| a.or(qword_ptr(rsp + 16), flags as i32))
 }
 
 /// An IRETQ to the next instruction, as kernels do it to have changed code noticed.
