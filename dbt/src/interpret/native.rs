@@ -88,6 +88,7 @@ impl Engine {
             far_jump_cache: None,
             system_inline: false,
             memory_inline: false,
+            vector_strings: false,
             mapping: 0,
             second_mapping: None,
             counted: false,

@@ -25,6 +25,8 @@ pub struct EngineOptions {
     pub system_inline: bool,
     /// Execute REP STOS, REP MOVS, bit strings in memory and CMPXCHG16B in emitted code.
     pub memory_inline: bool,
+    /// REP STOS and REP MOVS work by the host's vector registers, if it has AVX-512.
+    pub vector_strings: bool,
     /// Keep the TLB entries of address spaces with other process-context identifiers.
     pub pcid_tlb: bool,
     /// Let a TLB entry whose place another page takes move to a second one.
@@ -67,6 +69,7 @@ impl Default for EngineOptions {
             returns: true,
             system_inline: true,
             memory_inline: true,
+            vector_strings: true,
             pcid_tlb: true,
             second_places: true,
             precise_flags: true,

@@ -10,7 +10,7 @@ use crate::cache::{BlockCache, Key};
 use crate::decode;
 use crate::guest::{Exception, Mode};
 use crate::record::classify;
-use crate::x86_64::{self, Predicting, Target, moving};
+use crate::x86_64::{self, Allotting, Predicting, Target, bulk, moving};
 
 /// How much is known of code that is translated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,7 @@ impl Vcpu {
             far_jump_cache,
             system_inline: self.options.system_inline,
             memory_inline: self.options.memory_inline,
+            vector_strings: self.options.vector_strings && bulk::is_possible(),
             mapping,
             second_mapping: second.map(|(_, mapping)| mapping),
             counted: self.options.counted,
@@ -106,7 +107,10 @@ impl Vcpu {
             grouping: key.grouped,
             precise_flags: self.options.precise_flags,
             lazy_flags: self.options.lazy_flags && self.options.precise_flags,
-            allotting: self.options.registers.filter(|_| tier != Tier::First),
+            allotting: self.options.registers.map(|least| Allotting {
+                least,
+                loops: tier != Tier::First,
+            }),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
             prediction: predicting.then_some(Predicting {

@@ -8,7 +8,7 @@ use super::emitter::{Emitter, Target, Unencodable, Workshop};
 use super::exits::ExitSite;
 use super::flags::{Effect, FlagsPlace};
 use super::moving::{Follows, Mark};
-use super::places::Places;
+use super::places::{self, Places};
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::interpret;
@@ -89,8 +89,8 @@ pub fn emit(
     let mut exposes = liveness::mask(insns, |index, insn| {
         liveness::exposes(insn, &classes[index], precise)
     });
-    let places = target.allotting.map_or(Places::default(), |least| {
-        Places::choose(insns, &classes, least.into())
+    let places = target.allotting.map_or(Places::default(), |allotting| {
+        Places::choose(insns, &classes, allotting)
     });
     let emitted = loop {
         match emit_once(workshop, insns, &classes, exposes, (rip, places), target) {
@@ -186,7 +186,10 @@ fn emit_once(
     }
     if !places.are_usual() {
         emitter.places = places;
-        emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
+        emitter.exchange_places();
+        if places::closes(insns) {
+            emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
+        }
     }
     emitter.flags = arriving;
     let effects = insns.iter().zip(classes).enumerate();

@@ -11,7 +11,7 @@ use super::encoding;
 use super::exits::{ExitKind, ExitSite, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::moving::{Follows, Mark};
-use super::places::Places;
+use super::places::{Allotting, Places};
 use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
@@ -51,6 +51,8 @@ pub struct Target<'a> {
     pub system_inline: bool,
     /// Whether repeated string instructions, bit strings and CMPXCHG16B are.
     pub memory_inline: bool,
+    /// Whether REP STOS and REP MOVS use the host's vector registers, which has to have them.
+    pub vector_strings: bool,
     /// The identifier that the page guard must hold.
     pub mapping: u32,
     /// Likewise for the next page, if the block's one instruction crosses into it.
@@ -66,7 +68,7 @@ pub struct Target<'a> {
     /// Whether they may leave as a recipe where the next block is not known.
     pub lazy_flags: bool,
     /// What it has to save for two registers to change places; `None`: none do.
-    pub allotting: Option<u8>,
+    pub allotting: Option<Allotting>,
     /// Whether accesses that cross a page are executed here.
     pub crossing: bool,
     /// Pushes and pops in a row move the guest's stack pointer once.

@@ -121,10 +121,9 @@ impl Emitter<'_> {
         known.unwrap_or_else(|| self.stub(None, record))
     }
 
-    /// The registers of a loop change places; behind that comes the entry for its own jumps back,
+    /// Where the registers of a loop have changed places comes the entry for its own jumps back,
     /// which polls, and counts, as the others do. Vector registers stay live within a block.
     pub(super) fn inner_entry(&mut self, rip: u64, arriving: FlagsPlace, changed: u16, len: i32) {
-        self.exchange_places();
         let begin = self.ops.new_dynamic_label();
         let label = self.ops.new_dynamic_label();
         self.inner = Some(Inner {

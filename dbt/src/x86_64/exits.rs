@@ -95,7 +95,7 @@ impl Emitter<'_> {
     /// Emits the jumps at the block's end to known guest addresses, each with its condition if it
     /// has one. The flags must be in EFLAGS, or wherever a single jump takes them.
     pub(super) fn last_exits(&mut self, exits: &[(u64, Option<u8>)]) {
-        if self.inner.is_none() {
+        if self.places.are_usual() {
             let flags = self.flags_for_exit();
             for &(target, condition) in exits {
                 self.direct_exit(target, condition, flags);
@@ -190,7 +190,7 @@ impl Emitter<'_> {
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
         let described =
             !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
-        if !self.target.counted && !described && self.inner.is_none() {
+        if !self.target.counted && !described && self.places.are_usual() {
             let flags = self.describe_flags();
             return self.direct_exit(target, Some(condition), flags);
         }

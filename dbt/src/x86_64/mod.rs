@@ -4,6 +4,7 @@
 #![allow(clippy::useless_conversion)]
 
 mod block;
+pub mod bulk;
 mod control;
 mod crossing;
 mod emitter;
@@ -34,5 +35,5 @@ pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};
 pub use exits::{ExitKind, ExitSite};
 pub use flags::ExitFlags;
-pub use places::Places;
+pub use places::{Allotting, Places};
 pub use trampoline::{Trampolines, emit as emit_trampolines};

@@ -20,6 +20,22 @@ const IN_MEMORY: std::ops::Range<usize> = 8..12;
 /// CL and DX as explicit operands.
 const OFTEN_IMPLIED: u16 = 1 << Guest::RAX | 1 << Guest::RCX | 1 << Guest::RDX;
 
+/// What the moves of a pair count for where each is made as often as the code that it serves.
+const MOVES: i32 = 6;
+
+/// Code that does not close on itself is worth a look from so many instructions on.
+const LONG: usize = 24;
+
+/// Which code may have registers change places, and for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Allotting {
+    /// What a pair has to save in a round, counted as [`uses`] does, to change places, which takes
+    /// three moves for each at the entry and at the way out.
+    pub least: u8,
+    /// Whether loops are known to be hot, so that these moves do not count.
+    pub loops: bool,
+}
+
 /// The place of each guest register, named by the register whose own it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Places([u8; 16]);
@@ -74,16 +90,19 @@ impl Places {
         }
     }
 
-    /// Chooses the places for a run of instructions that closes on itself: what it needs often is
-    /// not to be in memory. `least`: what a pair has to save, counted as [`uses`] does, to change
-    /// places, which takes three moves for each at the entry and at the way out.
-    pub fn choose(insns: &[Instruction], classes: &[Class], least: i32) -> Places {
+    /// Chooses the places for a run of instructions: what it needs often is not to be in memory.
+    pub fn choose(insns: &[Instruction], classes: &[Class], allotting: Allotting) -> Places {
         let mut places = Places::default();
-        let (Some(first), Some(last)) = (insns.first(), insns.last()) else {
-            return places;
-        };
-        if !returns_to(last, first.ip()) {
-            return places;
+        let mut least = i32::from(allotting.least);
+        if closes(insns) {
+            if !allotting.loops {
+                return places;
+            }
+        } else {
+            if insns.len() < LONG {
+                return places;
+            }
+            least += MOVES;
         }
         let mut needs = [0; 16];
         let mut stays: u16 = 1 << Guest::RSP;
@@ -128,7 +147,11 @@ impl Places {
 }
 
 /// Whether the last instruction of a run may lead back to its first one.
-fn returns_to(last: &Instruction, head: u64) -> bool {
+pub fn closes(insns: &[Instruction]) -> bool {
+    let (Some(first), Some(last)) = (insns.first(), insns.last()) else {
+        return false;
+    };
+    let head = first.ip();
     match last.flow_control() {
         FlowControl::UnconditionalBranch => last.near_branch_target() == head,
         FlowControl::ConditionalBranch => {

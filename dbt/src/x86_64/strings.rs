@@ -1,5 +1,5 @@
-//! REP STOS and REP MOVS in line: page by page, with the host's own instructions, where the TLB
-//! has both pages and DF is clear.
+//! REP STOS and REP MOVS in line: page by page, by vector registers or with the host's own
+//! instructions, where the TLB has both pages and DF is clear.
 //!
 //! Between two pages the registers are as the guest's processor would have them, so whatever is
 //! unusual there (a miss, an element across pages, a request to stop, overlapping operands) is left
@@ -9,14 +9,19 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, Register};
 use mmu::PAGE_SIZE;
 
+use super::bulk;
 use super::emitter::{Emitter, Unencodable};
 use super::operands::HostMemory;
 use super::registers::{T1, T2, pinned};
+use crate::cache::CodeOffset;
 use crate::guest::Register as Guest;
 use crate::interpret::view;
 use crate::run::at;
 
 const PAGE: i32 = PAGE_SIZE as i32;
+
+/// Bytes up to which vector registers are faster than the host's own string instructions.
+const FEW: i32 = 2048;
 
 /// The logarithm of the bytes in an element.
 fn shift(insn: &Instruction) -> i8 {
@@ -147,6 +152,49 @@ impl Emitter<'_> {
             ; sub rcx, r8
             ; gs mov [at::SCRATCH], rcx
         );
+        let broadcast = self.encode(&bulk::broadcast(1 << shift))?;
+        let ready = self.in_bulk(shift, |emitter| {
+            emitter.bytes(&broadcast);
+            dynasm!(emitter.ops ; .arch x64 ; mov edi, (1 << shift) - 1);
+            emitter.target.trampolines.bulk.fill
+        });
+        self.fill_each_copy(shift)?;
+        dynasm!(self.ops ; .arch x64 ; =>ready);
+        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
+        self.advance(to, shift);
+        self.next_page(again, done, instead);
+        dynasm!(self.ops ; .arch x64 ; =>done);
+        Ok(())
+    }
+
+    /// Calls shared code, which `prepare` chooses, for the elements in T2 if they are few. Returns
+    /// where that goes on; many are left to the code in between.
+    fn in_bulk(
+        &mut self,
+        shift: i8,
+        prepare: impl FnOnce(&mut Self) -> CodeOffset,
+    ) -> DynamicLabel {
+        let ready = self.ops.new_dynamic_label();
+        if self.target.vector_strings {
+            let many = self.ops.new_dynamic_label();
+            dynasm!(self.ops
+                ; .arch x64
+                ; cmp r8d, FEW >> shift
+                ; ja =>many
+                ; mov ecx, r8d
+            );
+            if shift != 0 {
+                dynasm!(self.ops ; .arch x64 ; shl ecx, shift);
+            }
+            let shared = prepare(self);
+            self.call_shared(shared);
+            dynasm!(self.ops ; .arch x64 ; jmp =>ready ; =>many);
+        }
+        ready
+    }
+
+    /// Stores the elements in T2 from the host address in T0 on, copy by copy.
+    fn fill_each_copy(&mut self, shift: i8) -> Result<(), Unencodable> {
         self.store_all(HostMemory::AT_T0, |emitter, memory| {
             let displacement = memory.displacement;
             dynasm!(emitter.ops
@@ -161,12 +209,7 @@ impl Emitter<'_> {
                 _ => dynasm!(emitter.ops ; .arch x64 ; rep stosq),
             }
             Ok(())
-        })?;
-        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
-        self.advance(to, shift);
-        self.next_page(again, done, instead);
-        dynasm!(self.ops ; .arch x64 ; =>done);
-        Ok(())
+        })
     }
 
     /// REP MOVS. A destination that begins within the source is the interpreter's: the mirrors
@@ -224,6 +267,19 @@ impl Emitter<'_> {
             ; =>apart
             ; gs sub [at::SCRATCH], r8
         );
+        let ready = self.in_bulk(shift, |emitter| emitter.target.trampolines.bulk.copy);
+        self.copy_to_each(shift)?;
+        dynasm!(self.ops ; .arch x64 ; =>ready);
+        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
+        self.advance(from, shift);
+        self.advance(to, shift);
+        self.next_page(again, done, instead);
+        dynasm!(self.ops ; .arch x64 ; =>done);
+        Ok(())
+    }
+
+    /// Copies the elements in T2 from the host address in T0 to that in T1, copy by copy.
+    fn copy_to_each(&mut self, shift: i8) -> Result<(), Unencodable> {
         let memory = HostMemory {
             base: T1,
             index: Register::None,
@@ -254,12 +310,6 @@ impl Emitter<'_> {
                 );
             }
             Ok(())
-        })?;
-        dynasm!(self.ops ; .arch x64 ; gs mov rcx, [at::SCRATCH]);
-        self.advance(from, shift);
-        self.advance(to, shift);
-        self.next_page(again, done, instead);
-        dynasm!(self.ops ; .arch x64 ; =>done);
-        Ok(())
+        })
     }
 }

@@ -4,6 +4,7 @@
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
+use super::bulk::{self, Bulk};
 use super::crossing::{self, Crossings};
 use super::evaluate;
 use super::registers::all_pinned;
@@ -29,6 +30,8 @@ pub struct Trampolines {
     pub evaluate: CodeOffset,
     /// For accesses that cross a page.
     pub crossings: Crossings,
+    /// For REP STOS and REP MOVS.
+    pub bulk: Bulk,
     /// The first free byte.
     pub end: CodeOffset,
 }
@@ -176,6 +179,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
     );
     let evaluate = evaluate::emit(&mut ops);
     let crossings = crossing::emit(&mut ops, copies, stride);
+    let bulk = bulk::emit(&mut ops, copies, stride);
     let code = ops
         .finalize()
         .expect("the trampolines' labels are all defined above");
@@ -188,6 +192,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         signal: signal_offset,
         evaluate,
         crossings,
+        bulk,
         end,
     };
     (code, trampolines)

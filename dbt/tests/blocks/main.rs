@@ -60,6 +60,7 @@ fn switches(copies: usize) -> EngineOptions {
         // Each way with half of the other switches.
         system_inline: !copies.is_multiple_of(3),
         memory_inline: copies != 4,
+        vector_strings: copies != 2,
         large_code: copies != 3,
         pcid_tlb: copies < 3,
         second_places: copies != 4,

@@ -183,6 +183,33 @@ fn program(middle: Code, end: Code) -> Program {
     program
 }
 
+/// Likewise, but with so much straight code around the middle that no block leads to itself.
+fn straight_program(middle: Code) -> Program {
+    let assemble = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let run = |a: &mut CodeAssembler, rounds: usize| {
+            (0..rounds).try_for_each(|_| {
+                a.add(r8, 1)?;
+                a.lea(r9, ptr(r9 + r8 * 4 + 7))?;
+                a.xor(r10, r9)
+            })
+        };
+        run(&mut a, 24)?;
+        middle(&mut a)?;
+        run(&mut a, 8)?;
+        a.add(qword_ptr(rdi + 16), r10)?;
+        a.inc(r11)?;
+        a.cmp(r11, 120)?;
+        let mut out = a.create_label();
+        a.jae(out)?;
+        a.jmp(CHANGING)?;
+        a.set_label(&mut out)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    };
+    looping(&assemble().expect("the code can be assembled"))
+}
+
 /// A program that is this code, at [`CHANGING`].
 pub fn looping(code: &[u8]) -> Program {
     let mut program = Recipe {
@@ -283,6 +310,54 @@ fn loops_end_as_interpreted_ones() {
                     assert!(changed, "no registers change places: {what}");
                 }
             }
+        }
+    }
+}
+
+/// Long straight code has its registers change places too: at each block's entry, and back.
+#[test]
+fn straight_code_ends_as_interpreted() {
+    let mut reference = interpreter();
+    let mut engines: Vec<_> = engines()
+        .enumerate()
+        .map(|(bits, options)| EngineOptions {
+            counted: bits & 2 != 0,
+            traces: (bits & 4 != 0).then_some(2),
+            ..options
+        })
+        .map(|options| (options.clone(), Machine::new(options, 2)))
+        .collect();
+    for (middle_name, middle) in MIDDLES {
+        let program = straight_program(*middle);
+        reference.set_up(&program);
+        let goal = reference.vcpu.instructions() + 100_000;
+        reference.vcpu.set_goal(goal);
+        assert_eq!(reference.vcpu.run(), Stop::Halted, "{middle_name}");
+        let expected = seen(&mut reference);
+        for (options, machine) in &mut engines {
+            let allotted = machine.vcpu.statistics().allotted;
+            machine.set_up(&program);
+            if options.counted {
+                // Stops in the middle of blocks.
+                for more in (50..80).cycle() {
+                    let goal = machine.vcpu.instructions() + more;
+                    machine.vcpu.set_goal(goal);
+                    if machine.vcpu.run() == Stop::Halted {
+                        break;
+                    }
+                }
+            } else {
+                assert_eq!(machine.vcpu.run(), Stop::Halted, "{middle_name}");
+            }
+            let found = seen(machine);
+            let what = format!("{middle_name}, {options:?}");
+            assert_same_registers(&found, &expected, &what);
+            if options.precise_flags || expected.3[0x5fe8..0x6000] == [0; 24] {
+                assert!(found.3 == expected.3, "{what}: memory differs");
+            }
+            machine.vcpu.mem.audit().expect("the copies are equal");
+            let changed = machine.vcpu.statistics().allotted > allotted;
+            assert_eq!(options.registers.is_some(), changed, "{what}");
         }
     }
 }

@@ -52,6 +52,7 @@ impl Bench {
             let options = EngineOptions {
                 counted: bits & 1 != 0,
                 memory_inline: bits & 6 != 4,
+                vector_strings: bits != 3,
                 precise_flags: bits & 2 == 0,
                 traces: (bits & 4 != 0).then_some(2),
                 cold: 0,

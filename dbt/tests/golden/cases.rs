@@ -134,6 +134,17 @@ fn sum_of_products(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jb(again)
 }
 
+/// Twenty-four instructions that do not lead back to the first.
+fn rotations(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for amount in 1..7 {
+        a.mov(r9d, r8d)?;
+        a.rol(r9d, amount)?;
+        a.add(r8d, r9d)?;
+        a.add(r8d, eax)?;
+    }
+    Ok(())
+}
+
 fn prologue(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.push(rbp)?;
     a.mov(rbp, rsp)?;
@@ -350,6 +361,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             Case::new("registers that change places", sum_of_products)
                 .allotting()
                 .counted(),
+            Case::new("registers that change places in straight code", rotations).allotting(),
         ],
     ),
     (

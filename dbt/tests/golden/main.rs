@@ -20,7 +20,9 @@ use dbt::guest::{CodeSegment, Mode};
 use dbt::record::classify::Classifier;
 use dbt::run::Strayed;
 use dbt::run::Upcall;
-use dbt::x86_64::{Emitted, Predicting, Target, Trampolines, Workshop, emit, emit_trampolines};
+use dbt::x86_64::{
+    Allotting, Emitted, Predicting, Target, Trampolines, Workshop, emit, emit_trampolines,
+};
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter};
 
@@ -111,6 +113,7 @@ fn host_code_at(
         far_jump_cache: Some(1),
         system_inline: true,
         memory_inline: true,
+        vector_strings: true,
         mapping: spot.mapping,
         second_mapping: None,
         counted: case.counted,
@@ -118,7 +121,10 @@ fn host_code_at(
         grouping: case.grouping,
         precise_flags: true,
         lazy_flags: true,
-        allotting: case.allotting.then_some(3),
+        allotting: case.allotting.then_some(Allotting {
+            least: 3,
+            loops: true,
+        }),
         crossing: true,
         late_stack: true,
         prediction: case.predicting.then_some(Predicting {

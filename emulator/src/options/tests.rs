@@ -144,6 +144,7 @@ fn optimisations_have_switches() {
         usual.grouping
             && usual.system_inline
             && usual.memory_inline
+            && usual.vector_strings
             && usual.large_code
             && usual.pcid_tlb
             && usual.second_places
@@ -160,12 +161,13 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
             && !off.system_inline
             && !off.memory_inline
+            && !off.vector_strings
             && !off.large_code
             && !off.pcid_tlb
             && !off.second_places

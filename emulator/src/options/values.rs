@@ -210,6 +210,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "vector-strings=on|off",
+        help: "REP STOS and REP MOVS by vector registers, where the host has AVX-512",
+        set: |engine, text| {
+            engine.vector_strings = switch("vector-strings", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "returns=on|off",
         help: "where returns go is predicted by a stack of the calls",
         set: |engine, text| {

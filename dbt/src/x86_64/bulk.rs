@@ -1,0 +1,260 @@
+//! What REP STOS and REP MOVS do within a page, by the host's vector registers: shared code that
+//! fills or copies up to a page in all copies of memory in one pass. The host's own string
+//! instructions take some 30 cycles to begin, for each copy again.
+//!
+//! YMM16 to YMM19 are nobody's: the guest is not told of AVX-512, and what writes them leaves the
+//! upper halves of the others clean.
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
+
+use crate::cache::CodeOffset;
+
+/// Shared code for REP STOS and REP MOVS.
+#[derive(Clone, Copy, Debug)]
+pub struct Bulk {
+    /// Called with the native address in RSI, a number of bytes in RCX, the pattern in YMM16, and
+    /// in EDI the bits of an address that are 0 where an element begins. Spoils these and EFLAGS.
+    pub(super) fill: CodeOffset,
+    /// Called with the native source in RSI, the native destination in RDI and a number of bytes in
+    /// RCX. The destination does not begin within the source. Spoils these and EFLAGS.
+    pub(super) copy: CodeOffset,
+}
+
+/// Whether this host has the instructions.
+pub fn is_possible() -> bool {
+    std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+}
+
+/// How much one instruction moves.
+#[derive(Clone, Copy)]
+enum Piece {
+    Ymm,
+    Xmm,
+    Quad,
+    Double,
+}
+
+/// A vector register by number, from 16 on.
+fn register(piece: Piece, number: u32) -> Register {
+    match piece {
+        Piece::Ymm => Register::YMM0 + number,
+        _ => Register::XMM0 + number,
+    }
+}
+
+fn at(base: Register, index: Register, displacement: i32) -> MemoryOperand {
+    MemoryOperand::new(
+        base,
+        index,
+        1,
+        displacement.into(),
+        u32::from(displacement != 0),
+        false,
+        Register::None,
+    )
+}
+
+/// `vpbroadcast ymm16, rax` of elements of so many bytes.
+pub(super) fn broadcast(size: u32) -> Instruction {
+    let (code, from) = match size {
+        1 => (Code::EVEX_Vpbroadcastb_ymm_k1z_r32, Register::EAX),
+        2 => (Code::EVEX_Vpbroadcastw_ymm_k1z_r32, Register::EAX),
+        4 => (Code::EVEX_Vpbroadcastd_ymm_k1z_r32, Register::EAX),
+        _ => (Code::EVEX_Vpbroadcastq_ymm_k1z_r64, Register::RAX),
+    };
+    Instruction::with2(code, Register::YMM16, from).expect("these are its operands")
+}
+
+struct Writer<'a> {
+    ops: &'a mut VecAssembler<X64Relocation>,
+    encoder: Encoder,
+    copies: i32,
+    stride: i32,
+}
+
+impl Writer<'_> {
+    fn here(&self) -> CodeOffset {
+        CodeOffset(self.ops.offset().0 as u32)
+    }
+
+    fn instruction(&mut self, insn: Result<Instruction, iced_x86::IcedError>) {
+        let insn = insn.expect("the operands are those of its form");
+        let done = self.encoder.encode(&insn, 0);
+        done.expect("every such address can be encoded");
+        let bytes = self.encoder.take_buffer();
+        self.ops.extend(bytes.iter());
+    }
+
+    fn load(&mut self, piece: Piece, number: u32, from: MemoryOperand) {
+        let code = match piece {
+            Piece::Ymm => Code::EVEX_Vmovdqu64_ymm_k1z_ymmm256,
+            Piece::Xmm => Code::EVEX_Vmovdqu64_xmm_k1z_xmmm128,
+            Piece::Quad => Code::EVEX_Vmovq_xmm_xmmm64,
+            Piece::Double => Code::EVEX_Vmovd_xmm_rm32,
+        };
+        self.instruction(Instruction::with2(code, register(piece, number), from));
+    }
+
+    /// Stores registers from a number on, one behind the other, to all copies: mirrors first, by the
+    /// same rule as `Emitter::store_all`.
+    fn store(
+        &mut self,
+        piece: Piece,
+        numbers: &[u32],
+        (base, index, displacement): (Register, Register, i32),
+    ) {
+        let code = match piece {
+            Piece::Ymm => Code::EVEX_Vmovdqu64_ymmm256_k1z_ymm,
+            Piece::Xmm => Code::EVEX_Vmovdqu64_xmmm128_k1z_xmm,
+            Piece::Quad => Code::EVEX_Vmovq_xmmm64_xmm,
+            Piece::Double => Code::EVEX_Vmovd_rm32_xmm,
+        };
+        for copy in (0..self.copies).rev() {
+            let mut displacement = displacement + copy * self.stride;
+            for &number in numbers {
+                let to = at(base, index, displacement);
+                self.instruction(Instruction::with2(code, to, register(piece, number)));
+                displacement += 32;
+            }
+        }
+    }
+
+    /// Fewer than 32 bytes: two pieces that overlap, for each size of pieces the code that `emit`
+    /// makes; goes on behind that for fewer than four.
+    fn small(&mut self, mut emit: impl FnMut(&mut Self, Piece, i32)) {
+        for (piece, size) in [(Piece::Xmm, 16), (Piece::Quad, 8), (Piece::Double, 4)] {
+            dynasm!(self.ops ; .arch x64 ; cmp ecx, size ; jb >smaller);
+            emit(self, piece, size);
+            dynasm!(self.ops ; .arch x64 ; ret ; smaller:);
+        }
+    }
+
+    fn fill(&mut self) -> CodeOffset {
+        use Register::{None, RCX, RDI, RSI};
+        let start = self.here();
+        dynasm!(self.ops ; .arch x64 ; cmp ecx, 32 ; jb >small ; add rcx, rsi);
+        self.store(Piece::Ymm, &[16], (RSI, None, 0));
+        self.store(Piece::Ymm, &[16], (RCX, None, -32));
+        dynasm!(self.ops
+            ; .arch x64
+            // In between the pattern can be aligned if it begins with an element there.
+            ; test esi, edi
+            ; lea rdi, [rsi + 32]
+            ; jnz >unaligned
+            ; and rdi, -32
+            ; unaligned:
+            ; sub rcx, 64
+            ; cmp rdi, rcx
+            ; ja >last
+            ; again:
+        );
+        self.store(Piece::Ymm, &[16, 16], (RDI, None, 0));
+        dynasm!(self.ops
+            ; .arch x64
+            ; add rdi, 64
+            ; cmp rdi, rcx
+            ; jbe <again
+            ; last:
+            ; add rcx, 32
+            ; cmp rdi, rcx
+            ; jae >done
+        );
+        self.store(Piece::Ymm, &[16], (RDI, None, 0));
+        dynasm!(self.ops ; .arch x64 ; done: ; ret ; small:);
+        self.small(|writer, piece, size| {
+            writer.store(piece, &[16], (RSI, None, 0));
+            writer.store(piece, &[16], (RSI, RCX, -size));
+        });
+        let code = Code::EVEX_Vmovd_rm32_xmm;
+        self.instruction(Instruction::with2(code, Register::EDI, Register::XMM16));
+        dynasm!(self.ops ; .arch x64 ; cmp ecx, 2 ; jb >single);
+        for copy in (0..self.copies).rev() {
+            let at = copy * self.stride;
+            dynasm!(self.ops ; .arch x64 ; mov [rsi + at], di ; mov [rsi + rcx + (at - 2)], di);
+        }
+        dynasm!(self.ops ; .arch x64 ; ret ; single:);
+        for copy in (0..self.copies).rev() {
+            dynasm!(self.ops ; .arch x64 ; mov [rsi + copy * self.stride], dil);
+        }
+        dynasm!(self.ops ; .arch x64 ; ret);
+        start
+    }
+
+    /// The first and the last bytes are loaded before anything is stored, all others before what is
+    /// stored could reach them: a destination may end within the source.
+    fn copy(&mut self) -> CodeOffset {
+        use Register::{None, RCX, RDI, RSI};
+        let start = self.here();
+        dynasm!(self.ops ; .arch x64 ; cmp ecx, 32 ; jb >small ; push rdi);
+        self.load(Piece::Ymm, 16, at(RSI, None, 0));
+        self.load(Piece::Ymm, 17, at(RSI, RCX, -32));
+        dynasm!(self.ops
+            ; .arch x64
+            ; add rcx, rdi
+            ; sub rsi, rdi
+            ; add rdi, 32
+            ; and rdi, -32
+            ; sub rcx, 64
+            ; cmp rdi, rcx
+            ; ja >last
+            ; again:
+        );
+        self.load(Piece::Ymm, 18, at(RDI, RSI, 0));
+        self.load(Piece::Ymm, 19, at(RDI, RSI, 32));
+        self.store(Piece::Ymm, &[18, 19], (RDI, None, 0));
+        dynasm!(self.ops
+            ; .arch x64
+            ; add rdi, 64
+            ; cmp rdi, rcx
+            ; jbe <again
+            ; last:
+            ; add rcx, 32
+            ; cmp rdi, rcx
+            ; jae >done
+        );
+        self.load(Piece::Ymm, 18, at(RDI, RSI, 0));
+        self.store(Piece::Ymm, &[18], (RDI, None, 0));
+        dynasm!(self.ops ; .arch x64 ; done:);
+        self.store(Piece::Ymm, &[17], (RCX, None, 0));
+        dynasm!(self.ops ; .arch x64 ; pop rdi);
+        self.store(Piece::Ymm, &[16], (RDI, None, 0));
+        dynasm!(self.ops ; .arch x64 ; ret ; small:);
+        self.small(|writer, piece, size| {
+            writer.load(piece, 16, at(RSI, None, 0));
+            writer.load(piece, 17, at(RSI, RCX, -size));
+            writer.store(piece, &[16], (RDI, None, 0));
+            writer.store(piece, &[17], (RDI, RCX, -size));
+        });
+        dynasm!(self.ops ; .arch x64 ; push r8 ; again: ; movzx r8d, BYTE [rsi]);
+        for copy in (0..self.copies).rev() {
+            dynasm!(self.ops ; .arch x64 ; mov [rdi + copy * self.stride], r8b);
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; inc rsi
+            ; inc rdi
+            ; dec ecx
+            ; jnz <again
+            ; pop r8
+            ; ret
+        );
+        start
+    }
+}
+
+/// Emits the shared code.
+pub(super) fn emit(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride: i32) -> Bulk {
+    let mut writer = Writer {
+        ops,
+        encoder: Encoder::new(64),
+        copies: copies as i32,
+        stride,
+    };
+    Bulk {
+        fill: writer.fill(),
+        copy: writer.copy(),
+    }
+}
