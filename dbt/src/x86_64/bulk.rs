@@ -30,7 +30,7 @@ pub fn is_possible() -> bool {
 
 /// How much one instruction moves.
 #[derive(Clone, Copy)]
-enum Piece {
+pub(super) enum Piece {
     Ymm,
     Xmm,
     Quad,
@@ -45,7 +45,8 @@ fn register(piece: Piece, number: u32) -> Register {
     }
 }
 
-fn at(base: Register, index: Register, displacement: i32) -> MemoryOperand {
+/// Memory at the sum of two registers, or one, and a displacement.
+pub(super) fn at(base: Register, index: Register, displacement: i32) -> MemoryOperand {
     MemoryOperand::new(
         base,
         index,
@@ -54,6 +55,19 @@ fn at(base: Register, index: Register, displacement: i32) -> MemoryOperand {
         u32::from(displacement != 0),
         false,
         Register::None,
+    )
+}
+
+/// An offset from GS.
+fn of_block(offset: i32) -> MemoryOperand {
+    MemoryOperand::new(
+        Register::None,
+        Register::None,
+        1,
+        offset.into(),
+        8,
+        false,
+        Register::GS,
     )
 }
 
@@ -68,14 +82,29 @@ pub(super) fn broadcast(size: u32) -> Instruction {
     Instruction::with2(code, Register::YMM16, from).expect("these are its operands")
 }
 
-struct Writer<'a> {
-    ops: &'a mut VecAssembler<X64Relocation>,
+/// Emits moves of vector registers that are nobody's.
+pub(super) struct Writer<'a> {
+    pub(super) ops: &'a mut VecAssembler<X64Relocation>,
     encoder: Encoder,
     copies: i32,
     stride: i32,
 }
 
 impl Writer<'_> {
+    /// For memory in so many copies, each `stride` bytes from the one before.
+    pub(super) fn new(
+        ops: &mut VecAssembler<X64Relocation>,
+        copies: usize,
+        stride: i32,
+    ) -> Writer<'_> {
+        Writer {
+            ops,
+            encoder: Encoder::new(64),
+            copies: copies as i32,
+            stride,
+        }
+    }
+
     fn here(&self) -> CodeOffset {
         CodeOffset(self.ops.offset().0 as u32)
     }
@@ -88,7 +117,8 @@ impl Writer<'_> {
         self.ops.extend(bytes.iter());
     }
 
-    fn load(&mut self, piece: Piece, number: u32, from: MemoryOperand) {
+    /// Loads a register.
+    pub(super) fn load(&mut self, piece: Piece, number: u32, from: MemoryOperand) {
         let code = match piece {
             Piece::Ymm => Code::EVEX_Vmovdqu64_ymm_k1z_ymmm256,
             Piece::Xmm => Code::EVEX_Vmovdqu64_xmm_k1z_xmmm128,
@@ -98,9 +128,21 @@ impl Writer<'_> {
         self.instruction(Instruction::with2(code, register(piece, number), from));
     }
 
-    /// Stores registers from a number on, one behind the other, to all copies: mirrors first, by the
-    /// same rule as `Emitter::store_all`.
-    fn store(
+    /// Loads 32 bytes from an offset from GS.
+    pub(super) fn take(&mut self, number: u32, offset: i32) {
+        self.load(Piece::Ymm, number, of_block(offset));
+    }
+
+    /// Stores 32 bytes to an offset from GS, which is not the guest's memory.
+    pub(super) fn put(&mut self, number: u32, offset: i32) {
+        let code = Code::EVEX_Vmovdqu64_ymmm256_k1z_ymm;
+        let from = register(Piece::Ymm, number);
+        self.instruction(Instruction::with2(code, of_block(offset), from));
+    }
+
+    /// Stores registers, 32 bytes apart, to all copies: mirrors first, by the same rule as
+    /// `Emitter::store_all`.
+    pub(super) fn store(
         &mut self,
         piece: Piece,
         numbers: &[u32],
@@ -247,12 +289,7 @@ impl Writer<'_> {
 
 /// Emits the shared code.
 pub(super) fn emit(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride: i32) -> Bulk {
-    let mut writer = Writer {
-        ops,
-        encoder: Encoder::new(64),
-        copies: copies as i32,
-        stride,
-    };
+    let mut writer = Writer::new(ops, copies, stride);
     Bulk {
         fill: writer.fill(),
         copy: writer.copy(),

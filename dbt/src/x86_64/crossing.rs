@@ -6,7 +6,8 @@
 //! A load finds 64 bytes of the buffer filled with what is on both sides of the boundary. A store
 //! finds them so too, changes some, and all go back, in all copies: the rest are as they were.
 //! Both are tried where the check has failed anyway; what does not cross, or whose pages are not
-//! both in the TLB with the right tag, calls up.
+//! both in the TLB with the right tag, calls up. Where the pages are neighbours in the host's memory too,
+//! as most of a large array's are, the access goes on where it is.
 //!
 //! Before that, all slow paths look whether the page's TLB entry has moved to its second place.
 
@@ -15,6 +16,7 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
+use super::bulk::{self, Piece, Writer};
 use super::emitter::{Emitter, Encoded};
 use crate::cache::CodeOffset;
 use crate::record::liveness;
@@ -139,8 +141,8 @@ fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {
 pub(super) fn emit(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride: i32) -> Crossings {
     let views = [View::User, View::Supervisor, View::SupervisorOpen];
     Crossings {
-        load: views.map(|view| emit_access(ops, view, false)),
-        store: views.map(|view| emit_access(ops, view, true)),
+        load: views.map(|view| emit_access(ops, (copies, stride), view, false)),
+        store: views.map(|view| emit_access(ops, (copies, stride), view, true)),
         finish: emit_finish(ops, copies, stride),
         second: views.map(|view| {
             [false, true].map(|write| {
@@ -230,7 +232,12 @@ fn call_up(ops: &mut VecAssembler<X64Relocation>) {
 
 /// T0 has the linear address, and a record is behind the call. Only T1 and T2 are free: others are
 /// put away in between.
-fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -> CodeOffset {
+fn emit_access(
+    ops: &mut VecAssembler<X64Relocation>,
+    (copies, stride): (usize, i32),
+    view: View,
+    write: bool,
+) -> CodeOffset {
     let start = here(ops);
     let tag = at::tlb(view) + if write { at::WRITE_TAG } else { at::READ_TAG };
     let addend = at::tlb(view) + at::ADDEND;
@@ -258,7 +265,6 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
         ; add rax, page
         ; jc >miss
         ; gs mov rdx, [rdi + addend]
-        ; add rdx, rax
         // RDI: where the second page is.
         ; mov edi, eax
         ; shr edi, 7
@@ -266,6 +272,9 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
         ; gs cmp rax, [rdi + tag]
         ; jne >miss
         ; gs mov rdi, [rdi + addend]
+        ; cmp rdx, rdi
+        ; je >adjacent
+        ; add rdx, rax
         ; add rdi, rax
     );
     if write {
@@ -275,14 +284,26 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
             ; gs mov [at::CROSSING + 32], rdi
         );
     }
-    for word in (0..SIDE).step_by(8) {
-        dynasm!(ops
-            ; .arch x64
-            ; mov rax, [rdx + word - SIDE]
-            ; gs mov [MIDDLE + word - SIDE], rax
-            ; mov rax, [rdi + word]
-            ; gs mov [MIDDLE + word], rax
+    if bulk::is_possible() {
+        let mut writer = Writer::new(ops, copies, stride);
+        writer.load(
+            Piece::Ymm,
+            16,
+            bulk::at(Register::RDX, Register::None, -SIDE),
         );
+        writer.load(Piece::Ymm, 17, bulk::at(Register::RDI, Register::None, 0));
+        writer.put(16, MIDDLE - SIDE);
+        writer.put(17, MIDDLE);
+    } else {
+        for word in (0..SIDE).step_by(8) {
+            dynasm!(ops
+                ; .arch x64
+                ; mov rax, [rdx + word - SIDE]
+                ; gs mov [MIDDLE + word - SIDE], rax
+                ; mov rax, [rdi + word]
+                ; gs mov [MIDDLE + word], rax
+            );
+        }
     }
     // Where the access begins in the buffer.
     dynasm!(ops
@@ -311,6 +332,18 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
     }
     dynasm!(ops ; .arch x64 ; gs mov rdx, [at::CROSSING + 16]);
     go_back(ops);
+    // The pages are neighbours on the host too, in all copies.
+    dynasm!(ops
+        ; .arch x64
+        ; adjacent:
+        ; xor ecx, ecx
+        ; cmp BYTE [r8 + Upcall::WANTS_ADDEND], 0
+        ; cmove rcx, rsi
+        ; lea rsi, [rdx + rcx]
+        ; gs mov rdx, [at::CROSSING + 16]
+    );
+    resume_address(ops);
+    go_back(ops);
     dynasm!(ops ; .arch x64 ; miss:);
     call_up(ops);
     start
@@ -320,6 +353,23 @@ fn emit_access(ops: &mut VecAssembler<X64Relocation>, view: View, write: bool) -
 /// `Emitter::store_all`.
 fn emit_finish(ops: &mut VecAssembler<X64Relocation>, copies: usize, stride: i32) -> CodeOffset {
     let start = here(ops);
+    if bulk::is_possible() {
+        let mut writer = Writer::new(ops, copies, stride);
+        writer.take(16, MIDDLE - SIDE);
+        writer.take(17, MIDDLE);
+        for (pointer, number, offset) in
+            [(at::CROSSING + 24, 16, -SIDE), (at::CROSSING + 32, 17, 0)]
+        {
+            dynasm!(writer.ops ; .arch x64 ; gs mov rdi, [pointer]);
+            writer.store(
+                Piece::Ymm,
+                &[number],
+                (Register::RDI, Register::None, offset),
+            );
+        }
+        dynasm!(ops ; .arch x64 ; ret);
+        return start;
+    }
     for (pointer, buffer, offset) in [
         (at::CROSSING + 24, MIDDLE - SIDE, -SIDE),
         (at::CROSSING + 32, MIDDLE, 0),

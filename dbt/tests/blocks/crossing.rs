@@ -64,11 +64,21 @@ const ACCESSES: &[(&str, Code)] = &[
     }),
 ];
 
+/// Between two free pages that are neighbours in physical memory too; the supervisor's.
+const NEIGHBOURS: u64 = 0x7000;
+
 /// The boundary, and how its pages are touched first.
 const PLACES: &[(&str, u64, Code)] = &[
     ("memory", DATA + 0x1000, |a| {
         a.or(dword_ptr(DATA + 0x800), 0)?;
         a.or(dword_ptr(DATA + 0x1800), 0)
+    }),
+    ("neighbours", NEIGHBOURS, |a| {
+        a.or(dword_ptr(NEIGHBOURS - 0x800), 0)?;
+        a.or(dword_ptr(NEIGHBOURS + 0x800), 0)
+    }),
+    ("neighbours, one not yet met", NEIGHBOURS, |a| {
+        a.or(dword_ptr(NEIGHBOURS - 0x800), 0)
     }),
     ("memory not yet met", DATA + 0x2000, |_| Ok(())),
     ("memory that was only read", DATA + 0x3000, |a| {
@@ -140,7 +150,7 @@ fn accesses_that_cross_a_page() {
         for (access_name, access) in ACCESSES {
             // All distances where nothing but the bytes matters, elsewhere a few.
             let distances: &[u64] = match *place {
-                "memory" => &[0, 1, 2, 3, 4, 7, 8, 12, 15, 16, 17, 24, 31, 32],
+                "memory" | "neighbours" => &[0, 1, 2, 3, 4, 7, 8, 12, 15, 16, 17, 24, 31, 32],
                 _ => &[1, 8, 16],
             };
             for &before in distances {
@@ -148,9 +158,15 @@ fn accesses_that_cross_a_page() {
                 if *access_name == "load, absolute displacement" {
                     at -= 0x1000;
                 }
-                let program = program(*touch, *access, at);
+                let mut program = program(*touch, *access, at);
+                if *boundary == NEIGHBOURS {
+                    program.ring = 0;
+                }
                 reference.set_up(&program);
                 assert_eq!(reference.vcpu.run(), Stop::Halted);
+                let faulted = reference.vcpu.cpu().rip < CODE;
+                let may_fault = *boundary != NEIGHBOURS || access_name.contains("aligned");
+                assert!(!faulted || may_fault, "{access_name}");
                 let expected = reference.memory();
                 for (index, machine) in engines.iter_mut().enumerate() {
                     let what = format!("{access_name}, {place}, {before} in front, {index}");
