@@ -31,7 +31,9 @@ impl Vcpu {
         let decoded = decode::block(&mut self.context(), &mut insns);
         let placed = decoded.map(|decoded| {
             let mut decoded = decoded?;
-            if self.options.long_blocks && key.grouped && !key.mode.segmented() {
+            // What comes behind a failed check of a group is short-lived, and has no second chance.
+            let usual = key.grouped == self.options.grouping;
+            if self.options.long_blocks && usual && !key.mode.segmented() {
                 self.extend(key, &mut insns, &mut decoded);
             }
             let range = (key.physical, decoded.len);
