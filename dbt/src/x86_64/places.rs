@@ -94,7 +94,8 @@ impl Places {
     pub fn choose(insns: &[Instruction], classes: &[Class], allotting: Allotting) -> Places {
         let mut places = Places::default();
         let mut least = i32::from(allotting.least);
-        if closes(insns) {
+        let closes = closes(insns);
+        if closes {
             if !allotting.loops {
                 return places;
             }
@@ -105,11 +106,18 @@ impl Places {
             least += MOVES;
         }
         let mut needs = [0; 16];
+        // What is behind a branch may not be executed.
+        let mut certain = None;
         let mut stays: u16 = 1 << Guest::RSP;
         for (insn, class) in insns.iter().zip(classes) {
             match class.kind {
                 // The interpreter finds every register in its own place.
-                Kind::Helper | Kind::Nop | Kind::Jump | Kind::Branch => {}
+                Kind::Helper | Kind::Nop | Kind::Jump => {}
+                Kind::Branch => {
+                    if !closes && certain.is_none() {
+                        certain = Some(needs);
+                    }
+                }
                 Kind::Plain(_)
                 | Kind::Lea
                 | Kind::Push
@@ -130,6 +138,7 @@ impl Places {
         let needed = |guest: &usize| needs[*guest] != 0;
         let named = (0..16).filter(needed);
         stays |= named.fold(0, |mask, guest| mask | 1 << guest) & OFTEN_IMPLIED;
+        let needs = certain.unwrap_or(needs);
         let mut wanting: Vec<usize> = IN_MEMORY.filter(|&guest| stays >> guest & 1 == 0).collect();
         wanting.sort_by_key(|&guest| std::cmp::Reverse(needs[guest]));
         let mut giving: Vec<usize> = (0..16)
