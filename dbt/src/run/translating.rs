@@ -146,6 +146,7 @@ impl Vcpu {
             }),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
+            memory_operands: self.options.memory_operands,
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),

@@ -127,6 +127,7 @@ fn host_code_at(
         }),
         crossing: true,
         late_stack: true,
+        memory_operands: true,
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),
