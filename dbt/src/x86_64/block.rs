@@ -1,7 +1,7 @@
 //! One block from decoded instructions to host code.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+use iced_x86::Instruction;
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
@@ -86,9 +86,7 @@ pub fn emit(
             .map(|insn| classifier.classify(insn, target.mode)),
     );
     let precise = target.precise_flags;
-    let mut exposes = liveness::mask(insns, |index, insn| {
-        liveness::exposes(insn, &classes[index], precise)
-    });
+    let mut exposes = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
     let places = target.allotting.map_or(Places::default(), |least| {
         Places::choose(insns, &classes, least.into())
     });
@@ -121,14 +119,14 @@ fn emit_once(
     let second = target
         .second_mapping
         .map(|mapping| (at::guard(view, target.code.next_page(rip)), mapping as i32));
-    let needed = liveness::needed_before(insns, exposes);
+    let mut needed = std::mem::take(&mut workshop.needed);
+    liveness::needed_before(classes, exposes, &mut needed);
     let need = |index: usize| Need {
         before: needed[index],
         after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
     };
-    let in_host = liveness::mask(insns, |index, insn| need(index).in_host(insn));
+    let in_host = liveness::mask(classes, |index, class| need(index).in_host(class.flags));
     let lost = liveness::lost_at_entry(
-        insns,
         classes,
         (exposes, in_host),
         (target.precise_flags, target.lazy_flags),
@@ -179,8 +177,7 @@ fn emit_once(
     }
     // What a helper executes finds them in memory.
     let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
-    let vectors =
-        (insns.iter().zip(classes.iter())).any(|(insn, class)| plain(class) && uses_vectors(insn));
+    let vectors = (classes.iter()).any(|class| plain(class) && class.vectors);
     if vectors {
         emitter.bring_vectors(arriving);
     }
@@ -189,13 +186,11 @@ fn emit_once(
         emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
     }
     emitter.flags = arriving;
-    let effects = insns.iter().zip(classes).enumerate();
-    emitter
-        .effects
-        .extend(effects.map(|(index, (insn, class))| {
-            let in_host = in_host >> index & 1 != 0;
-            Effect::of(insn, class, (need(index).after, in_host), target.lazy_flags)
-        }));
+    let effects = classes.iter().enumerate();
+    emitter.effects.extend(effects.map(|(index, class)| {
+        let in_host = in_host >> index & 1 != 0;
+        Effect::of(class, (need(index).after, in_host), target.lazy_flags)
+    }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         if !emitter.passes_stack(index, insn, &classes[index]) {
@@ -275,6 +270,7 @@ fn emit_once(
     }
     let sites = emitter.sites;
     let finished = emitter.finish();
+    workshop.needed = needed;
     if helpers & !exposes != 0 {
         workshop.code = finished.code;
         return Err(Helpers(helpers));
@@ -317,47 +313,6 @@ fn keeps_t0(kind: Kind) -> bool {
             | Kind::Pop
             | Kind::Leave
     )
-}
-
-/// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
-/// registers do too). The few of the SSE extensions that touch neither are common in kernels.
-fn uses_vectors(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let extension = insn.cpuid_features().iter().any(|feature| {
-        !matches!(
-            feature,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMOV
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::POPCNT
-                | F::LZCNT
-                | F::BMI1
-                | F::BMI2
-                | F::ADX
-                | F::MOVBE
-                | F::MULTIBYTENOP
-        )
-    });
-    extension
-        && !matches!(
-            insn.mnemonic(),
-            Mnemonic::Lfence
-                | Mnemonic::Mfence
-                | Mnemonic::Sfence
-                | Mnemonic::Movnti
-                | Mnemonic::Pause
-                | Mnemonic::Swapgs
-                | Mnemonic::Endbr64
-                | Mnemonic::Endbr32
-        )
 }
 
 impl Emitter<'_> {

@@ -195,6 +195,7 @@ pub struct Workshop {
     rips: Vec<u64>,
     effects: Vec<Effect>,
     pub(super) classes: Vec<Class>,
+    pub(super) needed: Vec<u32>,
     /// Room for a block's code, hot and cold, to be given back when the code has been placed.
     pub code: [Vec<u8>; 2],
 }
@@ -208,6 +209,7 @@ impl Default for Workshop {
             rips: Vec::new(),
             effects: Vec::new(),
             classes: Vec::new(),
+            needed: Vec::new(),
             code: Default::default(),
         }
     }

@@ -13,7 +13,7 @@ use super::places::Places;
 use super::registers::{T0, T1, is_high_byte, number, sized};
 use crate::record::classify::{Class, Operand};
 use crate::record::grouping::Place;
-use crate::record::liveness;
+use crate::record::liveness::Flags;
 use crate::record::recipe::Recipe;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
@@ -56,9 +56,9 @@ pub(super) struct Need {
 impl Need {
     /// Whether the instruction must find the guest's flags in EFLAGS: it reads some, or
     /// changes only part of those that are needed afterwards.
-    pub fn in_host(self, insn: &Instruction) -> bool {
-        let kept = self.after & !liveness::overwritten(insn);
-        liveness::read(insn) != 0 || (liveness::changed(insn) != 0 && kept != 0)
+    pub fn in_host(self, flags: Flags) -> bool {
+        let kept = self.after & !flags.overwritten();
+        flags.read() != 0 || (flags.changed() != 0 && kept != 0)
     }
 }
 
@@ -121,7 +121,7 @@ impl Emitter<'_> {
         let mut out = *insn;
         substitute(&mut out, &staging)?;
         let bytes = self.encode(&out)?;
-        if need.in_host(insn) {
+        if need.in_host(class.flags) {
             self.restore_flags();
         }
         self.note_flags(index);
@@ -138,7 +138,7 @@ impl Emitter<'_> {
         }
         self.bytes(&bytes);
         self.store_staged(&staging);
-        self.changed_flags(insn);
+        self.changed_flags(class);
         Ok(())
     }
 
@@ -210,7 +210,7 @@ impl Emitter<'_> {
         self.check(index, at, size, write, need.before != 0)?;
         self.may_predict = false;
         self.crossing_store = Crossing::Never;
-        if need.in_host(insn) {
+        if need.in_host(class.flags) {
             self.restore_flags();
         }
         self.note_flags(index);
@@ -247,14 +247,14 @@ impl Emitter<'_> {
             }
         }
         self.store_staged(&staging);
-        self.changed_flags(insn);
+        self.changed_flags(class);
         dynasm!(self.ops ; .arch x64 ; =>behind);
         Ok(())
     }
 
     /// After an instruction that changes flags, EFLAGS holds the guest's.
-    fn changed_flags(&mut self, insn: &Instruction) {
-        if liveness::changed(insn) != 0 {
+    fn changed_flags(&mut self, class: &Class) {
+        if class.flags.changed() != 0 {
             self.flags = FlagsPlace::HOST;
         }
     }
