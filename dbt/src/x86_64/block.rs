@@ -14,8 +14,8 @@ use crate::guest::Mode;
 use crate::interpret;
 use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
+use crate::record::liveness;
 use crate::record::recipe::Recipe;
-use crate::record::{grouping, liveness};
 use crate::run::{UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
@@ -138,12 +138,14 @@ fn emit_once(
         Some(_) => FlagsPlace::LOST,
         None => FlagsPlace::HOST,
     };
-    let mut emitter = Emitter::new(target, workshop);
+    let Workshop { finder, groups, .. } = workshop;
     // What wraps or is cut by a limit is near nothing.
     if target.grouping && !mode.segmented() {
-        emitter.groups = grouping::find(insns, classes, mode);
+        finder.find(insns, classes, mode, groups);
+    } else {
+        groups.clear();
     }
-    emitter.insn_starts.reserve_exact(insns.len() + 1);
+    let mut emitter = Emitter::new(target, workshop);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
