@@ -57,11 +57,6 @@ impl Visits {
         *self.counter(at, rip) < self.threshold
     }
 
-    /// Whether a place has been interpreted as often as it takes.
-    pub(super) fn warm(&mut self, at: GuestPhys, rip: u64) -> bool {
-        !self.cold(at, rip) && self.threshold > 0
-    }
-
     /// Notes that a place was interpreted.
     fn note(&mut self, at: GuestPhys, rip: u64) {
         let count = self.counter(at, rip);

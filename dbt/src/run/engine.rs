@@ -53,8 +53,6 @@ pub struct EngineOptions {
     pub segmented: bool,
     /// How often code is interpreted before it is translated.
     pub cold: u8,
-    /// Translate what a block leads to along with it, if that is no longer cold, and link it.
-    pub ahead: bool,
 }
 
 impl Default for EngineOptions {
@@ -81,7 +79,6 @@ impl Default for EngineOptions {
             traces: Some(8),
             segmented: true,
             cold: 2,
-            ahead: true,
         }
     }
 }

@@ -3,8 +3,6 @@
 //! same name.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod ahead;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod block_state;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cold;

@@ -34,11 +34,6 @@ impl Vcpu {
             self.place(key, &insns, range, decoded.second, Tier::First)
         });
         self.decoded = insns;
-        if let Ok(Some(id)) = placed
-            && key.grouped == self.options.grouping
-        {
-            self.look_ahead(id);
-        }
         placed
     }
 

@@ -2,7 +2,6 @@
 
 use mmu::Linear;
 
-use super::ahead;
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
@@ -11,6 +10,7 @@ use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
 use crate::interpret::{self};
 use crate::record::recipe::{Kept, Recipe};
+use crate::x86_64::ExitKind;
 
 /// Leaves emitted code for the dispatch loop.
 const LEAVE: u64 = 0;
@@ -302,7 +302,22 @@ impl Vcpu {
             return LEAVE;
         };
         let cross = source_page != code.page(target);
-        let entry = ahead::entry(block, kind, cross, backward);
+        let entry = if kind == ExitKind::Return {
+            // Where the caller's page is mapped has not changed since the call; that of the page
+            // behind it may have changed before.
+            if cross {
+                block.indirect_entry
+            } else {
+                block.return_entry
+            }
+        } else if cross {
+            block.guarded_entry
+        } else if backward || kind == ExitKind::Call {
+            // Each call polls, so that calls and returns alone cannot go on for ever.
+            block.poll_entry
+        } else {
+            block.entry
+        };
         self.cache.link(from, exit, to, entry);
         let address = self.cache.region().address(entry);
         self.resume(address)

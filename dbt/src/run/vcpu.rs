@@ -471,13 +471,7 @@ impl Vcpu {
         };
         let found = match self.cache.find(&key) {
             // What runs once only is not worth a copy either.
-            None if !self.visits.first(physical, rip) => {
-                let moved = self.move_here(key);
-                if let Some(id) = moved {
-                    self.look_ahead(id);
-                }
-                moved
-            }
+            None if !self.visits.first(physical, rip) => self.move_here(key),
             found => found,
         };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {

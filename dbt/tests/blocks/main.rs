@@ -73,7 +73,6 @@ fn switches(copies: usize) -> EngineOptions {
         crossing: copies != 2,
         late_stack: copies != 4,
         moving: copies != 3,
-        ahead: copies != 2,
         registers: (copies != 1).then_some(1),
         ..EngineOptions::default()
     }

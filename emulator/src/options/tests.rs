@@ -155,13 +155,12 @@ fn optimisations_have_switches() {
             && usual.crossing
             && usual.late_stack
             && usual.moving
-            && usual.ahead
             && usual.traces.is_some()
             && usual.segmented
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,ahead=off,traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -178,7 +177,6 @@ fn optimisations_have_switches() {
             && !off.crossing
             && !off.late_stack
             && !off.moving
-            && !off.ahead
             && off.traces.is_none()
             && !off.segmented
             && off.cold == 0

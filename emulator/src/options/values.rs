@@ -298,14 +298,6 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
-        form: "ahead=on|off",
-        help: "translations are linked, and what they lead to is translated along with them",
-        set: |engine, text| {
-            engine.ahead = switch("ahead", text)?;
-            Ok(())
-        },
-    },
-    Switch {
         form: "moving=on|off",
         help: "the translation of a program's code is copied for other addresses of it",
         set: |engine, text| {

@@ -139,7 +139,6 @@ impl Setup {
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
                 moving: !random.one_in(4),
-                ahead: !random.one_in(4),
                 registers: random.pick(&[Some(1), Some(3), None]),
                 returns: !random.one_in(4),
                 prediction: random.pick(&[Some(1), Some(64), None]),
