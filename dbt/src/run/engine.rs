@@ -47,6 +47,8 @@ pub struct EngineOptions {
     pub late_stack: bool,
     /// Copy translations for the same code at another address.
     pub moving: bool,
+    /// Blocks go on behind jumps, along the way that was taken before.
+    pub long_blocks: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// Translate 16-bit code, and code in segments that are not flat.
@@ -76,6 +78,7 @@ impl Default for EngineOptions {
             crossing: true,
             late_stack: true,
             moving: true,
+            long_blocks: true,
             traces: Some(8),
             segmented: true,
             cold: 2,

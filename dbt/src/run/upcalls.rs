@@ -270,11 +270,13 @@ impl Vcpu {
         let last = source.insns[source.insns.len() - 1].ip();
         let code = source.key.code;
         let source_page = code.page(source.key.rip);
-        let backward = target <= last;
+        // A trace is left from anywhere in its loop.
+        let jump = source.insns[usize::from(source.exits[exit].insn)].ip();
+        let backward = target <= if source.settled { last } else { jump };
         self.cpu_mut().rip = target;
         if !self.target_allowed(target) {
             // The jump itself faults: let the interpreter say how.
-            self.cpu_mut().rip = last;
+            self.cpu_mut().rip = jump;
             self.give_back(1, 0);
             self.step();
             return LEAVE;

@@ -174,6 +174,7 @@ pub(super) enum Stub {
     SideExit {
         label: DynamicLabel,
         target: u64,
+        insn: u16,
         flags: FlagsPlace,
         give_back: i32,
     },
@@ -574,6 +575,7 @@ impl<'a> Emitter<'a> {
                 Stub::SideExit {
                     label,
                     target,
+                    insn,
                     flags,
                     give_back,
                 } => {
@@ -586,6 +588,9 @@ impl<'a> Emitter<'a> {
                         let flags = self.describe_flags();
                         self.exchange_places();
                         self.exit_here(target, None, flags);
+                        if let Some(exit) = self.exits.last_mut() {
+                            exit.insn = insn;
+                        }
                     }
                 }
                 Stub::GiveBack {

@@ -298,6 +298,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "long-blocks=on|off",
+        help: "blocks go on behind jumps, where code has been executed",
+        set: |engine, text| {
+            engine.long_blocks = switch("long-blocks", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "moving=on|off",
         help: "the translation of a program's code is copied for other addresses of it",
         set: |engine, text| {
