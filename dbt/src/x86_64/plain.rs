@@ -179,9 +179,13 @@ impl Emitter<'_> {
             memory.apply(&mut out);
             emitter.encode(&out)
         };
-        let native = encoded(self, memory)?;
+        let on_loaded = loads && !high_byte;
+        let native = match on_loaded {
+            true => Encoded::default(),
+            false => encoded(self, memory)?,
+        };
         let on_register = match operand {
-            _ if loads && !high_byte => {
+            _ if on_loaded => {
                 let memory_op = (0..insn.op_count())
                     .find(|&op| insn.op_kind(op) == OpKind::Memory)
                     .ok_or(Unencodable)?;
@@ -202,7 +206,10 @@ impl Emitter<'_> {
         if self.target.crossing && operand == Operand::Write && repeatable(insn) {
             self.crossing_store = Crossing::Store {
                 loads: staging.loads().collect(),
-                store: encoded(self, HostMemory::AT_T0)?,
+                store: match memory == HostMemory::AT_T0 {
+                    true => native,
+                    false => encoded(self, HostMemory::AT_T0)?,
+                },
                 behind,
             };
         }
@@ -223,8 +230,11 @@ impl Emitter<'_> {
                 self.bytes(&on_register);
             }
             Operand::None | Operand::Read => self.bytes(&native),
-            Operand::Write => self.store_all(memory, |emitter, memory| {
-                let bytes = encoded(emitter, memory)?;
+            Operand::Write => self.store_all(memory, |emitter, copy| {
+                let bytes = match copy == memory {
+                    true => native,
+                    false => encoded(emitter, copy)?,
+                };
                 emitter.bytes(&bytes);
                 Ok(())
             })?,
