@@ -5,6 +5,7 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 
+use super::shape::{may_fault, uses_vectors};
 use super::{liveness, shape};
 use crate::guest::Mode;
 use crate::interpret::extension;
@@ -131,7 +132,7 @@ impl Class {
 /// Classifies instructions; keeps the factory that iced-x86 wants reused, and what is known already.
 pub struct Classifier {
     factory: InstructionInfoFactory,
-    known: shape::Known,
+    pub(super) known: shape::Known,
 }
 
 impl Default for Classifier {
@@ -175,7 +176,7 @@ impl Classifier {
     }
 
     /// Works out the class of one instruction.
-    fn describe(&mut self, insn: &Instruction, mode: Mode) -> Class {
+    pub(super) fn describe(&mut self, insn: &Instruction, mode: Mode) -> Class {
         let info = self
             .factory
             .info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE);
@@ -354,59 +355,6 @@ impl Classifier {
 
 /// RAX, RCX, RDX and RBX.
 const LOW: u16 = 0xf;
-
-/// Whether the host may fault on an instruction without a memory operand.
-fn may_fault(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let extension = |feature: &CpuidFeature| {
-        matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
-            || is_sse(*feature)
-            || is_avx(*feature)
-    };
-    matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
-        || insn.cpuid_features().iter().any(extension)
-}
-
-/// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
-/// registers do too). The few of the SSE extensions that touch neither are common in kernels.
-fn uses_vectors(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let extension = insn.cpuid_features().iter().any(|feature| {
-        !matches!(
-            feature,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMOV
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::POPCNT
-                | F::LZCNT
-                | F::BMI1
-                | F::BMI2
-                | F::ADX
-                | F::MOVBE
-                | F::MULTIBYTENOP
-        )
-    });
-    extension
-        && !matches!(
-            insn.mnemonic(),
-            Mnemonic::Lfence
-                | Mnemonic::Mfence
-                | Mnemonic::Sfence
-                | Mnemonic::Movnti
-                | Mnemonic::Pause
-                | Mnemonic::Swapgs
-                | Mnemonic::Endbr64
-                | Mnemonic::Endbr32
-        )
-}
 
 /// Whether a shift or rotation has the form whose count is 1.
 fn shifts_by_one(insn: &Instruction) -> bool {
@@ -716,74 +664,4 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
         }
     }
     Some(operand)
-}
-
-#[cfg(test)]
-mod tests {
-    use iced_x86::{Decoder, DecoderOptions};
-
-    use super::*;
-
-    /// Byte strings of all kinds, with short opcodes and many ways to name registers.
-    #[test]
-    fn what_is_known_of_a_shape_is_what_its_instructions_are() {
-        let modes = [
-            (
-                64,
-                Mode::CODE64 | Mode::PROTECTED | Mode::X87 | Mode::SSE | Mode::AVX,
-            ),
-            (
-                64,
-                Mode::CODE64 | Mode::PROTECTED | Mode::RING0 | Mode::X87_UNMASKED | Mode::X87,
-            ),
-            (64, Mode::CODE64 | Mode::PROTECTED | Mode::USER | Mode::SSE),
-            (
-                32,
-                Mode::CODE32 | Mode::FLAT | Mode::PROTECTED | Mode::USER | Mode::SSE,
-            ),
-            (
-                32,
-                Mode::CODE32 | Mode::PROTECTED | Mode::RING0 | Mode::X87 | Mode::SSE,
-            ),
-            (16, Mode::RING0 | Mode::X87),
-        ];
-        let mut classifier = Classifier::default();
-        let mut state = 0x1234_5678_9abc_def1u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        let mut known = 0;
-        for round in 0..1_500_000u32 {
-            let (bits, mode) = modes[round as usize % modes.len()];
-            let mode = Mode(mode);
-            let mut bytes = [0u8; 16];
-            bytes[..8].copy_from_slice(&next().to_le_bytes());
-            bytes[8..].copy_from_slice(&next().to_le_bytes());
-            let prefix = [0x48, 0x0f, 0x66, 0xf2, 0xf3, 0x45, 0xc5, 0xc1];
-            let chosen = next();
-            if chosen & 1 != 0 {
-                bytes[0] = prefix[(chosen >> 8) as usize % prefix.len()];
-            }
-            if chosen & 6 == 6 {
-                bytes[1] = 0x0f;
-            }
-            let insn = Decoder::new(bits, &bytes, DecoderOptions::NONE).decode();
-            if insn.is_invalid() {
-                continue;
-            }
-            let shape = shape::of(&insn, mode);
-            known +=
-                u32::from(shape.is_some_and(|(shape, _)| classifier.known.get(shape).is_some()));
-            let described = classifier.describe(&insn, mode);
-            assert_eq!(
-                classifier.classify(&insn, mode),
-                described,
-                "{insn} {mode:?}"
-            );
-        }
-        assert!(known > 500_000, "{known}");
-    }
 }

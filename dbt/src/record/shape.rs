@@ -3,9 +3,9 @@
 //! worked out once for each shape: iced-x86's description of one instruction takes as long as
 //! emitting it.
 
-use iced_x86::{EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::classify::Class;
+use super::classify::{Class, is_avx, is_sse};
 use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
@@ -196,5 +196,129 @@ impl Known {
 
     pub(super) fn put(&mut self, shape: Shape, class: Class) {
         self.0[Self::place(shape)] = Some((shape, class));
+    }
+}
+
+/// Whether the host may fault on an instruction without a memory operand.
+pub(super) fn may_fault(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let extension = |feature: &CpuidFeature| {
+        matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+            || is_sse(*feature)
+            || is_avx(*feature)
+    };
+    matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+        || insn.cpuid_features().iter().any(extension)
+}
+
+/// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
+/// registers do too). The few of the SSE extensions that touch neither are common in kernels.
+pub(super) fn uses_vectors(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let extension = insn.cpuid_features().iter().any(|feature| {
+        !matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MOVBE
+                | F::MULTIBYTENOP
+        )
+    });
+    extension
+        && !matches!(
+            insn.mnemonic(),
+            Mnemonic::Lfence
+                | Mnemonic::Mfence
+                | Mnemonic::Sfence
+                | Mnemonic::Movnti
+                | Mnemonic::Pause
+                | Mnemonic::Swapgs
+                | Mnemonic::Endbr64
+                | Mnemonic::Endbr32
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+    use crate::record::classify::Classifier;
+
+    /// Byte strings of all kinds, with short opcodes and many ways to name registers.
+    #[test]
+    fn what_is_known_of_a_shape_is_what_its_instructions_are() {
+        let modes = [
+            (
+                64,
+                Mode::CODE64 | Mode::PROTECTED | Mode::X87 | Mode::SSE | Mode::AVX,
+            ),
+            (
+                64,
+                Mode::CODE64 | Mode::PROTECTED | Mode::RING0 | Mode::X87_UNMASKED | Mode::X87,
+            ),
+            (64, Mode::CODE64 | Mode::PROTECTED | Mode::USER | Mode::SSE),
+            (
+                32,
+                Mode::CODE32 | Mode::FLAT | Mode::PROTECTED | Mode::USER | Mode::SSE,
+            ),
+            (
+                32,
+                Mode::CODE32 | Mode::PROTECTED | Mode::RING0 | Mode::X87 | Mode::SSE,
+            ),
+            (16, Mode::RING0 | Mode::X87),
+        ];
+        let mut classifier = Classifier::default();
+        let mut state = 0x1234_5678_9abc_def1u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut known = 0;
+        for round in 0..1_500_000u32 {
+            let (bits, mode) = modes[round as usize % modes.len()];
+            let mode = Mode(mode);
+            let mut bytes = [0u8; 16];
+            bytes[..8].copy_from_slice(&next().to_le_bytes());
+            bytes[8..].copy_from_slice(&next().to_le_bytes());
+            let prefix = [0x48, 0x0f, 0x66, 0xf2, 0xf3, 0x45, 0xc5, 0xc1];
+            let chosen = next();
+            if chosen & 1 != 0 {
+                bytes[0] = prefix[(chosen >> 8) as usize % prefix.len()];
+            }
+            if chosen & 6 == 6 {
+                bytes[1] = 0x0f;
+            }
+            let insn = Decoder::new(bits, &bytes, DecoderOptions::NONE).decode();
+            if insn.is_invalid() {
+                continue;
+            }
+            let shape = of(&insn, mode);
+            known +=
+                u32::from(shape.is_some_and(|(shape, _)| classifier.known.get(shape).is_some()));
+            let described = classifier.describe(&insn, mode);
+            assert_eq!(
+                classifier.classify(&insn, mode),
+                described,
+                "{insn} {mode:?}"
+            );
+        }
+        assert!(known > 500_000, "{known}");
     }
 }
