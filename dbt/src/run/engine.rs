@@ -45,6 +45,8 @@ pub struct EngineOptions {
     pub crossing: bool,
     /// Have pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Guest registers that are kept in memory are operands of host instructions where they stand.
+    pub memory_operands: bool,
     /// Copy translations for the same code at another address.
     pub moving: bool,
     /// Blocks go on behind jumps, along the way that was taken before.
@@ -77,6 +79,7 @@ impl Default for EngineOptions {
             registers: Some(3),
             crossing: true,
             late_stack: true,
+            memory_operands: true,
             moving: true,
             long_blocks: true,
             traces: Some(8),

@@ -142,6 +142,7 @@ impl Vcpu {
             allotting: self.options.registers.filter(|_| tier != Tier::First),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
+            memory_operands: self.options.memory_operands,
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),

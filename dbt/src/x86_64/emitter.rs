@@ -72,6 +72,8 @@ pub struct Target<'a> {
     pub crossing: bool,
     /// Pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Guest registers that are in memory are operands where they stand.
+    pub memory_operands: bool,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether what would change elsewhere is to be noted.
@@ -110,6 +112,12 @@ impl Encoded {
         for &byte in bytes {
             self.push(byte);
         }
+    }
+
+    /// Appends a ModRM byte and what belongs to it: a register or an extension, and an absolute address.
+    pub(super) fn absolute(&mut self, field: u8, address: i32) {
+        self.extend(&[(field & 7) << 3 | 4, 0x25]);
+        self.extend(&address.to_le_bytes());
     }
 
     /// Appends a REX prefix, if there is one, and an opcode.

@@ -298,6 +298,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "memory-operands=on|off",
+        help: "guest registers that are kept in memory are operands where they stand",
+        set: |engine, text| {
+            engine.memory_operands = switch("memory-operands", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "long-blocks=on|off",
         help: "blocks go on behind jumps, where code has been executed",
         set: |engine, text| {
