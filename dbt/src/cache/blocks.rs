@@ -564,7 +564,7 @@ impl BlockCache {
             guarded_entry: at(emitted.guarded_entry),
             indirect_entry: at(emitted.indirect_entry),
             return_entry: at(emitted.return_entry),
-            insn_starts: std::mem::take(&mut emitted.insn_starts).into(),
+            insn_starts: Arc::from(emitted.insn_starts.as_slice()),
             saving_entry: at(emitted.saving_entry),
             saving_forward: at(emitted.saving_forward),
             lost: emitted.lost,

@@ -5,6 +5,8 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 
+use super::shape::{may_fault, uses_vectors};
+use super::{liveness, shape};
 use crate::guest::Mode;
 use crate::interpret::extension;
 
@@ -98,7 +100,7 @@ pub enum Operand {
 }
 
 /// A translator's view of one instruction.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Class {
     /// How it is translated.
     pub kind: Kind,
@@ -108,6 +110,12 @@ pub struct Class {
     pub writes: u16,
     /// Bit i: it uses general-purpose register i without naming it.
     pub implied: u16,
+    /// What it does with the arithmetic flags.
+    pub flags: liveness::Flags,
+    /// The host may fault on it whatever it does with memory.
+    pub faults: bool,
+    /// It may touch vector registers or MXCSR.
+    pub vectors: bool,
 }
 
 impl Class {
@@ -121,15 +129,17 @@ impl Class {
     }
 }
 
-/// Classifies instructions; keeps the factory that iced-x86 wants reused.
+/// Classifies instructions; keeps the factory that iced-x86 wants reused, and what is known already.
 pub struct Classifier {
     factory: InstructionInfoFactory,
+    pub(super) known: shape::Known,
 }
 
 impl Default for Classifier {
     fn default() -> Self {
         Classifier {
             factory: InstructionInfoFactory::new(),
+            known: shape::Known::default(),
         }
     }
 }
@@ -137,6 +147,36 @@ impl Default for Classifier {
 impl Classifier {
     /// Classifies one instruction under the mode bits of its block.
     pub fn classify(&mut self, insn: &Instruction, mode: Mode) -> Class {
+        let Some((shape, named)) = shape::of(insn, mode) else {
+            return self.describe(insn, mode);
+        };
+        if let Some(class) = self.known.get(shape) {
+            return named.complete(class);
+        }
+        self.learn(insn, mode, shape);
+        self.describe(insn, mode)
+    }
+
+    /// Remembers the class of a shape, where there is one.
+    fn learn(&mut self, insn: &Instruction, mode: Mode, shape: shape::Shape) {
+        if !shape::is_typical(insn) {
+            return;
+        }
+        let free = shape::with_free_registers(insn);
+        let Some((_, named)) = shape::of(&free, mode) else {
+            return;
+        };
+        let class = self.describe(&free, mode);
+        let typical = named.without(class);
+        // Those of which it counts whether they are named.
+        let special = class.kind == Kind::Helper && class.implied & !LOW != 0;
+        if !special && named.complete(typical) == class {
+            self.known.put(shape, typical);
+        }
+    }
+
+    /// Works out the class of one instruction.
+    pub(super) fn describe(&mut self, insn: &Instruction, mode: Mode) -> Class {
         let info = self
             .factory
             .info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE);
@@ -166,6 +206,9 @@ impl Classifier {
             access,
             writes,
             implied,
+            flags: liveness::Flags::of(insn),
+            faults: may_fault(insn),
+            vectors: uses_vectors(insn),
         };
         let segmented = mode.segmented();
         let word = width(insn, mode);
@@ -309,6 +352,9 @@ impl Classifier {
         Class { kind, ..helper }
     }
 }
+
+/// RAX, RCX, RDX and RBX.
+const LOW: u16 = 0xf;
 
 /// Whether a shift or rotation has the form whose count is 1.
 fn shifts_by_one(insn: &Instruction) -> bool {

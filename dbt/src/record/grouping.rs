@@ -6,6 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::PAGE_SIZE;
 
 use super::classify::{Class, Kind, Operand};
+use super::liveness;
 use crate::guest::{Mode, Register as Guest};
 
 /// Groups that one block may have: each has a slot for its translation.
@@ -52,6 +53,12 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// No groups.
+    pub fn clear(&mut self) {
+        self.groups.clear();
+        self.members.clear();
+    }
+
     /// The group of an access, if it has one.
     pub fn of(&self, insn: usize, place: Place) -> Option<(Member, Group)> {
         let member = (*self.members.get(insn)?)[place as usize]?;
@@ -87,8 +94,6 @@ struct Open {
     group: Group,
     /// How many accesses are in it.
     members: usize,
-    /// Its first access.
-    first: usize,
 }
 
 /// An access that is in a group.
@@ -100,66 +105,93 @@ struct Joined {
     displacement: i64,
 }
 
-struct Finder {
+/// Finds the groups of a block, and keeps its room for the next one.
+pub struct Finder {
     values: [Value; 16],
     next_version: u32,
     /// All groups; the latest of a key is the one to join.
     found: Vec<Open>,
     joined: Vec<Joined>,
+    /// The groups that there is room for, by their place in `found`.
+    chosen: Vec<usize>,
     /// Those before this one are not joined any more.
     first_open: usize,
     code64: bool,
 }
 
-/// Finds the groups of a block.
-pub fn find(insns: &[Instruction], classes: &[Class], mode: Mode) -> Groups {
-    let mut finder = Finder {
-        values: [Value {
+impl Default for Finder {
+    fn default() -> Finder {
+        let value = Value {
             version: 0,
             offset: 0,
-        }; 16],
-        next_version: 0,
-        found: Vec::new(),
-        joined: Vec::new(),
-        first_open: 0,
-        code64: mode.has(Mode::CODE64),
-    };
-    finder.forget_all();
-    for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
-        finder.accesses(index, insn, class);
-        finder.results(insn, class);
+        };
+        Finder {
+            values: [value; 16],
+            next_version: 0,
+            found: Vec::new(),
+            joined: Vec::new(),
+            chosen: Vec::new(),
+            first_open: 0,
+            code64: false,
+        }
     }
-    // The largest first, where there are more than fit; the rest by position: a block must
-    // always be translated to the same code.
-    let mut chosen: Vec<usize> = (0..finder.found.len())
-        .filter(|&open| finder.found[open].members > 1)
-        .collect();
-    let mut groups = Groups::default();
-    if chosen.is_empty() {
-        return groups;
+}
+
+/// The most accesses that an instruction may have in groups.
+fn accesses(class: &Class) -> usize {
+    match class.kind {
+        Kind::Push | Kind::CallIndirect => 2,
+        kind => usize::from(liveness::checks_access(kind)),
     }
-    chosen.sort_by_key(|&open| {
-        let open = &finder.found[open];
-        (std::cmp::Reverse(open.members), open.first)
-    });
-    chosen.truncate(GROUPS);
-    groups.groups = chosen
-        .iter()
-        .map(|&open| finder.found[open].group)
-        .collect();
-    groups.members = vec![[None; 2]; insns.len()];
-    for joined in &finder.joined {
-        let number = chosen.iter().position(|&open| open == joined.open);
-        let (insn, place) = joined.access;
-        groups.members[insn][place] = number.map(|group| Member {
-            group,
-            displacement: joined.displacement,
-        });
-    }
-    groups
 }
 
 impl Finder {
+    /// Finds the groups of a block.
+    pub fn find(
+        &mut self,
+        insns: &[Instruction],
+        classes: &[Class],
+        mode: Mode,
+        groups: &mut Groups,
+    ) {
+        groups.clear();
+        if classes.iter().map(accesses).sum::<usize>() < 2 {
+            return;
+        }
+        self.next_version = 0;
+        self.found.clear();
+        self.joined.clear();
+        self.code64 = mode.has(Mode::CODE64);
+        self.forget_all();
+        for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
+            self.accesses(index, insn, class);
+            self.results(insn, class);
+        }
+        // The largest first, where there are more than fit; the rest by position: a block must
+        // always be translated to the same code.
+        let found = &self.found;
+        let shared = (0..found.len()).filter(|&open| found[open].members > 1);
+        self.chosen.clear();
+        self.chosen.extend(shared);
+        if self.chosen.is_empty() {
+            return;
+        }
+        self.chosen
+            .sort_unstable_by_key(|&open| (std::cmp::Reverse(found[open].members), open));
+        self.chosen.truncate(GROUPS);
+        let of_chosen = self.chosen.iter().map(|&open| found[open].group);
+        groups.groups.extend(of_chosen);
+        groups.members.resize(insns.len(), [None; 2]);
+        for joined in &self.joined {
+            let number = self.chosen.iter().position(|&open| open == joined.open);
+            let (insn, place) = joined.access;
+            groups.members[insn][place] = number.map(|group| Member {
+                group,
+                displacement: joined.displacement,
+            });
+        }
+    }
+
     fn word(&self) -> i64 {
         if self.code64 { 8 } else { 4 }
     }
@@ -320,7 +352,6 @@ impl Finder {
                 write,
             },
             members: 1,
-            first: access.0,
         });
     }
 

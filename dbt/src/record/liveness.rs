@@ -1,9 +1,9 @@
 //! Which flags matter where: what each instruction of a block reads and overwrites, where the
 //! block can be left, and from that, what must survive a memory check.
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
-use super::classify::{Class, Kind, Operand, is_avx, is_sse};
+use super::classify::{Class, Kind, Operand};
 
 /// CF, PF, AF, ZF, SF and OF, as iced-x86 names them.
 pub const ALL: u32 = RflagsBits::CF
@@ -73,35 +73,71 @@ pub fn overwritten(insn: &Instruction) -> u32 {
     }
 }
 
+/// What an instruction does with the arithmetic flags. These and [`ALL`] fit in a byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flags {
+    read: u8,
+    changed: u8,
+    overwritten: u8,
+}
+
+const _: () = assert!(ALL <= u8::MAX as u32);
+
+impl Flags {
+    /// Of an instruction.
+    pub fn of(insn: &Instruction) -> Flags {
+        Flags {
+            read: read(insn) as u8,
+            changed: changed(insn) as u8,
+            overwritten: overwritten(insn) as u8,
+        }
+    }
+
+    /// As [`read`].
+    pub fn read(self) -> u32 {
+        self.read.into()
+    }
+
+    /// As [`changed`].
+    pub fn changed(self) -> u32 {
+        self.changed.into()
+    }
+
+    /// As [`overwritten`].
+    pub fn overwritten(self) -> u32 {
+        self.overwritten.into()
+    }
+}
+
 /// For each instruction of a straight run, the flags that have to be right before it: they are
 /// read by it or by a later one before being overwritten, or the block can be left there.
 /// Bit i of `exposes` marks an instruction at which it can; all flags count at its end.
-pub fn needed_before(insns: &[Instruction], exposes: u64) -> Vec<u32> {
+pub fn needed_before(classes: &[Class], exposes: u64, needed: &mut Vec<u32>) {
     let mut live = ALL;
-    let mut needed = vec![0; insns.len()];
-    for (index, insn) in insns.iter().enumerate().rev() {
-        live = (live & !overwritten(insn)) | read(insn);
+    needed.clear();
+    needed.resize(classes.len(), ALL);
+    let places = classes.iter().zip(needed).enumerate();
+    for (index, (class, needed)) in places.rev() {
+        live = (live & !class.flags.overwritten()) | class.flags.read();
         if exposes >> index & 1 != 0 {
             live = ALL;
         }
-        needed[index] = live;
+        *needed = live;
     }
-    needed
 }
 
 /// A bit for each instruction of a block.
-pub fn mask(insns: &[Instruction], mut is: impl FnMut(usize, &Instruction) -> bool) -> u64 {
-    let bits = insns.iter().enumerate();
-    bits.fold(0, |mask, (index, insn)| {
-        mask | u64::from(is(index, insn)) << index
+pub fn mask(classes: &[Class], mut is: impl FnMut(usize, &Class) -> bool) -> u64 {
+    let bits = classes.iter().enumerate();
+    bits.fold(0, |mask, (index, class)| {
+        mask | u64::from(is(index, class)) << index
     })
 }
 
 /// Whether a block can be left at an instruction, so that the flags before it are seen: by an
 /// upcall or by a fault of the host processor. If they need not be precise there, whether the
 /// instruction itself may need them.
-pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
-    use CpuidFeature as F;
+pub fn exposes(class: &Class, precise: bool) -> bool {
     match class.kind {
         Kind::Helper
         | Kind::Branch
@@ -110,14 +146,7 @@ pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
         | Kind::SystemReturn
         | Kind::InterruptReturn => true,
         _ if !precise => false,
-        Kind::Plain(Operand::None) => {
-            matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
-                || insn.cpuid_features().iter().any(|&feature| {
-                    matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
-                        || is_sse(feature)
-                        || is_avx(feature)
-                })
-        }
+        Kind::Plain(Operand::None) => class.faults,
         Kind::Lea
         | Kind::Nop
         | Kind::Jump
@@ -137,7 +166,6 @@ pub fn exposes(insn: &Instruction, class: &Class, precise: bool) -> bool {
 /// recipe must need no register, for the blocks behind may change any.
 /// Bit i of `in_host`: instruction i needs the flags in EFLAGS.
 pub fn lost_at_entry(
-    insns: &[Instruction],
     classes: &[Class],
     (exposes, in_host): (u64, u64),
     (precise, lazy): (bool, bool),
@@ -148,12 +176,12 @@ pub fn lost_at_entry(
         if exposes >> index & 1 != 0 {
             before_exposure = changed_so_far;
         }
-        let last = index + 1 == insns.len();
+        let last = index + 1 == classes.len();
         match class.kind {
             // A helper gets them from wherever they are, if they are anywhere.
             Kind::Helper => return precise.then_some(before_exposure),
             _ if in_host >> index & 1 != 0 => return None,
-            Kind::Plain(_) if changed(&insns[index]) != 0 => return Some(before_exposure),
+            Kind::Plain(_) if class.flags.changed() != 0 => return Some(before_exposure),
             kind if !last && leaves_alone(kind) => {}
             // Without a check they would stay in EFLAGS all the time.
             Kind::Jump if lazy && checks => return Some(u16::MAX),

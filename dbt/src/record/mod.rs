@@ -6,6 +6,7 @@ pub mod features;
 pub mod grouping;
 pub mod liveness;
 pub mod recipe;
+mod shape;
 
 use std::sync::LazyLock;
 

@@ -4,8 +4,10 @@ use iced_x86::Instruction;
 use mmu::GuestPhys;
 
 use super::vcpu::Vcpu;
+use crate::cache::Key;
 use crate::guest::Mode;
 use crate::interpret::Context;
+use crate::x86_64::moving;
 use crate::{decode, interpret};
 
 /// Counters; places of code that share one are only translated a little earlier.
@@ -88,6 +90,12 @@ impl Vcpu {
     /// Interprets code that is not worth a translation yet, up to its next jump.
     pub(super) fn run_cold(&mut self) {
         let mut insns = std::mem::take(&mut self.decoded);
+        if let Some(at) = self.decoded_elsewhere(&mut insns) {
+            self.visits.note(at, insns[0].ip());
+            self.run_page(&insns, at.page());
+            self.decoded = insns;
+            return;
+        }
         match decode::block(&mut self.context(), &mut insns) {
             Ok(Some(decoded)) => {
                 self.visits.note(decoded.physical, insns[0].ip());
@@ -97,6 +105,42 @@ impl Vcpu {
             Err(exception) => self.raise(exception),
         }
         self.decoded = insns;
+    }
+
+    /// The instructions at RIP, and where they are, from a translation of the same code at another
+    /// address: decoding takes as long as interpreting.
+    fn decoded_elsewhere(&mut self, insns: &mut Vec<Instruction>) -> Option<GuestPhys> {
+        if !self.options.moving {
+            return None;
+        }
+        let code = self.code_segment()?;
+        let mut cx = self.context();
+        let (rip, mode) = (cx.cpu.rip, cx.cpu.mode);
+        let linear = decode::fetch_address(&cx).ok()?;
+        let physical = cx.translate_fetch(linear).ok()?;
+        // The walk may have written an accessed bit into code.
+        self.settle();
+        let key = Key {
+            physical,
+            rip,
+            mode,
+            grouped: self.options.grouping,
+            code,
+        };
+        let block = self.cache.block(self.cache.original(&key)?)?;
+        let distance = rip.wrapping_sub(block.key.rip);
+        insns.clear();
+        let mut next = rip;
+        for insn in &block.insns {
+            let insn = moving::moved_instruction(insn, distance);
+            // A trace goes on elsewhere.
+            if insn.ip() != next {
+                break;
+            }
+            next = insn.next_ip();
+            insns.push(insn);
+        }
+        Some(physical)
     }
 
     /// Interprets code of a page.

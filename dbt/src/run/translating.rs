@@ -152,10 +152,7 @@ impl Vcpu {
                 page: key.physical.page(),
                 first: self.strayed.next_site(),
             }),
-            movable: self.options.moving
-                && tier == Tier::First
-                && second.is_none()
-                && moving::can_leave(&key, insns),
+            movable: self.options.moving && second.is_none() && moving::can_leave(&key, insns),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let mut emitted = x86_64::emit(
@@ -182,10 +179,10 @@ impl Vcpu {
         block.predicting = predicting;
         block.far_mode = far_mode;
         let id = self.cache.insert(block, &emitted.code);
-        self.workshop.code = emitted.code;
         self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
         self.new_sites(emitted.sites);
+        self.workshop.take_back(emitted);
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.

@@ -1,7 +1,7 @@
 //! One block from decoded instructions to host code.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+use iced_x86::Instruction;
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
@@ -14,8 +14,8 @@ use crate::guest::Mode;
 use crate::interpret;
 use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
+use crate::record::liveness;
 use crate::record::recipe::Recipe;
-use crate::record::{grouping, liveness};
 use crate::run::{UpcallKind, at};
 
 /// Host code of one block. Offsets are from its first byte.
@@ -86,9 +86,7 @@ pub fn emit(
             .map(|insn| classifier.classify(insn, target.mode)),
     );
     let precise = target.precise_flags;
-    let mut exposes = liveness::mask(insns, |index, insn| {
-        liveness::exposes(insn, &classes[index], precise)
-    });
+    let mut exposes = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
     let places = target.allotting.map_or(Places::default(), |allotting| {
         Places::choose(insns, &classes, allotting)
     });
@@ -121,14 +119,14 @@ fn emit_once(
     let second = target
         .second_mapping
         .map(|mapping| (at::guard(view, target.code.next_page(rip)), mapping as i32));
-    let needed = liveness::needed_before(insns, exposes);
+    let mut needed = std::mem::take(&mut workshop.needed);
+    liveness::needed_before(classes, exposes, &mut needed);
     let need = |index: usize| Need {
         before: needed[index],
         after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
     };
-    let in_host = liveness::mask(insns, |index, insn| need(index).in_host(insn));
+    let in_host = liveness::mask(classes, |index, class| need(index).in_host(class.flags));
     let lost = liveness::lost_at_entry(
-        insns,
         classes,
         (exposes, in_host),
         (target.precise_flags, target.lazy_flags),
@@ -140,12 +138,14 @@ fn emit_once(
         Some(_) => FlagsPlace::LOST,
         None => FlagsPlace::HOST,
     };
-    let mut emitter = Emitter::new(target, workshop);
+    let Workshop { finder, groups, .. } = workshop;
     // What wraps or is cut by a limit is near nothing.
     if target.grouping && !mode.segmented() {
-        emitter.groups = grouping::find(insns, classes, mode);
+        finder.find(insns, classes, mode, groups);
+    } else {
+        groups.clear();
     }
-    emitter.insn_starts.reserve_exact(insns.len() + 1);
+    let mut emitter = Emitter::new(target, workshop);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
@@ -179,8 +179,7 @@ fn emit_once(
     }
     // What a helper executes finds them in memory.
     let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
-    let vectors =
-        (insns.iter().zip(classes.iter())).any(|(insn, class)| plain(class) && uses_vectors(insn));
+    let vectors = (classes.iter()).any(|class| plain(class) && class.vectors);
     if vectors {
         emitter.bring_vectors(arriving);
     }
@@ -192,13 +191,11 @@ fn emit_once(
         }
     }
     emitter.flags = arriving;
-    let effects = insns.iter().zip(classes).enumerate();
-    emitter
-        .effects
-        .extend(effects.map(|(index, (insn, class))| {
-            let in_host = in_host >> index & 1 != 0;
-            Effect::of(insn, class, (need(index).after, in_host), target.lazy_flags)
-        }));
+    let effects = classes.iter().enumerate();
+    emitter.effects.extend(effects.map(|(index, class)| {
+        let in_host = in_host >> index & 1 != 0;
+        Effect::of(class, (need(index).after, in_host), target.lazy_flags)
+    }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         if !emitter.passes_stack(index, insn, &classes[index]) {
@@ -278,6 +275,7 @@ fn emit_once(
     }
     let sites = emitter.sites;
     let finished = emitter.finish();
+    workshop.needed = needed;
     if helpers & !exposes != 0 {
         workshop.code = finished.code;
         return Err(Helpers(helpers));
@@ -320,47 +318,6 @@ fn keeps_t0(kind: Kind) -> bool {
             | Kind::Pop
             | Kind::Leave
     )
-}
-
-/// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
-/// registers do too). The few of the SSE extensions that touch neither are common in kernels.
-fn uses_vectors(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let extension = insn.cpuid_features().iter().any(|feature| {
-        !matches!(
-            feature,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMOV
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::POPCNT
-                | F::LZCNT
-                | F::BMI1
-                | F::BMI2
-                | F::ADX
-                | F::MOVBE
-                | F::MULTIBYTENOP
-        )
-    });
-    extension
-        && !matches!(
-            insn.mnemonic(),
-            Mnemonic::Lfence
-                | Mnemonic::Mfence
-                | Mnemonic::Sfence
-                | Mnemonic::Movnti
-                | Mnemonic::Pause
-                | Mnemonic::Swapgs
-                | Mnemonic::Endbr64
-                | Mnemonic::Endbr32
-        )
 }
 
 impl Emitter<'_> {

@@ -6,6 +6,7 @@ use iced_x86::{Encoder, Instruction, Register};
 
 use mmu::GuestPhys;
 
+use super::block::Emitted;
 use super::crossing::Crossing;
 use super::encoding;
 use super::exits::{ExitKind, ExitSite, Inner};
@@ -19,7 +20,7 @@ use super::trampoline::Trampolines;
 use crate::cache::CodeOffset;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
-use crate::record::grouping::{GROUPS, Groups};
+use crate::record::grouping::{Finder, GROUPS, Groups};
 use crate::record::recipe::Recipe;
 use crate::run::{Strayed, Upcall, UpcallKind, at};
 
@@ -206,6 +207,11 @@ pub struct Workshop {
     rips: Vec<u64>,
     effects: Vec<Effect>,
     pub(super) classes: Vec<Class>,
+    pub(super) needed: Vec<u32>,
+    pub(super) finder: Finder,
+    pub(super) groups: Groups,
+    exits: Vec<ExitSite>,
+    insn_starts: Vec<u32>,
     /// Room for a block's code, hot and cold, to be given back when the code has been placed.
     pub code: [Vec<u8>; 2],
 }
@@ -219,8 +225,22 @@ impl Default for Workshop {
             rips: Vec::new(),
             effects: Vec::new(),
             classes: Vec::new(),
+            needed: Vec::new(),
+            finder: Finder::default(),
+            groups: Groups::default(),
+            exits: Vec::new(),
+            insn_starts: Vec::new(),
             code: Default::default(),
         }
+    }
+}
+
+impl Workshop {
+    /// Takes back what is used again, when a block has been made of it.
+    pub fn take_back(&mut self, emitted: Emitted) {
+        self.code = emitted.code;
+        self.exits = emitted.exits;
+        self.insn_starts = emitted.insn_starts;
     }
 }
 
@@ -271,7 +291,7 @@ pub struct Emitter<'a> {
     /// Bit i: instruction i puts something into the stash.
     pub(super) stashes: u64,
     /// Accesses that share a check.
-    pub(super) groups: Groups,
+    pub(super) groups: &'a Groups,
     /// What the slot of each group holds, once it has been checked.
     pub(super) established: [Option<Held>; GROUPS],
     /// What T0 holds for further accesses of a group.
@@ -316,6 +336,10 @@ impl<'a> Emitter<'a> {
         workshop.stubs.clear();
         workshop.rips.clear();
         workshop.effects.clear();
+        let mut exits = std::mem::take(&mut workshop.exits);
+        let mut insn_starts = std::mem::take(&mut workshop.insn_starts);
+        exits.clear();
+        insn_starts.clear();
         Emitter {
             ops: &mut workshop.ops,
             encoder: &mut workshop.encoder,
@@ -325,8 +349,8 @@ impl<'a> Emitter<'a> {
             inner: None,
             flags: FlagsPlace::HOST,
             stubs: &mut workshop.stubs,
-            exits: Vec::new(),
-            insn_starts: Vec::new(),
+            exits,
+            insn_starts,
             flags_away: 0,
             flags_lost: 0,
             recipes: Vec::new(),
@@ -334,7 +358,7 @@ impl<'a> Emitter<'a> {
             current: 0,
             stashed: None,
             stashes: 0,
-            groups: Groups::default(),
+            groups: &workshop.groups,
             established: [None; GROUPS],
             near: None,
             stack_ahead: 0,

@@ -98,15 +98,10 @@ pub(super) struct Effect {
 
 impl Effect {
     /// Of an instruction behind which the flags `after` have to be right.
-    pub fn of(
-        insn: &Instruction,
-        class: &Class,
-        (after, in_host): (u32, bool),
-        lazy: bool,
-    ) -> Effect {
+    pub fn of(class: &Class, (after, in_host): (u32, bool), lazy: bool) -> Effect {
         Effect {
             writes: class.writes,
-            keeps: after & !liveness::overwritten(insn) != 0,
+            keeps: after & !class.flags.overwritten() != 0,
             checks: liveness::checks_access(class.kind),
             host: in_host || matches!(class.kind, Kind::Branch | Kind::CountBranch),
             saved: matches!(
@@ -299,7 +294,7 @@ impl Emitter<'_> {
 
     /// What is known behind the current instruction.
     pub(super) fn follow_flags(&mut self, insn: &Instruction, class: &Class) {
-        if matches!(class.kind, Kind::Plain(_)) && liveness::changed(insn) != 0 {
+        if matches!(class.kind, Kind::Plain(_)) && class.flags.changed() != 0 {
             self.flags.recipe = self.stashed.take().or_else(|| Recipe::of(insn));
         } else if let Some(recipe) = self.flags.recipe
             && class.writes & recipe.registers() != 0

@@ -6,6 +6,7 @@
 //! it is emitted ([`Follows`]). Which form that takes must not depend on the address: so only
 //! addresses of user programs far above 4 GiB are moved from and to, where each constant takes eight
 //! bytes; and no access of a block may be to an absolute address, whose page another may happen to share.
+//! Traces are moved as other blocks are, and share the predictions of their checks.
 
 use iced_x86::{Instruction, OpKind, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
@@ -94,6 +95,10 @@ pub struct Move {
 /// Whether the translation of a block can be moved elsewhere.
 pub fn can_leave(key: &Key, insns: &[Instruction]) -> bool {
     let tied = |insn: &Instruction| {
+        // Another page has a guard of its own.
+        if insn.ip() / PAGE_SIZE != key.rip / PAGE_SIZE {
+            return true;
+        }
         let memory = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
         let (base, index) = (insn.memory_base(), insn.memory_index());
         memory
@@ -189,7 +194,8 @@ impl Move {
                     let displacement = read(code, record).wrapping_sub(shift);
                     write(code, record, displacement);
                     write(code, record + 4, self.id);
-                    if code[record + Upcall::KIND] == UpcallKind::Memory as u8 {
+                    let kind = code[record + Upcall::KIND];
+                    if kind == UpcallKind::Memory as u8 || kind == UpcallKind::Strayed as u8 {
                         // Where it resumes is in the block itself.
                         let resume = read(code, end).wrapping_add(self.shift(0));
                         write(code, end, resume);

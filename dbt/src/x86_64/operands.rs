@@ -8,7 +8,7 @@ use super::registers::{T0, number, pinned, sized};
 use crate::guest::{Mode, SegmentIndex};
 
 /// A checked operand in host memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostMemory {
     pub base: Register,
     pub index: Register,

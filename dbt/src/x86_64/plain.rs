@@ -14,7 +14,7 @@ use super::places::Places;
 use super::registers::{T0, T1, is_high_byte, number, sized};
 use crate::record::classify::{Class, Operand};
 use crate::record::grouping::Place;
-use crate::record::liveness;
+use crate::record::liveness::Flags;
 use crate::record::recipe::Recipe;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
@@ -57,9 +57,9 @@ pub(super) struct Need {
 impl Need {
     /// Whether the instruction must find the guest's flags in EFLAGS: it reads some, or
     /// changes only part of those that are needed afterwards.
-    pub fn in_host(self, insn: &Instruction) -> bool {
-        let kept = self.after & !liveness::overwritten(insn);
-        liveness::read(insn) != 0 || (liveness::changed(insn) != 0 && kept != 0)
+    pub fn in_host(self, flags: Flags) -> bool {
+        let kept = self.after & !flags.overwritten();
+        flags.read() != 0 || (flags.changed() != 0 && kept != 0)
     }
 }
 
@@ -130,7 +130,7 @@ impl Emitter<'_> {
             Some(bytes) => bytes,
             None => self.encode(&out)?,
         };
-        if need.in_host(insn) {
+        if need.in_host(class.flags) {
             self.restore_flags();
         }
         self.note_flags(index);
@@ -147,7 +147,7 @@ impl Emitter<'_> {
         }
         self.bytes(&bytes);
         self.store_staged(&staging);
-        self.changed_flags(insn);
+        self.changed_flags(class);
         Ok(())
     }
 
@@ -214,9 +214,13 @@ impl Emitter<'_> {
             memory.apply(&mut out);
             emitter.encode(&out)
         };
-        let native = encoded(self, memory)?;
+        let on_loaded = loads && !high_byte;
+        let native = match on_loaded {
+            true => Encoded::default(),
+            false => encoded(self, memory)?,
+        };
         let on_register = match operand {
-            _ if loads && !high_byte => {
+            _ if on_loaded => {
                 let memory_op = (0..insn.op_count())
                     .find(|&op| insn.op_kind(op) == OpKind::Memory)
                     .ok_or(Unencodable)?;
@@ -237,7 +241,10 @@ impl Emitter<'_> {
         if self.target.crossing && operand == Operand::Write && repeatable(insn) {
             self.crossing_store = Crossing::Store {
                 loads: staging.loads().collect(),
-                store: encoded(self, HostMemory::AT_T0)?,
+                store: match memory == HostMemory::AT_T0 {
+                    true => native,
+                    false => encoded(self, HostMemory::AT_T0)?,
+                },
                 behind,
             };
         }
@@ -245,7 +252,7 @@ impl Emitter<'_> {
         self.check(index, at, size, write, need.before != 0)?;
         self.may_predict = false;
         self.crossing_store = Crossing::Never;
-        if need.in_host(insn) {
+        if need.in_host(class.flags) {
             self.restore_flags();
         }
         self.note_flags(index);
@@ -258,8 +265,11 @@ impl Emitter<'_> {
                 self.bytes(&on_register);
             }
             Operand::None | Operand::Read => self.bytes(&native),
-            Operand::Write => self.store_all(memory, |emitter, memory| {
-                let bytes = encoded(emitter, memory)?;
+            Operand::Write => self.store_all(memory, |emitter, copy| {
+                let bytes = match copy == memory {
+                    true => native,
+                    false => encoded(emitter, copy)?,
+                };
                 emitter.bytes(&bytes);
                 Ok(())
             })?,
@@ -282,14 +292,14 @@ impl Emitter<'_> {
             }
         }
         self.store_staged(&staging);
-        self.changed_flags(insn);
+        self.changed_flags(class);
         dynasm!(self.ops ; .arch x64 ; =>behind);
         Ok(())
     }
 
     /// After an instruction that changes flags, EFLAGS holds the guest's.
-    fn changed_flags(&mut self, insn: &Instruction) {
-        if liveness::changed(insn) != 0 {
+    fn changed_flags(&mut self, class: &Class) {
+        if class.flags.changed() != 0 {
             self.flags = FlagsPlace::HOST;
         }
     }

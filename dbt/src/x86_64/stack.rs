@@ -72,7 +72,7 @@ impl Emitter<'_> {
             Kind::Lea | Kind::Plain(Operand::None) => {
                 let operands = (0..insn.op_count()).map(|operand| insn.op_register(operand));
                 let mut named = operands.chain([insn.memory_base(), insn.memory_index()]);
-                !liveness::exposes(insn, class, true) && !named.any(is_stack)
+                !liveness::exposes(class, true) && !named.any(is_stack)
             }
             _ => false,
         }

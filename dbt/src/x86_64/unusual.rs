@@ -11,6 +11,7 @@ use super::operands::HostMemory;
 use super::plain::Need;
 use super::registers::{T0, T1, T2, number};
 use crate::interpret::view;
+use crate::record::liveness::Flags;
 use crate::run::at;
 
 impl Emitter<'_> {
@@ -56,7 +57,7 @@ impl Emitter<'_> {
         }
         let write = insn.mnemonic() != Mnemonic::Bt;
         self.translate_linear(size as u32, write, instead);
-        if need.in_host(insn) {
+        if need.in_host(Flags::of(insn)) {
             self.restore_flags();
         }
         self.load_guest(T2, bit);
@@ -96,7 +97,7 @@ impl Emitter<'_> {
         self.linear(&address)?;
         dynasm!(self.ops ; .arch x64 ; test esi, 15 ; jnz =>instead);
         self.translate_linear(16, true, instead);
-        if need.in_host(insn) {
+        if need.in_host(Flags::of(insn)) {
             self.restore_flags();
         }
         dynasm!(self.ops ; .arch x64 ; cmpxchg16b [rsi]);

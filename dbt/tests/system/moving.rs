@@ -112,12 +112,19 @@ fn run_everywhere(options: EngineOptions) -> (Vec<u64>, CacheStatistics) {
 fn a_program_at_many_addresses_is_translated_once() {
     let (expected, _) = run_everywhere(counting(true));
     assert_eq!(expected[20] as u32, 5 * ADDRESSES.len() as u32);
-    for (cold, traces, grouping) in [(0, None, true), (2, None, false), (2, Some(8), true)] {
+    for (cold, traces, grouping) in [
+        (0, None, true),
+        (2, None, false),
+        (2, Some(8), true),
+        (0, Some(2), true),
+    ] {
         let with = |moving| EngineOptions {
             moving,
             cold,
             traces,
             grouping,
+            // A long block has the whole loop, and needs no trace.
+            long_blocks: traces != Some(2),
             ..counting(false)
         };
         let (moved, statistics) = run_everywhere(with(true));
@@ -127,6 +134,9 @@ fn a_program_at_many_addresses_is_translated_once() {
         assert_eq!(anew, expected, "{cold}, {traces:?}");
         assert_eq!(without.moved, 0);
         assert!(without.translated > statistics.translated, "{statistics:?}");
+        // Traces move as well.
+        let fewer = without.traces > statistics.traces;
+        assert!(traces != Some(2) || fewer, "{statistics:?}, {without:?}");
     }
 }
 

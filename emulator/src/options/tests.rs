@@ -155,13 +155,15 @@ fn optimisations_have_switches() {
             && usual.registers.is_some()
             && usual.crossing
             && usual.late_stack
+            && usual.long_blocks
+            && usual.memory_operands
             && usual.moving
             && usual.traces.is_some()
             && usual.segmented
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,long-blocks=off,memory-operands=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -178,6 +180,8 @@ fn optimisations_have_switches() {
             && off.registers.is_none()
             && !off.crossing
             && !off.late_stack
+            && !off.long_blocks
+            && !off.memory_operands
             && !off.moving
             && off.traces.is_none()
             && !off.segmented

@@ -1,0 +1,324 @@
+//! What instructions look like apart from their general-purpose registers, addresses and constants.
+//! Those of one shape have the same class but for the registers that they name, so that a class is
+//! worked out once for each shape: iced-x86's description of one instruction takes as long as
+//! emitting it.
+
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+use super::classify::{Class, is_avx, is_sse};
+use crate::guest::Mode;
+
+/// Shapes that are remembered; one takes the place of another.
+const SHAPES: usize = 2048;
+/// In the place of a register's number.
+const NONE: u8 = 0xff;
+
+/// A shape under a mode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape(u64);
+
+/// The registers that an instruction names.
+#[derive(Clone, Copy)]
+pub(super) struct Named {
+    /// The general-purpose register that each operand is.
+    operands: [u8; 5],
+    /// All that it names, a bit each.
+    all: u16,
+}
+
+fn number(register: Register) -> u8 {
+    (register.full_register() as u32 - Register::RAX as u32) as u8
+}
+
+/// What of an immediate makes a difference: how shifts and rotations understand it.
+fn count(immediate: u8) -> u64 {
+    let kind = |count: u8| u64::from(count.min(2));
+    kind(immediate & 31) | kind(immediate & 63) << 2 | u64::from(immediate == 1) << 4
+}
+
+/// The shape of an instruction, and what it names; `None` for those whose class depends on more.
+pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
+    let mut named = Named {
+        operands: [NONE; 5],
+        all: 0,
+    };
+    let operands = insn.op_count();
+    let mut shape = 0;
+    for index in 0..operands {
+        match insn.op_kind(index) {
+            OpKind::Register => {
+                let register = insn.op_register(index);
+                if register.is_gpr() {
+                    let number = number(register);
+                    named.operands[index as usize] = number;
+                    named.all |= 1 << number;
+                } else if register.is_segment_register()
+                    || register.is_cr()
+                    || register.is_dr()
+                    || register.is_tr()
+                {
+                    return None;
+                }
+            }
+            OpKind::Memory => {
+                shape |= 1;
+                let (base, index) = (insn.memory_base(), insn.memory_index());
+                for register in [base, index] {
+                    if register.is_gpr() {
+                        named.all |= 1 << number(register);
+                    }
+                }
+                shape |= match base {
+                    Register::EIP => 2,
+                    Register::RIP => 4,
+                    _ => 0,
+                };
+            }
+            OpKind::Immediate8 => shape |= count(insn.immediate8()) << 3,
+            OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+            | OpKind::Immediate8_2nd
+            | OpKind::NearBranch16
+            | OpKind::NearBranch32
+            | OpKind::NearBranch64 => {}
+            _ => return None,
+        }
+    }
+    // Instructions that clear a register do not read it.
+    if operands >= 2 {
+        let (first, second) = (insn.op0_register(), insn.op1_register());
+        shape |= u64::from(first == second) << 8;
+        if operands >= 3 {
+            let third = insn.op2_register();
+            shape |= u64::from(second == third) << 9 | u64::from(first == third) << 10;
+        }
+    }
+    shape |= u64::from(insn.has_rep_prefix()) << 11 | u64::from(insn.has_repne_prefix()) << 12;
+    shape |= (insn.code_size() as u64) << 13;
+    Some((
+        Shape(u64::from(mode.0) << 32 | shape << 16 | insn.code() as u64),
+        named,
+    ))
+}
+
+/// Whether instructions of this one's shape have its class but for what they name: that of an
+/// instruction which names nothing that it implies, too.
+pub(super) fn is_typical(insn: &Instruction) -> bool {
+    let plain_encoding = matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
+    // The count of these is taken modulo their width.
+    let through_carry = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    plain_encoding && !through_carry && !insn.is_string_instruction()
+}
+
+/// The same with other general-purpose registers, which no instruction implies.
+pub(super) fn with_free_registers(insn: &Instruction) -> Instruction {
+    const FREE: u32 = 12;
+    let resized = |register: Register, number: u32| {
+        let first = match register.size() {
+            1 => Register::AL as u32 + 4,
+            2 => Register::AX as u32,
+            4 => Register::EAX as u32,
+            _ => Register::RAX as u32,
+        };
+        Register::try_from((first + number) as usize).expect("a general-purpose register")
+    };
+    let mut free = *insn;
+    let mut names: Vec<Register> = Vec::new();
+    for index in 0..insn.op_count() {
+        let register = insn.op_register(index);
+        if insn.op_kind(index) == OpKind::Register && register.is_gpr() {
+            // Equal ones stay equal.
+            let known = names.iter().position(|&name| name == register);
+            let place = known.unwrap_or(names.len());
+            if known.is_none() {
+                names.push(register);
+            }
+            free.set_op_register(index, resized(register, FREE + place as u32));
+        }
+    }
+    // No address is computed here.
+    if insn.memory_base().is_gpr() {
+        free.set_memory_base(Register::None);
+    }
+    if insn.memory_index().is_gpr() {
+        free.set_memory_index(Register::None);
+    }
+    free
+}
+
+impl Named {
+    /// A class of the shape with the registers that are named.
+    pub(super) fn complete(self, mut class: Class) -> Class {
+        for (&number, access) in self.operands.iter().zip(class.access) {
+            let changes = !matches!(
+                access,
+                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            );
+            if number != NONE && changes {
+                class.writes |= 1 << number;
+            }
+        }
+        class.implied &= !self.all;
+        class
+    }
+
+    /// The class of the shape, from that of an instruction which names these.
+    pub(super) fn without(self, mut class: Class) -> Class {
+        class.writes &= !self.all;
+        class
+    }
+}
+
+/// Classes by shape.
+pub(super) struct Known(Box<[Option<(Shape, Class)>]>);
+
+impl Default for Known {
+    fn default() -> Self {
+        Known(vec![None; SHAPES].into_boxed_slice())
+    }
+}
+
+impl Known {
+    fn place(shape: Shape) -> usize {
+        let hash = shape.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> (u64::BITS - SHAPES.ilog2())) as usize
+    }
+
+    pub(super) fn get(&self, shape: Shape) -> Option<Class> {
+        let (known, class) = self.0[Self::place(shape)]?;
+        (known == shape).then_some(class)
+    }
+
+    pub(super) fn put(&mut self, shape: Shape, class: Class) {
+        self.0[Self::place(shape)] = Some((shape, class));
+    }
+}
+
+/// Whether the host may fault on an instruction without a memory operand.
+pub(super) fn may_fault(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let extension = |feature: &CpuidFeature| {
+        matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+            || is_sse(*feature)
+            || is_avx(*feature)
+    };
+    matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+        || insn.cpuid_features().iter().any(extension)
+}
+
+/// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
+/// registers do too). The few of the SSE extensions that touch neither are common in kernels.
+pub(super) fn uses_vectors(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let extension = insn.cpuid_features().iter().any(|feature| {
+        !matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::MMX
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MOVBE
+                | F::MULTIBYTENOP
+        )
+    });
+    extension
+        && !matches!(
+            insn.mnemonic(),
+            Mnemonic::Lfence
+                | Mnemonic::Mfence
+                | Mnemonic::Sfence
+                | Mnemonic::Movnti
+                | Mnemonic::Pause
+                | Mnemonic::Swapgs
+                | Mnemonic::Endbr64
+                | Mnemonic::Endbr32
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+    use crate::record::classify::Classifier;
+
+    /// Byte strings of all kinds, with short opcodes and many ways to name registers.
+    #[test]
+    fn what_is_known_of_a_shape_is_what_its_instructions_are() {
+        let modes = [
+            (
+                64,
+                Mode::CODE64 | Mode::PROTECTED | Mode::X87 | Mode::SSE | Mode::AVX,
+            ),
+            (
+                64,
+                Mode::CODE64 | Mode::PROTECTED | Mode::RING0 | Mode::X87_UNMASKED | Mode::X87,
+            ),
+            (64, Mode::CODE64 | Mode::PROTECTED | Mode::USER | Mode::SSE),
+            (
+                32,
+                Mode::CODE32 | Mode::FLAT | Mode::PROTECTED | Mode::USER | Mode::SSE,
+            ),
+            (
+                32,
+                Mode::CODE32 | Mode::PROTECTED | Mode::RING0 | Mode::X87 | Mode::SSE,
+            ),
+            (16, Mode::RING0 | Mode::X87),
+        ];
+        let mut classifier = Classifier::default();
+        let mut state = 0x1234_5678_9abc_def1u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut known = 0;
+        for round in 0..1_500_000u32 {
+            let (bits, mode) = modes[round as usize % modes.len()];
+            let mode = Mode(mode);
+            let mut bytes = [0u8; 16];
+            bytes[..8].copy_from_slice(&next().to_le_bytes());
+            bytes[8..].copy_from_slice(&next().to_le_bytes());
+            let prefix = [0x48, 0x0f, 0x66, 0xf2, 0xf3, 0x45, 0xc5, 0xc1];
+            let chosen = next();
+            if chosen & 1 != 0 {
+                bytes[0] = prefix[(chosen >> 8) as usize % prefix.len()];
+            }
+            if chosen & 6 == 6 {
+                bytes[1] = 0x0f;
+            }
+            let insn = Decoder::new(bits, &bytes, DecoderOptions::NONE).decode();
+            if insn.is_invalid() {
+                continue;
+            }
+            let shape = of(&insn, mode);
+            known +=
+                u32::from(shape.is_some_and(|(shape, _)| classifier.known.get(shape).is_some()));
+            let described = classifier.describe(&insn, mode);
+            assert_eq!(
+                classifier.classify(&insn, mode),
+                described,
+                "{insn} {mode:?}"
+            );
+        }
+        assert!(known > 500_000, "{known}");
+    }
+}
