@@ -84,7 +84,7 @@ impl BlockCache {
             key,
             lowest: block.lowest,
             len: block.len,
-            second: None,
+            further: Box::default(),
             insns: insns
                 .map(|insn| moving::moved_instruction(insn, way.distance))
                 .collect(),
@@ -112,6 +112,7 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            vain: (0, 0),
             attempts: 0,
             predicting: false,
             strays: 0,
@@ -120,7 +121,7 @@ impl BlockCache {
             far_mode: block.far_mode,
             marks: block.marks.clone(),
             area: 0,
-            page_places: [0; 2],
+            page_place: 0,
         })
     }
 }

@@ -49,6 +49,9 @@ pub struct EngineOptions {
     pub moving: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
+    /// Let traces follow calls and returns, over several pages; how often code is entered before one
+    /// is made of it, although it is no loop. `None`: they do not, and none are.
+    pub long_traces: Option<u16>,
     /// Translate 16-bit code, and code in segments that are not flat.
     pub segmented: bool,
     /// How often code is interpreted before it is translated.
@@ -77,6 +80,7 @@ impl Default for EngineOptions {
             late_stack: true,
             moving: true,
             traces: Some(8),
+            long_traces: Some(2048),
             segmented: true,
             cold: 2,
         }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use mmu::GuestPhys;
 
 use super::block_state::{JUMP_CACHES, JumpEntry};
+use super::recording::heat_counter;
 use super::vcpu::Vcpu;
-use crate::cache::{BlockCache, Key};
+use crate::cache::{BlockCache, Further, Key, Part};
 use crate::decode;
 use crate::guest::{Exception, Mode};
 use crate::record::classify;
@@ -31,7 +32,13 @@ impl Vcpu {
         let placed = decoded.map(|decoded| {
             let decoded = decoded?;
             let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, decoded.second, Tier::First)
+            let room = (mmu::PAGE_SIZE - key.physical.page_offset() as u64) as u32;
+            let second = decoded.second.map(|lowest| Part {
+                page: key.code.next_page(key.rip),
+                lowest,
+                len: decoded.len - room,
+            });
+            self.place(key, &insns, range, second.as_slice(), Tier::First)
         });
         self.decoded = insns;
         placed
@@ -64,16 +71,19 @@ impl Vcpu {
         id.filter(|&id| self.cache.block(id).is_some())
     }
 
-    /// Translates instructions and keeps the result. `range`: where their bytes are.
+    /// Translates instructions and keeps the result. `range`: where their bytes are on the page of
+    /// the first one. `parts`: on which other pages there are some.
     pub(super) fn place(
         &mut self,
         key: Key,
         insns: &[iced_x86::Instruction],
         range: (GuestPhys, u32),
-        second: Option<GuestPhys>,
+        parts: &[Part],
         tier: Tier,
     ) -> Option<u32> {
         let predicting = tier == Tier::Hot { predicting: true };
+        let may_be_hot = tier == Tier::First && key.grouped == self.options.grouping;
+        let counted_entries = self.options.long_traces.filter(|_| may_be_hot);
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
@@ -82,10 +92,11 @@ impl Vcpu {
         let mapping = self
             .cache
             .mapping(key.code.page(key.rip), key.physical, key.mode);
-        let second = second.map(|page| {
-            let linear_page = key.code.next_page(key.rip);
-            (page, self.cache.mapping(linear_page, page, key.mode))
+        let further = parts.iter().map(|&part| {
+            let mapping = self.cache.mapping(part.page, part.lowest, key.mode);
+            Further::new(part, mapping)
         });
+        let further: Box<[Further]> = further.collect();
         let target = Target {
             id: self.cache.next_id(),
             mode: key.mode,
@@ -100,7 +111,7 @@ impl Vcpu {
             system_inline: self.options.system_inline,
             memory_inline: self.options.memory_inline,
             mapping,
-            second_mapping: second.map(|(_, mapping)| mapping),
+            further: &further,
             counted: self.options.counted,
             returns: self.options.returns,
             grouping: key.grouped,
@@ -109,6 +120,7 @@ impl Vcpu {
             allotting: self.options.registers.filter(|_| tier != Tier::First),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
+            heat: counted_entries.map(|_| heat_counter(key.physical)),
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),
@@ -116,7 +128,7 @@ impl Vcpu {
             }),
             movable: self.options.moving
                 && tier == Tier::First
-                && second.is_none()
+                && further.is_empty()
                 && moving::can_leave(&key, insns),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
@@ -128,13 +140,13 @@ impl Vcpu {
             target,
         );
         self.mem.mark_code(key.physical);
-        if let Some((page, _)) = second {
-            self.mem.mark_code(page);
+        for part in parts {
+            self.mem.mark_code(part.lowest);
         }
         let mut block = BlockCache::make_block(
             key,
             range,
-            second,
+            further,
             insns,
             [base, cold_base],
             mapping,
@@ -148,6 +160,9 @@ impl Vcpu {
         self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
         self.new_sites(emitted.sites);
+        if let Some(entries) = counted_entries {
+            self.count_entries(key, entries);
+        }
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.

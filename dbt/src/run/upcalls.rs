@@ -1,8 +1,10 @@
 //! What emitted code calls up for.
 
+use iced_x86::Instruction;
 use mmu::Linear;
 
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
+use super::recording::Heat;
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
 use crate::guest::{Exception, Mode, flags};
@@ -33,10 +35,13 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
         UpcallKind::Strayed => vcpu.strayed(&record, linear),
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
-        UpcallKind::Leave | UpcallKind::Alone => {
+        UpcallKind::Leave | UpcallKind::Alone | UpcallKind::Hot => {
             if let Some(block) = vcpu.cache.block(record.block) {
                 let rip = block.key.rip;
                 vcpu.cpu_mut().rip = rip;
+            }
+            if record.kind == UpcallKind::Hot {
+                vcpu.entered_often(record.block);
             }
             LEAVE
         }
@@ -179,6 +184,7 @@ impl Vcpu {
         };
         let total = block.insns.len();
         let insn = block.insns[index];
+        let follower = block.insns.get(index + 1).map(Instruction::ip);
         let (mode, code) = (block.key.mode, block.key.code);
         let stashes = block.stashes >> index & 1 != 0;
         let next = self
@@ -206,9 +212,8 @@ impl Vcpu {
         let mapped = !flushed && self.block.get().tlb.forgotten == self.forgotten;
         self.forget_idle_shadow(index + 1 < total);
         let interrupted = self.interrupted();
-        // Behind a jump that happens to lead to the next instruction there is no code.
-        let straight = rip == insn.next_ip()
-            && index + 1 < total
+        // Behind a jump at the block's end that happens to lead to the next instruction there is no code.
+        let straight = follower == Some(rip)
             && same
             && mapped
             && !stashes
@@ -264,13 +269,16 @@ impl Vcpu {
         };
         let target = source.exits[exit].target;
         let (ungrouped, kind) = (source.exits[exit].ungrouped, source.exits[exit].kind);
+        let of_trace = source.settled;
         if ungrouped.is_some() {
             return self.link_ungrouped(from, exit, target);
         }
         let last = source.insns[source.insns.len() - 1].ip();
         let code = source.key.code;
-        let source_page = code.page(source.key.rip);
-        let backward = target <= last;
+        let near = code.page(source.key.rip) == code.page(target);
+        let cross = !source.has_page_of(target);
+        // Heads that only grow lead nowhere again: what goes to another one polls.
+        let (backward, ahead) = (target <= last, target > source.key.rip.max(last));
         self.cpu_mut().rip = target;
         if !self.target_allowed(target) {
             // The jump itself faults: let the interpreter say how.
@@ -287,13 +295,13 @@ impl Vcpu {
         };
         if let Some(hot) = self.options.traces
             && backward
-            && source_page == code.page(target)
+            && near
         {
             match self.loop_rounds(to) {
                 None => {}
                 Some(rounds) if rounds < hot => return self.continue_at(to),
                 Some(_) => {
-                    self.recording = Some(to);
+                    self.recording = Some((to, Heat::Loop));
                     return LEAVE;
                 }
             }
@@ -301,18 +309,19 @@ impl Vcpu {
         let Some(block) = self.cache.block(to) else {
             return LEAVE;
         };
-        let cross = source_page != code.page(target);
+        // What may become hot is entered where that is counted, unless that begins further above.
+        let counts = self.options.long_traces.is_some() && !block.settled;
         let entry = if kind == ExitKind::Return {
             // Where the caller's page is mapped has not changed since the call; that of the page
             // behind it may have changed before.
-            if cross {
+            if cross || counts {
                 block.indirect_entry
             } else {
                 block.return_entry
             }
         } else if cross {
             block.guarded_entry
-        } else if backward || kind == ExitKind::Call {
+        } else if !ahead || kind == ExitKind::Call || (counts && of_trace) {
             // Each call polls, so that calls and returns alone cannot go on for ever.
             block.poll_entry
         } else {

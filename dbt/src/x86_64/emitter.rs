@@ -8,7 +8,7 @@ use mmu::GuestPhys;
 
 use super::crossing::Crossing;
 use super::encoding;
-use super::exits::{ExitKind, ExitSite, Inner};
+use super::exits::{ExitKind, ExitSite, FollowedCall, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::moving::{Follows, Mark};
 use super::places::Places;
@@ -16,7 +16,7 @@ use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
 use super::trampoline::Trampolines;
-use crate::cache::CodeOffset;
+use crate::cache::{CodeOffset, Further};
 use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
 use crate::record::grouping::{GROUPS, Groups};
@@ -53,8 +53,8 @@ pub struct Target<'a> {
     pub memory_inline: bool,
     /// The identifier that the page guard must hold.
     pub mapping: u32,
-    /// Likewise for the next page, if the block's one instruction crosses into it.
-    pub second_mapping: Option<u32>,
+    /// The other pages that the block's code is on.
+    pub further: &'a [Further],
     /// Whether executed instructions are counted.
     pub counted: bool,
     /// Whether calls predict their returns.
@@ -71,6 +71,8 @@ pub struct Target<'a> {
     pub crossing: bool,
     /// Pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// The counter of its entries; `None`: they are not counted.
+    pub heat: Option<usize>,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether what would change elsewhere is to be noted.
@@ -151,6 +153,14 @@ pub(super) enum Stub {
         /// For a target that is not there.
         record: Upcall,
     },
+    /// A return from a function that a trace has followed goes elsewhere: the interpreter executes
+    /// it.
+    Elsewhere {
+        label: DynamicLabel,
+        /// What the guest's stack pointer has yet to move by before the return.
+        ahead: i32,
+        record: Upcall,
+    },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
@@ -168,6 +178,8 @@ pub(super) enum Stub {
         flags: FlagsPlace,
         give_back: i32,
         rip: u64,
+        /// The call that a trace has followed here.
+        within: Option<usize>,
     },
     /// A jump out of the middle of the block, which gives back what was counted in advance.
     SideExit {
@@ -175,6 +187,9 @@ pub(super) enum Stub {
         target: u64,
         flags: FlagsPlace,
         give_back: i32,
+        kind: ExitKind,
+        /// The call that a trace has followed here.
+        within: Option<usize>,
     },
     /// Gives back the instructions counted in advance, then leaves.
     GiveBack {
@@ -280,6 +295,12 @@ pub struct Emitter<'a> {
     pub(super) rips: &'a mut Vec<u64>,
     /// Sites that predict.
     pub(super) sites: u32,
+    /// Calls that a trace follows.
+    pub(super) calls: Vec<FollowedCall>,
+    /// The one within which the code is.
+    pub(super) within: Option<usize>,
+    /// The returns of open calls have been predicted, since the block ends here.
+    pub(super) predicted: bool,
 }
 
 /// What an emitter leaves.
@@ -333,6 +354,9 @@ impl<'a> Emitter<'a> {
             crossing_store: Crossing::Never,
             rips: &mut workshop.rips,
             sites: 0,
+            calls: Vec::new(),
+            within: None,
+            predicted: false,
         }
     }
 
@@ -460,6 +484,7 @@ impl<'a> Emitter<'a> {
             flags: self.flags,
             give_back: if self.target.counted { left } else { 0 },
             rip: self.rips[insn],
+            within: self.within,
         });
         label
     }
@@ -521,6 +546,15 @@ impl<'a> Emitter<'a> {
                     self.move_stack(ahead);
                     self.unpredicted_return(pops, record);
                 }
+                Stub::Elsewhere {
+                    label,
+                    ahead,
+                    record,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.move_stack(ahead);
+                    self.upcall(record);
+                }
                 Stub::LoadVectors { label, back } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.call_shared(self.target.trampolines.load_vectors);
@@ -537,6 +571,7 @@ impl<'a> Emitter<'a> {
                     flags,
                     give_back,
                     rip,
+                    within,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if give_back != 0 {
@@ -545,23 +580,27 @@ impl<'a> Emitter<'a> {
                     self.flags = flags;
                     let flags = self.flags_for_exit();
                     self.exchange_places();
-                    self.exit_here(rip, Some(insn), flags);
+                    self.predict_returns(within);
+                    self.exit_here(rip, Some(insn), ExitKind::Jump, flags);
                 }
                 Stub::SideExit {
                     label,
                     target,
                     flags,
                     give_back,
+                    kind,
+                    within,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if give_back != 0 {
                         self.add_to_budget(give_back);
                     }
                     self.flags = flags;
+                    self.predict_returns(within);
                     if !self.next_round(target, None) {
                         let flags = self.describe_flags();
                         self.exchange_places();
-                        self.exit_here(target, None, flags);
+                        self.exit_here(target, None, kind, flags);
                     }
                 }
                 Stub::GiveBack {
@@ -582,6 +621,7 @@ impl<'a> Emitter<'a> {
             }
         }
         *self.stubs = stubs;
+        self.landings();
         let bases = [self.target.base, self.target.cold_base];
         let mut code = std::mem::take(self.code);
         self.ops.place(bases, &mut code);

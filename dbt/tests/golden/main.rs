@@ -112,7 +112,7 @@ fn host_code_at(
         system_inline: true,
         memory_inline: true,
         mapping: spot.mapping,
-        second_mapping: None,
+        further: &[],
         counted: case.counted,
         returns: case.returns,
         grouping: case.grouping,
@@ -121,6 +121,7 @@ fn host_code_at(
         allotting: case.allotting.then_some(3),
         crossing: true,
         late_stack: true,
+        heat: None,
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),
