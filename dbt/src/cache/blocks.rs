@@ -151,6 +151,8 @@ pub struct Block {
     pub incoming: Vec<(u32, u16)>,
     /// How often a loop has come back to it by an unlinked jump.
     pub heat: u8,
+    /// A trace of the loop does not come back: it is only made if that is entered often.
+    pub open: bool,
     /// It is the best that can be made of a loop.
     pub settled: bool,
     /// In which epoch of fetch translations it could not be entered, and how often.
@@ -614,6 +616,7 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            open: false,
             vain: (0, 0),
             attempts: 0,
             predicting: false,

@@ -112,6 +112,7 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            open: false,
             vain: (0, 0),
             attempts: 0,
             predicting: false,

@@ -119,12 +119,9 @@ impl Trace {
             // A jump that faults is to be a block's last instruction.
             FlowControl::ConditionalBranch => {
                 let target = insn.near_branch_target();
-                insn.is_jcc_short_or_near()
-                    && (!mode.has(Mode::CODE64) || is_canonical(target))
+                insn.is_jcc_short_or_near() && (!mode.has(Mode::CODE64) || is_canonical(target))
             }
-            FlowControl::Call => {
-                self.reach.calls && !mode.segmented() && self.is_call(insn, mode)
-            }
+            FlowControl::Call => self.reach.calls && !mode.segmented() && self.is_call(insn, mode),
             FlowControl::Return => self.call.is_some() && is_return(insn, mode),
             _ => false,
         }
@@ -167,7 +164,11 @@ impl Trace {
     /// behind a jump.
     pub fn finish(&mut self) {
         let once = self.insns.len();
-        let most = if self.reach.open { BLOCK_LIMIT - 1 } else { OPEN };
+        let most = if self.reach.open {
+            BLOCK_LIMIT - 1
+        } else {
+            OPEN
+        };
         if !self.closed && once > most {
             let last = self.insns[..most].iter().rposition(|insn| {
                 !matches!(insn.flow_control(), FlowControl::Next | FlowControl::Return)
@@ -185,12 +186,16 @@ impl Trace {
     /// first.
     pub fn parts(&self) -> Vec<Part> {
         let ranges = self.pages.iter().filter_map(|&(page, physical)| {
-            let own = self.insns.iter().filter(|insn| self.code.page(insn.ip()) == page);
+            let own = self
+                .insns
+                .iter()
+                .filter(|insn| self.code.page(insn.ip()) == page);
             let starts = own.map(|insn| (self.code.linear(insn.ip()) % PAGE_SIZE, insn.len()));
-            let (lowest, highest) = starts.fold(None, |range: Option<(u64, u64)>, (start, len)| {
-                let (lowest, highest) = range.unwrap_or((start, start));
-                Some((lowest.min(start), highest.max(start + len as u64)))
-            })?;
+            let (lowest, highest) =
+                starts.fold(None, |range: Option<(u64, u64)>, (start, len)| {
+                    let (lowest, highest) = range.unwrap_or((start, start));
+                    Some((lowest.min(start), highest.max(start + len as u64)))
+                })?;
             Some(Part {
                 page,
                 lowest: physical.add(lowest),
@@ -234,8 +239,15 @@ mod tests {
         insn
     }
 
+    const MODE: Mode = Mode(Mode::CODE64);
+
+    fn empty(open: bool) -> Trace {
+        let reach = Reach { calls: true, open };
+        Trace::new(CodeSegment::FLAT, (0, GuestPhys(0x5000)), reach)
+    }
+
     fn recorded(ips: &[u64]) -> Trace {
-        let mut trace = Trace::default();
+        let mut trace = empty(false);
         for &ip in ips {
             if !trace.takes(&at(ip)) {
                 break;
@@ -250,7 +262,12 @@ mod tests {
         let mut closed = recorded(&[10, 12, 4, 10, 12]);
         assert!(closed.is_closed());
         assert_eq!(closed.insns().len(), 3);
-        assert_eq!(closed.range(), (4, 10));
+        let part = Part {
+            page: 0,
+            lowest: GuestPhys(0x5004),
+            len: 10,
+        };
+        assert_eq!(closed.parts(), [part]);
         closed.finish();
         assert_eq!(closed.insns().len(), 3 * REPEATS);
         let mut around = recorded(&[10, 12, 4, 12, 4]);
@@ -268,8 +285,8 @@ mod tests {
             insn.set_ip(ip);
             insn
         };
-        let with_jumps = |jumps: &[usize]| {
-            let mut trace = Trace::default();
+        let with_jumps = |open, jumps: &[usize]| {
+            let mut trace = empty(open);
             for index in 0..40 {
                 let ip = 2 * index as u64;
                 trace.push(match jumps.contains(&index) {
@@ -280,8 +297,84 @@ mod tests {
             trace.finish();
             trace.insns().len()
         };
-        assert_eq!(with_jumps(&[5, 20, 30]), 21);
-        assert_eq!(with_jumps(&[30]), 40);
+        assert_eq!(with_jumps(false, &[5, 20, 30]), 21);
+        assert_eq!(with_jumps(false, &[30]), 40);
+        assert_eq!(with_jumps(true, &[5, 20, 30]), 40);
+    }
+
+    fn near(code: Code, ip: u64, target: u64) -> Instruction {
+        let mut insn = match code {
+            Code::Retnq => Instruction::with(code),
+            _ => Instruction::with_branch(code, target).expect("a jump can be made"),
+        };
+        insn.set_len(if code == Code::Retnq { 1 } else { 5 });
+        insn.set_ip(ip);
+        insn
+    }
+
+    /// Adds an instruction behind which RIP is an address; whether the trace goes on.
+    fn executed(trace: &mut Trace, insn: Instruction, rip: u64) -> bool {
+        let goes_on = trace.takes(&insn) && trace.follows(&insn, MODE);
+        trace.push(insn);
+        goes_on && trace.follow(&insn, rip)
+    }
+
+    #[test]
+    fn a_trace_follows_a_function_twice() {
+        let mut trace = empty(false);
+        for call in [0x10, 0x15] {
+            let called = near(Code::Call_rel32_64, call, 0x40);
+            assert!(executed(&mut trace, called, 0x40));
+            assert!(executed(&mut trace, at(0x40), 0x42));
+            assert!(executed(&mut trace, near(Code::Retnq, 0x42, 0), call + 5));
+        }
+        let around = near(Code::Jmp_rel32_64, 0x1a, 0x10);
+        assert!(executed(&mut trace, around, 0x10));
+        assert!(!trace.takes(&near(Code::Call_rel32_64, 0x10, 0x40)));
+        assert!(trace.is_closed());
+    }
+
+    #[test]
+    fn a_return_ends_a_trace_that_has_not_called() {
+        let trace = empty(false);
+        assert!(!trace.follows(&near(Code::Retnq, 0x10, 0), MODE));
+        let mut trace = empty(false);
+        let called = near(Code::Call_rel32_64, 0x10, 0x40);
+        assert!(executed(&mut trace, called, 0x40));
+        // It goes elsewhere.
+        assert!(!executed(&mut trace, near(Code::Retnq, 0x40, 0), 0x16));
+    }
+
+    #[test]
+    fn calls_are_open_to_a_depth() {
+        let mut trace = empty(true);
+        for depth in 0..=DEPTH as u64 {
+            let insn = near(Code::Call_rel32_64, 0x10 * depth, 0x10 * depth + 0x10);
+            let goes_on = executed(&mut trace, insn, 0x10 * depth + 0x10);
+            assert_eq!(goes_on, depth < DEPTH as u64);
+        }
+    }
+
+    #[test]
+    fn pages_are_few_and_their_guards_their_own() {
+        let mut trace = empty(true);
+        let page = |number| (number, GuestPhys(number * 0x1000));
+        assert!(trace.takes_page((0, GuestPhys(0x5000)), 16));
+        assert!(!trace.takes_page((0, GuestPhys(0x6000)), 16));
+        assert!(!trace.takes_page(page(16), 16));
+        assert!(trace.takes_page(page(17), 16));
+        assert!(!trace.takes_page(page(33), 16));
+        assert!(trace.takes_page(page(18), 16));
+        assert!(trace.takes_page(page(19), 16));
+        assert!(!trace.takes_page(page(20), 16));
+        assert!(trace.takes_page(page(18), 16));
+        for ip in [0x10, 0x12_345, 0x12_400] {
+            trace.push(at(ip));
+        }
+        let parts = trace.parts();
+        assert_eq!(parts[1].lowest, GuestPhys(0x12_345));
+        assert_eq!(parts[1].len, 0xbd);
+        assert_eq!(parts.len(), 2);
     }
 
     #[test]

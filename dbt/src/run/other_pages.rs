@@ -2,14 +2,13 @@
 //!
 //! An instruction that crosses into the next page needs that page: it is walked to, as a processor
 //! does. A trace may be left before it comes to its other pages; a walk might then set an accessed bit that
-//! nothing but the trace was the reason for, or fault. So only translations that are known already
-//! count, and where one is not, the interpreter goes on up to the next jump: if the code comes to that page
-//! the translation is known the next time.
+//! nothing but the trace was the reason for, or fault. So they are looked for in a way that the guest cannot
+//! notice, and where that finds nothing the interpreter goes on up to the next jump: if the code comes
+//! to that page it is found the next time.
 
 use mmu::{GuestPhys, Linear, PAGE_SIZE};
 
 use super::vcpu::Vcpu;
-use crate::guest::Mode;
 
 /// How often a trace may be entered in vain, while no fetch translation was dropped, before it is
 /// given up: it hardly ever comes to its other pages.
@@ -40,18 +39,17 @@ impl Vcpu {
             .map(|part| (Linear(part.page * PAGE_SIZE), part.lowest.page()))
             .collect();
         if block.crosses() {
-            let found = |&(linear, physical)| self.context().translate_fetch(linear) == Ok(physical);
+            let found =
+                |&(linear, physical)| self.context().translate_fetch(linear) == Ok(physical);
             return if pages.iter().all(found) {
                 Others::Hold
             } else {
                 Others::Gone
             };
         }
-        let user = usize::from(block.key.mode.has(Mode::USER));
-        let known = &self.block.get().tlb.fetch[user];
         let mut others = Others::Hold;
         for (linear, physical) in pages {
-            match known.lookup(linear) {
+            match self.context().foresee_fetch(linear) {
                 Some(found) if found == physical => {}
                 Some(_) => return Others::Gone,
                 None => others = Others::Unknown,

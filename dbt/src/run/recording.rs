@@ -58,7 +58,7 @@ impl Vcpu {
             return;
         }
         let reach = Reach {
-            calls: self.options.long_traces.is_some(),
+            calls: self.options.long_traces().is_some() && !mode.segmented(),
             open: heat == Heat::Entries,
         };
         let mut trace = self.follow(key, reach);
@@ -68,15 +68,17 @@ impl Vcpu {
         let Some(block) = self.cache.block_mut(head) else {
             return;
         };
+        let waits = reach.calls && heat == Heat::Loop;
         let longer = |trace: &Trace| trace.insns().len() > block.insns.len();
         match trace {
-            Some(trace) if trace.is_closed() || longer(&trace) => {
+            Some(trace) if trace.is_closed() || (!waits && longer(&trace)) => {
                 self.make_trace(head, key, &trace)
             }
             None if block.attempts < ATTEMPTS => {
                 block.attempts += 1;
                 self.count_entries(key, AGAIN);
             }
+            Some(_) if waits => block.open = true,
             _ => {
                 block.settled = true;
                 if heat == Heat::Loop {
@@ -198,15 +200,22 @@ impl Vcpu {
         };
         let range = (first.lowest, first.len);
         let tier = Tier::Hot {
-            predicting: self.predicts(key.mode),
+            // What does not come back is entered with other objects each time.
+            predicting: self.predicts(key.mode) && trace.is_closed(),
         };
         let made = self.place(key, trace.insns(), range, others, tier);
         if let Some(block) = made.and_then(|id| self.cache.block_mut(id)) {
             block.settled = true;
             self.cache.statistics.traces += 1;
         }
-        if let Some(old) = self.cache.remove(head) {
-            self.drop_blocks(&[old]);
+        let Some(old) = self.cache.remove(head) else {
+            return;
+        };
+        if let Some(made) = made {
+            for &(from, exit) in &old.incoming {
+                self.link_to(from, usize::from(exit), made);
+            }
         }
+        self.drop_blocks(&[old]);
     }
 }

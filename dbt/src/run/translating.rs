@@ -83,7 +83,7 @@ impl Vcpu {
     ) -> Option<u32> {
         let predicting = tier == Tier::Hot { predicting: true };
         let may_be_hot = tier == Tier::First && key.grouped == self.options.grouping;
-        let counted_entries = self.options.long_traces.filter(|_| may_be_hot);
+        let counted_entries = self.options.long_traces().filter(|_| may_be_hot);
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);

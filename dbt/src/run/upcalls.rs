@@ -3,8 +3,8 @@
 use iced_x86::Instruction;
 use mmu::Linear;
 
-use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::recording::Heat;
+use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
 use crate::guest::{Exception, Mode, flags};
@@ -213,11 +213,8 @@ impl Vcpu {
         self.forget_idle_shadow(index + 1 < total);
         let interrupted = self.interrupted();
         // Behind a jump at the block's end that happens to lead to the next instruction there is no code.
-        let straight = follower == Some(rip)
-            && same
-            && mapped
-            && !stashes
-            && self.cache.block(id).is_some();
+        let straight =
+            follower == Some(rip) && same && mapped && !stashes && self.cache.block(id).is_some();
         if straight && !interrupted {
             let address = self.resume(next);
             self.resume_within(id);
@@ -268,17 +265,14 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let target = source.exits[exit].target;
-        let (ungrouped, kind) = (source.exits[exit].ungrouped, source.exits[exit].kind);
-        let of_trace = source.settled;
+        let ungrouped = source.exits[exit].ungrouped;
         if ungrouped.is_some() {
             return self.link_ungrouped(from, exit, target);
         }
         let last = source.insns[source.insns.len() - 1].ip();
         let code = source.key.code;
         let near = code.page(source.key.rip) == code.page(target);
-        let cross = !source.has_page_of(target);
-        // Heads that only grow lead nowhere again: what goes to another one polls.
-        let (backward, ahead) = (target <= last, target > source.key.rip.max(last));
+        let backward = target <= last;
         self.cpu_mut().rip = target;
         if !self.target_allowed(target) {
             // The jump itself faults: let the interpreter say how.
@@ -306,11 +300,27 @@ impl Vcpu {
                 }
             }
         }
-        let Some(block) = self.cache.block(to) else {
-            return LEAVE;
-        };
-        // What may become hot is entered where that is counted, unless that begins further above.
-        let counts = self.options.long_traces.is_some() && !block.settled;
+        match self.link_to(from, exit, to) {
+            Some(entry) => {
+                let address = self.cache.region().address(entry);
+                self.resume(address)
+            }
+            None => LEAVE,
+        }
+    }
+
+    /// Links an exit to the block that it leads to; returns the entry.
+    pub(super) fn link_to(&mut self, from: u32, exit: usize, to: u32) -> Option<CodeOffset> {
+        let source = self.cache.block(from)?;
+        let block = self.cache.block(to)?;
+        let target = block.key.rip;
+        let kind = source.exits.get(exit)?.kind;
+        // Heads that only grow lead nowhere again: what goes to another one polls.
+        let last = source.insns[source.insns.len() - 1].ip();
+        let ahead = target > source.key.rip.max(last);
+        let cross = !source.has_page_of(target);
+        // What may become hot is entered where that is counted.
+        let counts = self.options.long_traces().is_some() && !block.settled;
         let entry = if kind == ExitKind::Return {
             // Where the caller's page is mapped has not changed since the call; that of the page
             // behind it may have changed before.
@@ -321,21 +331,23 @@ impl Vcpu {
             }
         } else if cross {
             block.guarded_entry
-        } else if !ahead || kind == ExitKind::Call || (counts && of_trace) {
+        } else if !ahead || kind == ExitKind::Call || (counts && source.settled) {
             // Each call polls, so that calls and returns alone cannot go on for ever.
             block.poll_entry
         } else {
             block.entry
         };
         self.cache.link(from, exit, to, entry);
-        let address = self.cache.region().address(entry);
-        self.resume(address)
+        Some(entry)
     }
 
     /// How often a loop has come back to a block by unlinked jumps; `None` once a trace was made of
     /// it.
     fn loop_rounds(&mut self, id: u32) -> Option<u8> {
-        let block = self.cache.block_mut(id).filter(|block| !block.settled)?;
+        let block = self.cache.block_mut(id)?;
+        if block.settled || block.open {
+            return None;
+        }
         block.heat = block.heat.saturating_add(1);
         Some(block.heat)
     }

@@ -203,8 +203,7 @@ impl Emitter<'_> {
         } else {
             Code::Cmp_r32_rm32
         };
-        let compare =
-            Instruction::with2(code, into, memory.operand()).map_err(|_| Unencodable)?;
+        let compare = Instruction::with2(code, into, memory.operand()).map_err(|_| Unencodable)?;
         let compare = self.encode(&compare)?;
         let record = self.record(UpcallKind::Interpret, index);
         let label = self.ops.new_dynamic_label();

@@ -160,6 +160,7 @@ impl Emitter<'_> {
     /// Goes on in a function whose call a trace follows, or behind its return.
     pub(super) fn follow_call(&mut self, kind: Kind, next: u64) {
         match kind {
+            _ if !self.target.returns => {}
             Kind::CallInto => {
                 self.calls.push(FollowedCall {
                     outer: self.within,

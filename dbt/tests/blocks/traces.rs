@@ -117,6 +117,7 @@ fn engines() -> impl Iterator<Item = EngineOptions> {
         precise_flags: bits & 2 == 0,
         returns: bits & 6 != 4,
         prediction: Some(1),
+        long_traces: [Some(1), Some(7), None][bits % 3],
         cold: 0,
         ..EngineOptions::default()
     })
