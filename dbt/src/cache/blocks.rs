@@ -81,6 +81,8 @@ pub struct Exit {
     pub stub: CodeOffset,
     /// Guest RIP of its target.
     pub target: u64,
+    /// The instruction that leads out.
+    pub insn: u16,
     /// The check of a group of accesses failed: it goes to the rest of its own block, from this
     /// instruction on, without groups.
     pub ungrouped: Option<u16>,
@@ -607,6 +609,7 @@ impl BlockCache {
                     site: exit.site,
                     stub: exit.stub,
                     target: exit.target,
+                    insn: exit.insn,
                     ungrouped: exit.ungrouped,
                     kind: exit.kind,
                     flags: exit.flags,

@@ -7,7 +7,6 @@ use mmu::{GuestPhys, PAGE_SIZE};
 use super::parts::Part;
 use crate::decode::BLOCK_LIMIT;
 use crate::guest::{CodeSegment, Mode};
-use crate::interpret::address::is_canonical;
 
 /// Loops shorter than this are repeated within their trace.
 const SHORT: usize = 24;
@@ -116,11 +115,7 @@ impl Trace {
         match insn.flow_control() {
             FlowControl::Next => !matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
             FlowControl::UnconditionalBranch => insn.is_jmp_short_or_near(),
-            // A jump that faults is to be a block's last instruction.
-            FlowControl::ConditionalBranch => {
-                let target = insn.near_branch_target();
-                insn.is_jcc_short_or_near() && (!mode.has(Mode::CODE64) || is_canonical(target))
-            }
+            FlowControl::ConditionalBranch => insn.is_jcc_short_or_near(),
             FlowControl::Call => self.reach.calls && !mode.segmented() && self.is_call(insn, mode),
             FlowControl::Return => self.call.is_some() && is_return(insn, mode),
             _ => false,

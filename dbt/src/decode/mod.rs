@@ -10,14 +10,16 @@ use crate::record::features;
 
 /// The most instructions of a block.
 pub const BLOCK_LIMIT: usize = 64;
+/// A block with so many instructions does not go on behind a jump.
+const LONG: usize = 32;
 /// The longest instruction, in bytes.
 const LONGEST: usize = 15;
 
-/// A straight run of instructions within one page.
+/// Instructions of one page, in the order in which they stand there.
 pub struct DecodedBlock {
     /// Guest-physical address of the first byte.
     pub physical: GuestPhys,
-    /// Bytes of code.
+    /// Bytes from there to the end of the last.
     pub len: u32,
     /// The page of the last bytes, if the one instruction of the block crosses into it.
     pub second: Option<GuestPhys>,
@@ -87,16 +89,59 @@ pub fn block(
     let rip = cx.cpu.rip;
     let linear = fetch_address(cx)?;
     let physical = cx.translate_fetch(linear)?;
-    let mut bytes = [0u8; BLOCK_LIMIT * LONGEST];
-    let offset = physical.page_offset();
-    let in_page = PAGE_SIZE as usize - offset;
+    let in_page = PAGE_SIZE as usize - physical.page_offset();
     let in_segment = fetchable(cx);
     let room = in_page.min(in_segment);
+    let run = run(cx, (physical, rip), room, insns);
+    cx.settle();
+    let (len, cut) = match run {
+        Run::NoMemory => return Ok(None),
+        Run::Decoded { len, cut } => (len, cut),
+    };
+    // What is invalid as it stands does not touch the next page.
+    if insns.is_empty() && cut && room < LONGEST && in_page < in_segment {
+        let mut bytes = [0u8; LONGEST];
+        if cx.mem.load(physical, &mut bytes[..room]).is_err() {
+            return Ok(None);
+        }
+        let Some(crossing) = crossing(cx, physical, &bytes[..room], rip) else {
+            return Ok(None);
+        };
+        insns.push(crossing.0);
+        return Ok(Some(crossing.1));
+    }
+    Ok((!insns.is_empty()).then_some(DecodedBlock {
+        physical,
+        len,
+        second: None,
+    }))
+}
+
+/// What came of decoding a run of instructions.
+enum Run {
+    /// Their bytes are not in RAM.
+    NoMemory,
+    Decoded {
+        /// Bytes of the instructions.
+        len: u32,
+        /// The next one goes on behind the room that there was.
+        cut: bool,
+    },
+}
+
+/// Appends instructions up to the next that ends a block. `room`: bytes that may be looked at.
+fn run(
+    cx: &mut Context<'_>,
+    (physical, rip): (GuestPhys, u64),
+    room: usize,
+    insns: &mut Vec<Instruction>,
+) -> Run {
+    let mut bytes = [0u8; BLOCK_LIMIT * LONGEST];
     let useful = room.min(bytes.len());
     // Blocks are short: most fit the first hundred bytes.
     let mut loaded = room.min(128);
     if cx.mem.load(physical, &mut bytes[..loaded]).is_err() {
-        return Ok(None);
+        return Run::NoMemory;
     }
     let mut at = 0;
     let mut cut = false;
@@ -131,20 +176,54 @@ pub fn block(
         }
         loaded = more;
     }
-    cx.settle();
-    // What is invalid as it stands does not touch the next page.
-    if insns.is_empty() && cut && room < LONGEST && in_page < in_segment {
-        let Some(crossing) = crossing(cx, physical, &bytes[..room], rip) else {
-            return Ok(None);
-        };
-        insns.push(crossing.0);
-        return Ok(Some(crossing.1));
-    }
-    Ok((!insns.is_empty()).then_some(DecodedBlock {
-        physical,
+    Run::Decoded {
         len: at as u32,
-        second: None,
-    }))
+        cut,
+    }
+}
+
+/// Adds to a block what is likely to be executed behind the jump at its end, further on in the page, and
+/// what follows behind that, as long as `goes_on` says so of the place, by its address in memory and RIP. For flat
+/// code.
+pub fn extend(
+    cx: &mut Context<'_>,
+    insns: &mut Vec<Instruction>,
+    decoded: &mut DecodedBlock,
+    mut goes_on: impl FnMut(GuestPhys, u64) -> bool,
+) {
+    if decoded.second.is_some() {
+        return;
+    }
+    let (page, start) = (decoded.physical.page(), insns[0].ip());
+    while insns.len() < LONG {
+        let last = insns[insns.len() - 1];
+        let ways = match last.flow_control() {
+            FlowControl::ConditionalBranch if last.is_jcc_short_or_near() => {
+                [Some(last.next_ip()), Some(last.near_branch_target())]
+            }
+            FlowControl::UnconditionalBranch if last.is_jmp_short_or_near() => {
+                [None, Some(last.near_branch_target())]
+            }
+            _ => return,
+        };
+        let next = ways.into_iter().flatten().find_map(|rip| {
+            let ahead = rip >= last.next_ip() && rip / PAGE_SIZE == start / PAGE_SIZE;
+            let physical = page.add(rip % PAGE_SIZE);
+            (ahead && goes_on(physical, rip)).then_some((physical, rip))
+        });
+        let Some((physical, rip)) = next else {
+            return;
+        };
+        let before = insns.len();
+        let room = PAGE_SIZE as usize - physical.page_offset();
+        let Run::Decoded { len, .. } = run(cx, (physical, rip), room, insns) else {
+            return;
+        };
+        if insns.len() == before {
+            return;
+        }
+        decoded.len = (physical.0 - decoded.physical.0) as u32 + len;
+    }
 }
 
 /// The block of one instruction whose bytes continue on the next page.

@@ -96,6 +96,7 @@ impl Engine {
             allotting: None,
             crossing: false,
             late_stack: false,
+            memory_operands: false,
             precise_flags: true,
             lazy_flags: true,
             heat: None,

@@ -108,6 +108,8 @@ pub struct Exchange {
     pub interrupt_waiting: u8,
     /// 1 asks the trampoline to load them on the way into emitted code.
     pub vectors_wanted: u8,
+    /// Counts down the accesses whose TLB entry is in its second place.
+    pub second_hits: u8,
     /// The vector of a host signal that emitted code raised.
     pub signal: u32,
     /// Host address of the instruction that raised it.
@@ -210,6 +212,7 @@ pub(crate) mod at {
     pub const BOUNCE: i32 = offset_of!(CpuBlock, exchange.bounce) as i32;
     pub const BOUNCE_ADDRESS: i32 = offset_of!(CpuBlock, exchange.bounce_address) as i32;
     pub const FRAME: i32 = offset_of!(CpuBlock, exchange.frame) as i32;
+    pub const SECOND_HITS: i32 = offset_of!(CpuBlock, exchange.second_hits) as i32;
     pub const CROSSING: i32 = offset_of!(CpuBlock, exchange.crossing) as i32;
     pub const VCPU: i32 = offset_of!(CpuBlock, exchange.vcpu) as i32;
 

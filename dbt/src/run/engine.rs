@@ -45,8 +45,12 @@ pub struct EngineOptions {
     pub crossing: bool,
     /// Have pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Guest registers that are kept in memory are operands of host instructions where they stand.
+    pub memory_operands: bool,
     /// Copy translations for the same code at another address.
     pub moving: bool,
+    /// Blocks go on behind jumps, along the way that was taken before.
+    pub long_blocks: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
     /// Let traces, if there are any, follow calls and returns, over several pages; how often code is
@@ -78,7 +82,9 @@ impl Default for EngineOptions {
             registers: Some(3),
             crossing: true,
             late_stack: true,
+            memory_operands: true,
             moving: true,
+            long_blocks: true,
             traces: Some(8),
             long_traces: Some(2048),
             segmented: true,

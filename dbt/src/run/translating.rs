@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use mmu::GuestPhys;
 
-use super::block_state::{JUMP_CACHES, JumpEntry};
+use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry};
 use super::recording::heat_counter;
 use super::vcpu::Vcpu;
 use crate::cache::{BlockCache, Further, Key, Part};
-use crate::decode;
+use crate::decode::{self, DecodedBlock};
 use crate::guest::{Exception, Mode};
+use crate::interpret::Context;
 use crate::record::classify;
 use crate::x86_64::{self, Predicting, Target, moving};
 
@@ -30,7 +31,12 @@ impl Vcpu {
         let mut insns = std::mem::take(&mut self.decoded);
         let decoded = decode::block(&mut self.context(), &mut insns);
         let placed = decoded.map(|decoded| {
-            let decoded = decoded?;
+            let mut decoded = decoded?;
+            // What comes behind a failed check of a group is short-lived, and has no second chance.
+            let usual = key.grouped == self.options.grouping;
+            if self.options.long_blocks && usual && !key.mode.segmented() {
+                self.extend(key, &mut insns, &mut decoded);
+            }
             let range = (key.physical, decoded.len);
             let room = (mmu::PAGE_SIZE - key.physical.page_offset() as u64) as u32;
             let second = decoded.second.map(|lowest| Part {
@@ -42,6 +48,33 @@ impl Vcpu {
         });
         self.decoded = insns;
         placed
+    }
+
+    /// Lets a block go on behind its jumps, where code has been executed and has no translation yet.
+    fn extend(
+        &mut self,
+        key: Key,
+        insns: &mut Vec<iced_x86::Instruction>,
+        decoded: &mut DecodedBlock,
+    ) {
+        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
+        let mut cx = Context {
+            cpu,
+            tlb,
+            mem: &mut self.mem,
+            platform: &mut *self.platform,
+        };
+        let (visits, cache) = (&mut self.visits, &self.cache);
+        let goes_on = |physical, rip| {
+            let key = Key {
+                physical,
+                rip,
+                ..key
+            };
+            !visits.first(physical, rip) && cache.find(&key).is_none()
+        };
+        decode::extend(&mut cx, insns, decoded, goes_on);
+        cx.settle();
     }
 
     /// Copies the translation of the same code at another address, if there is one.
@@ -120,6 +153,7 @@ impl Vcpu {
             allotting: self.options.registers.filter(|_| tier != Tier::First),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
+            memory_operands: self.options.memory_operands,
             heat: counted_entries.map(|_| heat_counter(key.physical)),
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,

@@ -272,11 +272,13 @@ impl Vcpu {
         let last = source.insns[source.insns.len() - 1].ip();
         let code = source.key.code;
         let near = code.page(source.key.rip) == code.page(target);
-        let backward = target <= last;
+        // A trace is left from anywhere in its loop.
+        let jump = source.insns[usize::from(source.exits[exit].insn)].ip();
+        let backward = target <= if source.settled { last } else { jump };
         self.cpu_mut().rip = target;
         if !self.target_allowed(target) {
             // The jump itself faults: let the interpreter say how.
-            self.cpu_mut().rip = last;
+            self.cpu_mut().rip = jump;
             self.give_back(1, 0);
             self.step();
             return LEAVE;
@@ -315,9 +317,8 @@ impl Vcpu {
         let block = self.cache.block(to)?;
         let target = block.key.rip;
         let kind = source.exits.get(exit)?.kind;
-        // Heads that only grow lead nowhere again: what goes to another one polls.
-        let last = source.insns[source.insns.len() - 1].ip();
-        let ahead = target > source.key.rip.max(last);
+        // Blocks that each begin further above lead nowhere again: any other way polls.
+        let ahead = target > source.key.rip;
         let cross = !source.has_page_of(target);
         // What may become hot is entered where that is counted.
         let counts = self.options.long_traces().is_some() && !block.settled;

@@ -71,6 +71,8 @@ pub struct Target<'a> {
     pub crossing: bool,
     /// Pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Guest registers that are in memory are operands where they stand.
+    pub memory_operands: bool,
     /// The counter of its entries; `None`: they are not counted.
     pub heat: Option<usize>,
     /// Which checks may predict their TLB entry; `None`: none.
@@ -111,6 +113,12 @@ impl Encoded {
         for &byte in bytes {
             self.push(byte);
         }
+    }
+
+    /// Appends a ModRM byte and what belongs to it: a register or an extension, and an absolute address.
+    pub(super) fn absolute(&mut self, field: u8, address: i32) {
+        self.extend(&[(field & 7) << 3 | 4, 0x25]);
+        self.extend(&address.to_le_bytes());
     }
 
     /// Appends a REX prefix, if there is one, and an opcode.
@@ -185,6 +193,7 @@ pub(super) enum Stub {
     SideExit {
         label: DynamicLabel,
         target: u64,
+        insn: u16,
         flags: FlagsPlace,
         give_back: i32,
         kind: ExitKind,
@@ -586,6 +595,7 @@ impl<'a> Emitter<'a> {
                 Stub::SideExit {
                     label,
                     target,
+                    insn,
                     flags,
                     give_back,
                     kind,
@@ -601,6 +611,9 @@ impl<'a> Emitter<'a> {
                         let flags = self.describe_flags();
                         self.exchange_places();
                         self.exit_here(target, None, kind, flags);
+                        if let Some(exit) = self.exits.last_mut() {
+                            exit.insn = insn;
+                        }
                     }
                 }
                 Stub::GiveBack {

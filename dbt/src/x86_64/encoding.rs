@@ -2,7 +2,7 @@
 //! emitted: a table and a ModRM byte, where iced-x86's encoder looks at everything an instruction could
 //! be. The bytes are the same; a test compares them.
 
-use iced_x86::{Code, Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::emitter::Encoded;
 use super::registers::number;
@@ -176,6 +176,51 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
     Some(out)
 }
 
+/// Encodes an instruction on registers with `gs:[slot]` in place of one of them, which stands there with all
+/// its 64 bits. `None`: it is not among the usual ones, has no such form, or writes 32 bits, of which a register
+/// clears the upper half.
+pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> Option<Encoded> {
+    let code = insn.code();
+    if code == Code::Mov_r32_imm32 {
+        // Constants that do not change by being extended.
+        let constant = i32::try_from(insn.immediate32()).ok()?;
+        let mut out = Encoded::default();
+        out.extend(&[0x65, 0x48, 0xc7]);
+        out.absolute(0, slot);
+        out.extend(&constant.to_le_bytes());
+        return Some(out);
+    }
+    let (opcode, form, wide) = row(code)?;
+    let compares = matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test);
+    if insn.mnemonic() == Mnemonic::Lea || (operand == 0 && !wide && !compares) {
+        return None;
+    }
+    let (field, usual) = match form {
+        Form::Load => (number(insn.op_register(1 - operand)) as u8, 1),
+        Form::Store => (number(insn.op_register(1 - operand)) as u8, 0),
+        Form::Short(extension) | Form::Long(extension) => (extension, 0),
+    };
+    // Where the operation has both forms, a bit of its opcode says which.
+    let turned = match insn.mnemonic() {
+        _ if operand == usual => 0,
+        Mnemonic::Test => 0,
+        Mnemonic::Mov => 2,
+        _ => arithmetic(code).map(|_| 2)?,
+    };
+    let rex = if wide { 0x48 } else { 0 } | if field > 7 { 0x44 } else { 0 };
+    let mut out = Encoded::default();
+    out.push(0x65);
+    out.prefix(rex, &[opcode[0] ^ turned]);
+    out.extend(&opcode[1..]);
+    out.absolute(field, slot);
+    match form {
+        Form::Short(_) => out.push(insn.immediate(1) as u8),
+        Form::Long(_) => out.extend(&(insn.immediate(1) as u32).to_le_bytes()),
+        Form::Load | Form::Store => {}
+    }
+    Some(out)
+}
+
 #[cfg(test)]
 mod tests {
     use iced_x86::{Encoder, MemoryOperand};
@@ -252,5 +297,67 @@ mod tests {
             }
         }
         assert!(compared > 100_000, "{compared}");
+    }
+
+    /// A slot in place of each operand in turn: what is decoded does what the instruction says.
+    #[test]
+    fn operands_in_memory_are_decoded_as_such() {
+        use super::super::registers::sized;
+        const SLOT: i32 = 0x21_2780;
+        let mut decoded = 0;
+        for code in Code::values().filter(|&code| row(code).is_some()) {
+            let (_, form, wide) = row(code).expect("filtered");
+            let size = if wide { 8 } else { 4 };
+            let source = code.op_code().op1_kind();
+            use iced_x86::OpCodeOperandKind as Kind;
+            let source = match source {
+                Kind::r16_or_mem => 2,
+                Kind::r32_or_mem => 4,
+                _ => size,
+            };
+            for operand in 0..2 {
+                for other in [0, 3, 9, 15] {
+                    let registers = [sized(other, size), sized(other, source)];
+                    let insn = match form {
+                        Form::Load | Form::Store => {
+                            Instruction::with2(code, registers[0], registers[1])
+                        }
+                        Form::Short(_) => Instruction::with2(code, registers[0], 0x1f),
+                        Form::Long(_) => Instruction::with2(code, registers[0], 0x1234_5678),
+                    };
+                    let Ok(insn) = insn else { continue };
+                    if operand == 1 && matches!(form, Form::Short(_) | Form::Long(_)) {
+                        continue;
+                    }
+                    let Some(bytes) = encode_in_memory(&insn, operand, SLOT) else {
+                        continue;
+                    };
+                    let found = iced_x86::Decoder::new(64, &bytes, 0).decode();
+                    let what = format!("{insn} with operand {operand} in memory: {found}");
+                    assert_eq!(found.len(), bytes.len(), "{what}");
+                    assert_eq!(found.mnemonic(), insn.mnemonic(), "{what}");
+                    assert_eq!(found.segment_prefix(), Register::GS, "{what}");
+                    assert_eq!(found.memory_displacement64(), SLOT as u64, "{what}");
+                    assert_eq!(found.memory_base(), Register::None, "{what}");
+                    assert_eq!(found.memory_index(), Register::None, "{what}");
+                    let replaced = insn.op_register(operand).size();
+                    assert_eq!(found.memory_size().size(), replaced, "{what}");
+                    // TEST has its operands in either order.
+                    let turns = insn.mnemonic() == Mnemonic::Test && operand == 1;
+                    let at = if turns { 0 } else { operand };
+                    assert_eq!(found.op_kind(at), OpKind::Memory, "{what}");
+                    match form {
+                        Form::Load | Form::Store => assert_eq!(
+                            found.op_register(1 - at),
+                            insn.op_register(1 - operand),
+                            "{what}"
+                        ),
+                        _ => assert_eq!(found.immediate(1), insn.immediate(1), "{what}"),
+                    }
+                    decoded += 1;
+                }
+            }
+        }
+        assert!(decoded > 300, "{decoded}");
     }
 }

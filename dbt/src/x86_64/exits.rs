@@ -20,6 +20,8 @@ pub struct ExitSite {
     pub stub: CodeOffset,
     /// Guest RIP of the target.
     pub target: u64,
+    /// The instruction that leads out.
+    pub insn: u16,
     /// The check of a group failed: the target is this block's own rest, without groups.
     pub ungrouped: Option<u16>,
     /// What leads out.
@@ -231,6 +233,7 @@ impl Emitter<'_> {
             is_cold,
             stub: CodeOffset(0),
             target,
+            insn: self.current as u16,
             ungrouped: None,
             kind,
             flags,
@@ -263,6 +266,7 @@ impl Emitter<'_> {
             is_cold,
             stub,
             target,
+            insn: self.current as u16,
             ungrouped,
             kind,
             flags,
@@ -285,6 +289,7 @@ impl Emitter<'_> {
         self.stubs.push(Stub::SideExit {
             label,
             target,
+            insn: self.current as u16,
             flags: self.flags,
             give_back: if self.target.counted { left } else { 0 },
             kind: self.exit_kind(),

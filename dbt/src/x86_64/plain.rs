@@ -6,6 +6,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::crossing::{Crossing, repeatable};
 use super::emitter::{Emitter, Encoded, Unencodable};
+use super::encoding;
 use super::flags::FlagsPlace;
 use super::moving::Follows;
 use super::operands::HostMemory;
@@ -117,16 +118,24 @@ impl Emitter<'_> {
         class: &Class,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let staging = stage(insn, class, self.places, &Self::STAGING)?;
+        let mut staging = stage(insn, class, self.places, &Self::STAGING)?;
         let mut out = *insn;
         substitute(&mut out, &staging)?;
-        let bytes = self.encode(&out)?;
+        let old_value = Recipe::with_old_value(insn).filter(|_| self.worth_stashing());
+        let in_memory = match old_value {
+            None => self.operand_in_memory(&out, &mut staging),
+            Some(_) => None,
+        };
+        let bytes = match in_memory {
+            Some(bytes) => bytes,
+            None => self.encode(&out)?,
+        };
         if need.in_host(insn) {
             self.restore_flags();
         }
         self.note_flags(index);
         self.load_staged(&staging);
-        if let Some(recipe) = Recipe::with_old_value(insn).filter(|_| self.worth_stashing()) {
+        if let Some(recipe) = old_value {
             self.stash(out.op0_register(), recipe);
         }
         if let Some(recipe) = Recipe::with_carry(insn)
@@ -140,6 +149,32 @@ impl Emitter<'_> {
         self.store_staged(&staging);
         self.changed_flags(insn);
         Ok(())
+    }
+
+    /// The instruction with an operand where it is, if that is a guest register in memory for which `out` has
+    /// a scratch register; it need not be staged then.
+    fn operand_in_memory(&self, out: &Instruction, staging: &mut Staging) -> Option<Encoded> {
+        if !self.target.memory_operands {
+            return None;
+        }
+        (0..out.op_count().min(2)).find_map(|operand| {
+            if out.op_kind(operand) != OpKind::Register {
+                return None;
+            }
+            let scratch = out.op_register(operand).full_register();
+            let named = (0..out.op_count()).filter(|&other| {
+                out.op_kind(other) == OpKind::Register
+                    && out.op_register(other).full_register() == scratch
+            });
+            let staged = staging.staged.iter().position(|entry| entry.1 == scratch)?;
+            if named.count() != 1 {
+                return None;
+            }
+            let slot = self.places.slot(staging.staged[staged].0);
+            let bytes = encoding::encode_in_memory(out, operand, slot)?;
+            staging.staged.remove(staged);
+            Some(bytes)
+        })
     }
 
     fn on_memory(
@@ -383,8 +418,13 @@ fn stage(
             access,
             OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
         );
-        // A narrow or conditional write keeps what is there.
-        let reads = access != OpAccess::Write || register.size() < 4;
+        // A narrow or conditional write keeps what is there; what clears its register does not read it.
+        let clears = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
+            && register.size() >= 4
+            && insn.op_count() == 2
+            && insn.op1_kind() == OpKind::Register
+            && insn.op0_register() == insn.op1_register();
+        let reads = !clears && (access != OpAccess::Write || register.size() < 4);
         add(register, reads, writes)?;
     }
     if insn.mnemonic() == Mnemonic::Lea {

@@ -11,6 +11,7 @@ mod calls;
 mod common;
 mod crossing;
 mod instruction;
+mod long_blocks;
 mod machine;
 mod operation;
 mod passing;
@@ -74,6 +75,8 @@ fn switches(copies: usize) -> EngineOptions {
         // Traces are made with one and with three copies.
         crossing: copies != 2,
         late_stack: copies != 4,
+        memory_operands: copies != 2,
+        long_blocks: copies.is_multiple_of(2),
         moving: copies != 3,
         registers: (copies != 1).then_some(1),
         ..EngineOptions::default()

@@ -97,3 +97,42 @@ fn pages_that_share_a_place() {
         }
     }
 }
+
+/// Of two pages that share a place, the one that is accessed more comes to have it.
+#[test]
+fn the_first_place_goes_to_who_is_there_most() {
+    let alias = ALIAS as i32;
+    let assemble = |rounds: u32| -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let mut head = a.create_label();
+        a.add(rbx, qword_ptr(rdi + alias))?;
+        a.add(rbx, qword_ptr(rdi))?;
+        a.mov(ecx, rounds)?;
+        a.set_label(&mut head)?;
+        a.add(rbx, qword_ptr(rdi + alias))?;
+        a.dec(ecx)?;
+        a.jne(head)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    };
+    // Few rounds leave things as they are.
+    for (rounds, first) in [(10, DATA), (100, DATA + ALIAS)] {
+        let mut program = looping(&assemble(rounds).expect("the loop can be assembled"));
+        program.ring = 0;
+        program.gpr[7] = DATA;
+        let options = EngineOptions {
+            prediction: None,
+            // Recording a trace looks pages up.
+            traces: None,
+            cold: 0,
+            ..EngineOptions::default()
+        };
+        let mut machine = Machine::new(options, 2);
+        machine.set_up(&program);
+        assert_eq!(machine.vcpu.run(), Stop::Halted);
+        let view = mmu::View::SupervisorOpen as usize;
+        let context = machine.vcpu.context();
+        let entry = context.tlb.data[view].entry(mmu::Linear(DATA));
+        assert_eq!(entry.read_tag, first, "{rounds} rounds");
+    }
+}

@@ -344,6 +344,17 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 .rounds(2)
                 .counted(),
             Case::new("registers that stay in memory", sum_of_products),
+            Case::new("operations on registers that stay in memory", |a| {
+                a.mov(r8, rax)?;
+                a.add(r9, 5)?;
+                a.xor(rbx, r10)?;
+                a.imul_2(rcx, r11)?;
+                a.shl(r10, 3)?;
+                a.mov(r8d, 7)?;
+                a.add(r9d, ebx)?;
+                a.xor(r11d, r11d)?;
+                a.cmp(r8, r9)
+            }),
             Case::new("registers that change places", sum_of_products)
                 .allotting()
                 .entries(),

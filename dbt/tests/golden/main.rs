@@ -121,6 +121,7 @@ fn host_code_at(
         allotting: case.allotting.then_some(3),
         crossing: true,
         late_stack: true,
+        memory_operands: true,
         heat: None,
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,

@@ -298,6 +298,22 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "memory-operands=on|off",
+        help: "guest registers that are kept in memory are operands where they stand",
+        set: |engine, text| {
+            engine.memory_operands = switch("memory-operands", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "long-blocks=on|off",
+        help: "blocks go on behind jumps, where code has been executed",
+        set: |engine, text| {
+            engine.long_blocks = switch("long-blocks", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "moving=on|off",
         help: "the translation of a program's code is copied for other addresses of it",
         set: |engine, text| {
