@@ -58,6 +58,9 @@ pub struct Purpose {
     /// A supervisor data access that SMAP keeps from user pages: CR4.SMAP, and EFLAGS.AC clear
     /// or the access is implicit.
     pub user_pages_closed: bool,
+    /// Before the guest's code has asked: the tables stay as they are, and where an accessed bit would have
+    /// to be set there is no translation.
+    pub ahead: bool,
 }
 
 /// A page fault (SDM volume 3, 4.7).
@@ -351,6 +354,9 @@ impl PagingRegisters {
                 wanted |= DIRTY;
             }
             if wanted != entry.value {
+                if purpose.ahead {
+                    return Err(self.fault(address, purpose, true, 0));
+                }
                 match mem.store_uint(entry.at, entry_size, wanted) {
                     Ok(()) | Err(AccessError::NotRam(_)) => {}
                     Err(AccessError::Lost(at)) => return Err(WalkError::Lost(at)),

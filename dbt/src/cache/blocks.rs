@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 use super::CacheStatistics;
 use super::copies::CodePlace;
 use super::pages::Pages;
+use super::parts::{Further, physical};
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
@@ -97,12 +98,12 @@ pub struct Exit {
 pub struct Block {
     /// What it was made from.
     pub key: Key,
-    /// Guest-physical address of the lowest byte of its code.
+    /// Guest-physical address of the lowest byte of its code on its first instruction's page.
     pub lowest: GuestPhys,
     /// Bytes of guest code from there on.
     pub len: u32,
-    /// The page into which its one instruction crosses, and that page's mapping.
-    pub second: Option<(GuestPhys, u32)>,
+    /// Its code on other pages: that of a trace, or where its one instruction goes on.
+    pub further: Box<[Further]>,
     /// Its instructions.
     pub insns: Box<[Instruction]>,
     /// First byte of its code.
@@ -152,8 +153,12 @@ pub struct Block {
     pub incoming: Vec<(u32, u16)>,
     /// How often a loop has come back to it by an unlinked jump.
     pub heat: u8,
+    /// A trace of the loop does not come back: it is only made if that is entered often.
+    pub open: bool,
     /// It is the best that can be made of a loop.
     pub settled: bool,
+    /// In which epoch of fetch translations it could not be entered, and how often.
+    pub vain: (u32, u8),
     /// How often a trace of it was recorded in vain.
     pub attempts: u8,
     /// Its checks predict their TLB entries, or have been found to do better without.
@@ -169,14 +174,34 @@ pub struct Block {
     /// What changes if it is moved; `None`: it cannot be.
     pub marks: Option<Arc<[Mark]>>,
     pub(super) area: u32,
-    /// Its places among the blocks of its pages.
-    pub(super) page_places: [u32; 2],
+    /// Its place among the blocks of its first page.
+    pub(super) page_place: u32,
 }
 
 impl Block {
     /// The pages that its code was made from.
-    pub fn pages(&self) -> impl Iterator<Item = GuestPhys> + use<> {
-        std::iter::once(self.key.physical.page()).chain(self.second.map(|(page, _)| page))
+    pub fn pages(&self) -> impl Iterator<Item = GuestPhys> {
+        let further = self.further.iter().map(|further| further.part.lowest);
+        let all = std::iter::once(self.key.physical).chain(further);
+        all.map(GuestPhys::page)
+    }
+
+    /// Whether it is one instruction that crosses into another page.
+    pub fn crosses(&self) -> bool {
+        self.insns.len() == 1 && !self.further.is_empty()
+    }
+
+    /// Whether an address is on one of its pages: what was confirmed of that when it was entered
+    /// holds where it is left.
+    pub fn has_page_of(&self, rip: u64) -> bool {
+        let page = self.key.code.page(rip);
+        page == self.key.code.page(self.key.rip)
+            || self.further.iter().any(|further| further.part.page == page)
+    }
+
+    /// Guest-physical address of one of its instructions, in flat code.
+    pub fn physical(&self, rip: u64) -> GuestPhys {
+        physical(self.key.physical.page(), &self.further, rip)
     }
 
     /// The recipe for the flags before an instruction, if they are nowhere else.
@@ -366,10 +391,9 @@ impl BlockCache {
         if block.marks.is_some() {
             self.by_code_place.insert(block.key.code_place(), id);
         }
-        block.page_places[0] = self.by_page.add(id, block.lowest, block.len);
-        if let Some((second, _)) = block.second {
-            let room = PAGE_SIZE as u32 - block.lowest.page_offset() as u32;
-            block.page_places[1] = self.by_page.add(id, second, block.len - room);
+        block.page_place = self.by_page.add(id, block.lowest, block.len);
+        for further in &mut block.further {
+            further.place = self.by_page.add(id, further.part.lowest, further.part.len);
         }
         self.by_code[self.current_area as usize].push((block.base, id));
         if self.free_slots.pop_front().is_none() {
@@ -470,9 +494,10 @@ impl BlockCache {
 
     /// A block that was removed is one of its pages' no longer.
     fn leave_pages(&mut self, block: &Block) {
-        let mut left: Vec<(u32, GuestPhys)> =
-            block.page_places.into_iter().zip(block.pages()).collect();
-        // Both may be the same page: the last one first, so that it does not move.
+        let further = block.further.iter().map(|further| further.place);
+        let places = std::iter::once(block.page_place).chain(further);
+        let mut left: Vec<(u32, GuestPhys)> = places.zip(block.pages()).collect();
+        // Some may be the same page: the last one first, so that it does not move.
         left.sort_by_key(|&(place, _)| std::cmp::Reverse(place));
         for (place, page) in left {
             let Some((id, old)) = self.by_page.remove(page, place) else {
@@ -481,10 +506,12 @@ impl BlockCache {
             let Some(follower) = self.block_mut(id) else {
                 continue;
             };
-            let pages = follower.pages();
-            for (known, of) in follower.page_places.iter_mut().zip(pages) {
-                if of == page && *known == old {
-                    *known = place;
+            if follower.key.physical.page() == page && follower.page_place == old {
+                follower.page_place = place;
+            }
+            for further in &mut follower.further {
+                if further.part.lowest.page() == page && further.place == old {
+                    further.place = place;
                 }
             }
         }
@@ -541,7 +568,7 @@ impl BlockCache {
     pub fn make_block(
         key: Key,
         (lowest, len): (GuestPhys, u32),
-        second: Option<(GuestPhys, u32)>,
+        further: Box<[Further]>,
         insns: &[Instruction],
         [base, cold_base]: [CodeOffset; 2],
         mapping: u32,
@@ -553,7 +580,7 @@ impl BlockCache {
             key,
             lowest,
             len,
-            second,
+            further,
             insns: Box::from(insns),
             base,
             cold_base,
@@ -592,6 +619,8 @@ impl BlockCache {
             incoming: Vec::new(),
             heat: 0,
             settled: false,
+            open: false,
+            vain: (0, 0),
             attempts: 0,
             predicting: false,
             strays: 0,
@@ -600,7 +629,7 @@ impl BlockCache {
             far_mode: None,
             marks: emitted.marks.take().map(Arc::from),
             area: 0,
-            page_places: [0; 2],
+            page_place: 0,
         }
     }
 }

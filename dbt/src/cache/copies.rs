@@ -84,7 +84,7 @@ impl BlockCache {
             key,
             lowest: block.lowest,
             len: block.len,
-            second: None,
+            further: Box::default(),
             insns: insns
                 .map(|insn| moving::moved_instruction(insn, way.distance))
                 .collect(),
@@ -116,12 +116,14 @@ impl BlockCache {
             attempts: block.attempts,
             predicting: block.predicting,
             strays: block.strays,
+            open: block.open,
+            vain: (0, 0),
             mapping,
             jump_cache: block.jump_cache,
             far_mode: block.far_mode,
             marks: block.marks.clone(),
             area: 0,
-            page_places: [0; 2],
+            page_place: 0,
         })
     }
 }

@@ -7,6 +7,8 @@ mod copies;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pages;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod parts;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
@@ -14,9 +16,11 @@ mod trace;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use blocks::{Block, BlockCache, Exit, Key};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use parts::{Further, Part, physical};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use region::{CodeOffset, CodeRegion};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use trace::{Trace, goes_on};
+pub use trace::{Reach, Trace};
 
 /// Counts since the start. On hosts without a translator they stay zero.
 #[derive(Clone, Copy, Default, Debug)]

@@ -173,6 +173,26 @@ impl Context<'_> {
         self.resolve(address, Access::Fetch, view)
     }
 
+    /// Where code is that may be executed soon, if the guest cannot tell that it was looked for.
+    pub fn foresee_fetch(&mut self, address: Linear) -> Option<GuestPhys> {
+        let user = usize::from(self.cpu.mode.has(Mode::USER));
+        if let Some(physical) = self.tlb.fetch[user].lookup(address) {
+            return Some(physical);
+        }
+        let purpose = Purpose {
+            write: false,
+            fetch: true,
+            user: user != 0,
+            user_pages_closed: false,
+            ahead: true,
+        };
+        let walked = paging(self.cpu).walk(self.mem, address, purpose);
+        self.settle();
+        let mapping = walked.ok()?;
+        self.tlb.fetch[user].fill(address, &mapping);
+        Some(mapping.physical)
+    }
+
     /// Forgets every cached translation (`global` ones too if asked).
     pub fn flush_tlb(&mut self, global: bool) {
         self.tlb.flush(global);
@@ -224,6 +244,7 @@ impl Context<'_> {
             fetch: access == Access::Fetch,
             user: view == View::User,
             user_pages_closed: view == View::Supervisor,
+            ahead: false,
         };
         let walked = paging(self.cpu).walk(self.mem, address, purpose);
         self.settle();

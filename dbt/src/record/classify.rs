@@ -35,6 +35,10 @@ pub enum Kind {
     Call,
     /// Near RET.
     Return,
+    /// Direct near CALL, behind which a trace goes on in the function.
+    CallInto,
+    /// Near RET, behind which a trace goes on where the last call came from.
+    ReturnInto,
     /// Near JMP through a register or memory.
     JumpIndirect,
     /// Near CALL through a register or memory.
@@ -119,6 +123,16 @@ pub struct Class {
 }
 
 impl Class {
+    /// The same instruction in the middle of a trace.
+    pub fn followed(self) -> Class {
+        let kind = match self.kind {
+            Kind::Call => Kind::CallInto,
+            Kind::Return => Kind::ReturnInto,
+            kind => kind,
+        };
+        Class { kind, ..self }
+    }
+
     /// What the instruction does with its memory operand, if the host can execute it alone.
     pub fn on_host(&self) -> Option<Operand> {
         match self.kind {
@@ -395,6 +409,15 @@ fn names(insn: &Instruction, register: Register) -> bool {
         }
         _ => false,
     })
+}
+
+/// Bytes that a near RET takes from the stack besides its address.
+pub fn released(insn: &Instruction) -> i64 {
+    if insn.op_count() == 1 {
+        i64::from(insn.immediate16())
+    } else {
+        0
+    }
 }
 
 /// Bytes that translated code pushes, pops or jumps by: the mode's own, or, where there are segments

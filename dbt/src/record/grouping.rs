@@ -5,7 +5,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::PAGE_SIZE;
 
-use super::classify::{Class, Kind, Operand};
+use super::classify::{self, Class, Kind, Operand};
 use super::liveness;
 use crate::guest::{Mode, Register as Guest};
 
@@ -218,9 +218,11 @@ impl Finder {
         let (operand_written, slot) = match class.kind {
             Kind::Plain(Operand::None) => return,
             Kind::Plain(operand) => (operand != Operand::Read, None),
-            Kind::Push | Kind::Call | Kind::CallIndirect => (false, Some(stack(-word))),
+            Kind::Push | Kind::Call | Kind::CallInto | Kind::CallIndirect => {
+                (false, Some(stack(-word)))
+            }
             Kind::PushFlags => (false, Some(stack(-8))),
-            Kind::Pop | Kind::Return => (false, Some(stack(0))),
+            Kind::Pop | Kind::Return | Kind::ReturnInto => (false, Some(stack(0))),
             Kind::Leave => (false, Some((Guest::RBP, 0))),
             Kind::JumpIndirect => (false, None),
             _ => return,
@@ -363,7 +365,10 @@ impl Finder {
                 self.forget_all();
                 return;
             }
-            Kind::Push => return self.values[Guest::RSP].offset -= word,
+            Kind::Push | Kind::CallInto => return self.values[Guest::RSP].offset -= word,
+            Kind::ReturnInto => {
+                return self.values[Guest::RSP].offset += word + classify::released(insn);
+            }
             Kind::PushFlags => return self.values[Guest::RSP].offset -= 8,
             Kind::Pop => {
                 self.values[Guest::RSP].offset += word;

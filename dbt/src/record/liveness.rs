@@ -142,6 +142,7 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         Kind::Helper
         | Kind::Branch
         | Kind::CountBranch
+        | Kind::ReturnInto
         | Kind::SystemCall
         | Kind::SystemReturn
         | Kind::InterruptReturn => true,
@@ -205,7 +206,9 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::Pop
         | Kind::Leave
         | Kind::Call
+        | Kind::CallInto
         | Kind::Return
+        | Kind::ReturnInto
         | Kind::JumpIndirect
         | Kind::CallIndirect
         | Kind::PushFlags => true,
@@ -225,6 +228,8 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Pop
             | Kind::Leave
             | Kind::Jump
+            | Kind::CallInto
+            | Kind::ReturnInto
             | Kind::Cli
             | Kind::Sti
             | Kind::Direction(_)

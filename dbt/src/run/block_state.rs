@@ -27,6 +27,9 @@ pub const GUARD_ENTRIES: usize = 4096;
 /// Places in emitted code that predict a TLB entry, before their numbers are used again.
 pub const SITES: usize = 1 << 16;
 
+/// Counters of entries to blocks.
+pub const HEAT_COUNTERS: usize = 1 << 16;
+
 /// Where an indirect jump continues in host code.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -143,6 +146,8 @@ pub struct CpuBlock {
     pub guards: [[u32; GUARD_ENTRIES]; 3],
     /// Indirect jump targets, by mode.
     pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
+    /// How often blocks may be entered before they are looked at.
+    pub heat: [u16; HEAT_COUNTERS],
     /// The offset of the TLB entry that each predicting check tries.
     pub predicted: [u32; SITES],
     /// How many times more each may be wrong before the run loop has a look at it.
@@ -256,6 +261,7 @@ pub(crate) mod at {
         (offset_of!(CpuBlock, tlb) + tlb + offset_of!(mmu::Tlb, entries)) as i32
     }
 
+    pub const HEAT: i32 = offset_of!(CpuBlock, heat) as i32;
     pub const PREDICTED: i32 = offset_of!(CpuBlock, predicted) as i32;
     pub const PATIENCE: i32 = offset_of!(CpuBlock, patience) as i32;
     pub const READ_TAG: i32 = offset_of!(TlbEntry, read_tag) as i32;

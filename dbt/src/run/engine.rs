@@ -55,6 +55,9 @@ pub struct EngineOptions {
     pub long_blocks: bool,
     /// Rounds of a loop after which a trace is made of it; `None`: never.
     pub traces: Option<u8>,
+    /// Let traces, if there are any, follow calls and returns, over several pages; how often code is
+    /// entered before one is made of it, although it is no loop. `None`: they do not.
+    pub long_traces: Option<u16>,
     /// Translate 16-bit code, and code in segments that are not flat.
     pub segmented: bool,
     /// How often code is interpreted before it is translated.
@@ -86,6 +89,7 @@ impl Default for EngineOptions {
             moving: true,
             long_blocks: true,
             traces: Some(8),
+            long_traces: Some(2048),
             segmented: true,
             cold: 2,
         }
@@ -97,6 +101,12 @@ impl EngineOptions {
     /// Whether nothing is translated.
     pub(super) fn interpret_only(&self) -> bool {
         self.interpret_only || self.portable
+    }
+
+    /// How often code is entered before a long trace is made of it; `None`: traces are short, or
+    /// there are none.
+    pub(super) fn long_traces(&self) -> Option<u16> {
+        self.traces.and(self.long_traces)
     }
 }
 

@@ -13,6 +13,7 @@ use rustc_hash::FxHashSet;
 use super::translating::Tier;
 use super::upcall::Upcall;
 use super::vcpu::Vcpu;
+use crate::cache::Part;
 use crate::guest::Mode;
 use crate::record::grouping::Place;
 
@@ -99,9 +100,10 @@ impl Vcpu {
         let Some(old) = self.cache.remove(id) else {
             return;
         };
-        let second = old.second.map(|(page, _)| page);
         let range = (old.lowest, old.len);
-        let new = self.place(old.key, &old.insns, range, second, Tier::Hot { predicting });
+        let parts: Vec<Part> = old.further.iter().map(|further| further.part).collect();
+        let tier = Tier::Hot { predicting };
+        let new = self.place(old.key, &old.insns, range, &parts, tier);
         if let Some(block) = new.and_then(|new| self.cache.block_mut(new)) {
             // What was found out about it stays true.
             block.predicting = true;
@@ -120,7 +122,7 @@ impl Vcpu {
         };
         let index = record.insn as usize;
         let (total, rip) = (block.insns.len(), block.insns[index].ip());
-        let at = block.key.physical.page().add(rip % mmu::PAGE_SIZE);
+        let at = block.physical(rip);
         let patience = self.patience();
         let shared = self.block.get_mut();
         shared.patience[usize::from(record.size)] = patience;

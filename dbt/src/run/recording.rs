@@ -1,17 +1,25 @@
-//! Recording of traces: a hot loop is interpreted for one round, and the way that this takes becomes
+//! Recording of traces: hot code is interpreted once, and the way that this takes becomes
 //! its trace. A round's way is likely to be the one that is taken most; where it was not, the code
 //! that the trace is left for becomes hot in turn, and has a trace of its own.
+//!
+//! Code is hot when a loop has come back to it several times, or when it was entered some thousand times
+//! by a call, a return, an indirect jump or a jump from elsewhere. Blocks count these entries themselves, each
+//! in a word that it shares with other code only by chance; a trace does not count any more.
 
 use iced_x86::Instruction;
 
+use super::block_state::{GUARD_ENTRIES, HEAT_COUNTERS};
 use super::cold::Settled;
 use super::translating::Tier;
 use super::vcpu::Vcpu;
-use crate::cache::{Key, Trace, goes_on};
+use crate::cache::{Key, Reach, Trace};
 use crate::{decode, interpret};
+use mmu::GuestPhys;
 
 /// How often something may come in between before a loop stays as it is.
 const ATTEMPTS: u8 = 2;
+/// Entries after which recording is tried again, when something came in between.
+const AGAIN: u16 = 64;
 
 /// How recording goes on behind a piece of code.
 enum Next {
@@ -23,53 +31,112 @@ enum Next {
     Abandon,
 }
 
+/// What made code hot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Heat {
+    /// A loop came back to it.
+    Loop,
+    /// It was entered often.
+    Entries,
+}
+
+/// The counter of a block's entries: that of its code, wherever this is mapped.
+pub(super) fn heat_counter(at: GuestPhys) -> usize {
+    (at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % HEAT_COUNTERS
+}
+
 impl Vcpu {
-    /// Executes a round of a hot loop and makes a trace of what it was, in place of the block at
-    /// the loop's head.
-    pub(super) fn record(&mut self, head: u32) {
+    /// Executes hot code and makes a trace of what it was, in place of the block at its head.
+    pub(super) fn record(&mut self, (head, heat): (u32, Heat)) {
         let Some(key) = self.cache.block(head).map(|block| block.key) else {
             return;
         };
         let (rip, mode, code) = (key.rip, key.mode, Some(key.code));
         if self.cpu().rip != rip || self.cpu().mode != mode || self.code_segment() != code {
             // An interrupt came first: it is for the next round.
+            self.count_entries(key, AGAIN);
             return;
         }
-        let mut trace = self.follow(key);
+        let reach = Reach {
+            calls: self.options.long_traces().is_some() && !mode.segmented(),
+            open: heat == Heat::Entries,
+        };
+        let mut trace = self.follow(key, reach);
         if let Some(trace) = &mut trace {
             trace.finish();
         }
         let Some(block) = self.cache.block_mut(head) else {
             return;
         };
+        let waits = reach.calls && heat == Heat::Loop;
         let longer = |trace: &Trace| trace.insns().len() > block.insns.len();
         match trace {
-            Some(trace) if trace.is_closed() || longer(&trace) => {
+            Some(trace) if trace.is_closed() || (!waits && longer(&trace)) => {
                 self.make_trace(head, key, &trace)
             }
-            None if block.attempts < ATTEMPTS => block.attempts += 1,
+            None if block.attempts < ATTEMPTS => {
+                block.attempts += 1;
+                self.count_entries(key, AGAIN);
+            }
+            Some(_) if waits => block.open = true,
             _ => {
                 block.settled = true;
-                self.improve(head);
+                if heat == Heat::Loop {
+                    self.improve(head);
+                }
             }
+        }
+    }
+
+    /// How many entries of a block are counted until it is looked at.
+    pub(super) fn count_entries(&mut self, key: Key, entries: u16) {
+        self.block.get_mut().heat[heat_counter(key.physical)] = entries;
+    }
+
+    /// A block has been entered often. RIP is its first instruction.
+    pub(super) fn entered_often(&mut self, id: u32) {
+        let Some(block) = self.cache.block(id) else {
+            return;
+        };
+        let (key, settled) = (block.key, block.settled);
+        if settled {
+            self.count_entries(key, u16::MAX);
+        } else {
+            self.recording = Some((id, Heat::Entries));
         }
     }
 
     /// Interprets along whatever way the code takes. `None`: something came in between, and is to
     /// be looked at before anything else is executed.
-    fn follow(&mut self, head: Key) -> Option<Trace> {
-        let mut trace = Trace::default();
-        let settled = Settled::now(self);
-        let page = head.code.page(head.rip);
-        while head.code.page(self.cpu().rip) == page {
+    fn follow(&mut self, head: Key, reach: Reach) -> Option<Trace> {
+        let first = (head.code.page(head.rip), head.physical.page());
+        let mut trace = Trace::new(head.code, first, reach);
+        let mut settled = Settled::now(self);
+        loop {
+            let linear = head.code.page(self.cpu().rip);
+            if !reach.calls && linear != first.0 {
+                break;
+            }
             let mut insns = std::mem::take(&mut self.decoded);
             let decoded = decode::block(&mut self.context(), &mut insns);
             let next = match decoded {
-                Ok(Some(decoded)) if decoded.physical.page() != head.physical.page() => {
-                    Next::Abandon
-                }
                 Ok(Some(decoded)) if decoded.second.is_none() => {
-                    self.follow_block(&insns, &mut trace, &settled)
+                    let page = (linear, decoded.physical.page());
+                    if self.mem.has_news() {
+                        Next::Abandon
+                    } else if trace.takes_page(page, GUARD_ENTRIES) {
+                        if page != first {
+                            // Stores to it have to be noticed from now on.
+                            self.mem.mark_code(page.1);
+                            self.settle();
+                            settled = Settled::now(self);
+                        }
+                        self.follow_block(&insns, &mut trace, &settled)
+                    } else if linear == first.0 {
+                        Next::Abandon
+                    } else {
+                        Next::Complete
+                    }
                 }
                 Ok(_) => Next::Complete,
                 Err(_) => Next::Abandon,
@@ -94,7 +161,7 @@ impl Vcpu {
             if !trace.takes(insn) {
                 return Next::Complete;
             }
-            if !goes_on(insn) {
+            if !trace.follows(insn, self.cpu().mode) {
                 // What it does makes no difference to the trace.
                 trace.push(*insn);
                 return Next::Complete;
@@ -105,9 +172,9 @@ impl Vcpu {
                 self.raise(exception);
                 return Next::Abandon;
             }
-            let cpu = &cx.cpu;
-            let straight = cpu.rip == insn.next_ip();
-            let unfinished = cpu.rip == insn.ip() && insn.is_string_instruction();
+            let rip = cx.cpu.rip;
+            let straight = rip == insn.next_ip();
+            let unfinished = rip == insn.ip() && insn.is_string_instruction();
             let changed = settled.is_over(&cx);
             self.count(i64::from(!unfinished));
             self.forget_idle_shadow(true);
@@ -115,6 +182,9 @@ impl Vcpu {
                 return Next::Abandon;
             }
             trace.push(*insn);
+            if !trace.follow(insn, rip) {
+                return Next::Complete;
+            }
             if !straight {
                 return Next::Follow;
             }
@@ -124,19 +194,28 @@ impl Vcpu {
 
     /// Makes a trace in place of the block at its head.
     fn make_trace(&mut self, head: u32, key: Key, trace: &Trace) {
-        let (lowest, len) = trace.range();
-        let within = key.code.linear(lowest) % mmu::PAGE_SIZE;
-        let range = (key.physical.page().add(within), len);
-        let tier = Tier::Hot {
-            predicting: self.predicts(key.mode),
+        let parts = trace.parts();
+        let Some((first, others)) = parts.split_first() else {
+            return;
         };
-        let made = self.place(key, trace.insns(), range, None, tier);
+        let range = (first.lowest, first.len);
+        let tier = Tier::Hot {
+            // What does not come back is entered with other objects each time.
+            predicting: self.predicts(key.mode) && trace.is_closed(),
+        };
+        let made = self.place(key, trace.insns(), range, others, tier);
         if let Some(block) = made.and_then(|id| self.cache.block_mut(id)) {
             block.settled = true;
             self.cache.statistics.traces += 1;
         }
-        if let Some(old) = self.cache.remove(head) {
-            self.drop_blocks(&[old]);
+        let Some(old) = self.cache.remove(head) else {
+            return;
+        };
+        if let Some(made) = made {
+            for &(from, exit) in &old.incoming {
+                self.link_to(from, usize::from(exit), made);
+            }
         }
+        self.drop_blocks(&[old]);
     }
 }

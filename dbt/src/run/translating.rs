@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
+use iced_x86::FlowControl;
 use mmu::GuestPhys;
 
 use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry};
+use super::recording::heat_counter;
 use super::vcpu::Vcpu;
-use crate::cache::{BlockCache, Key};
+use crate::cache::{BlockCache, Further, Key, Part};
 use crate::decode::{self, DecodedBlock};
 use crate::guest::{Exception, Mode};
 use crate::interpret::Context;
@@ -37,7 +39,13 @@ impl Vcpu {
                 self.extend(key, &mut insns, &mut decoded);
             }
             let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, decoded.second, Tier::First)
+            let room = (mmu::PAGE_SIZE - key.physical.page_offset() as u64) as u32;
+            let second = decoded.second.map(|lowest| Part {
+                page: key.code.next_page(key.rip),
+                lowest,
+                len: decoded.len - room,
+            });
+            self.place(key, &insns, range, second.as_slice(), Tier::First)
         });
         self.decoded = insns;
         placed
@@ -97,16 +105,19 @@ impl Vcpu {
         id.filter(|&id| self.cache.block(id).is_some())
     }
 
-    /// Translates instructions and keeps the result. `range`: where their bytes are.
+    /// Translates instructions and keeps the result. `range`: where their bytes are on the page of
+    /// the first one. `parts`: on which other pages there are some.
     pub(super) fn place(
         &mut self,
         key: Key,
         insns: &[iced_x86::Instruction],
         range: (GuestPhys, u32),
-        second: Option<GuestPhys>,
+        parts: &[Part],
         tier: Tier,
     ) -> Option<u32> {
         let predicting = tier == Tier::Hot { predicting: true };
+        let may_be_hot = tier == Tier::First && key.grouped == self.options.grouping;
+        let counted_entries = self.options.long_traces().filter(|_| may_be_hot);
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
@@ -115,10 +126,11 @@ impl Vcpu {
         let mapping = self
             .cache
             .mapping(key.code.page(key.rip), key.physical, key.mode);
-        let second = second.map(|page| {
-            let linear_page = key.code.next_page(key.rip);
-            (page, self.cache.mapping(linear_page, page, key.mode))
+        let further = parts.iter().map(|&part| {
+            let mapping = self.cache.mapping(part.page, part.lowest, key.mode);
+            Further::new(part, mapping)
         });
+        let further: Box<[Further]> = further.collect();
         let target = Target {
             id: self.cache.next_id(),
             mode: key.mode,
@@ -134,7 +146,7 @@ impl Vcpu {
             memory_inline: self.options.memory_inline,
             vector_strings: self.options.vector_strings && bulk::is_possible(),
             mapping,
-            second_mapping: second.map(|(_, mapping)| mapping),
+            further: &further,
             counted: self.options.counted,
             returns: self.options.returns,
             grouping: key.grouped,
@@ -147,12 +159,16 @@ impl Vcpu {
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
             memory_operands: self.options.memory_operands,
+            heat: counted_entries.map(|_| heat_counter(key.physical)),
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),
                 first: self.strayed.next_site(),
             }),
-            movable: self.options.moving && second.is_none() && moving::can_leave(&key, insns),
+            movable: self.options.moving
+                && further.is_empty()
+                && !follows_calls(insns)
+                && moving::can_leave(&key, insns),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let mut emitted = x86_64::emit(
@@ -163,13 +179,13 @@ impl Vcpu {
             target,
         );
         self.mem.mark_code(key.physical);
-        if let Some((page, _)) = second {
-            self.mem.mark_code(page);
+        for part in parts {
+            self.mem.mark_code(part.lowest);
         }
         let mut block = BlockCache::make_block(
             key,
             range,
-            second,
+            further,
             insns,
             [base, cold_base],
             mapping,
@@ -182,6 +198,9 @@ impl Vcpu {
         self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
         self.new_sites(emitted.sites);
+        if let Some(entries) = counted_entries {
+            self.count_entries(key, entries);
+        }
         self.workshop.take_back(emitted);
         self.settle();
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
@@ -234,4 +253,14 @@ impl Vcpu {
         JumpEntry::empty(&mut self.block.get_mut().jumps[index]);
         index
     }
+}
+
+/// Whether a call or a return is in the middle of a run of instructions.
+fn follows_calls(insns: &[iced_x86::Instruction]) -> bool {
+    let calls = |insn: &iced_x86::Instruction| {
+        matches!(insn.flow_control(), FlowControl::Call | FlowControl::Return)
+    };
+    insns
+        .split_last()
+        .is_some_and(|(_, others)| others.iter().any(calls))
 }

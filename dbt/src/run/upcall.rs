@@ -20,6 +20,8 @@ pub enum UpcallKind {
     Strayed = 5,
     /// A return that was not predicted: RIP is where it goes.
     Unpredicted = 6,
+    /// A block has been entered often.
+    Hot = 7,
 }
 
 impl UpcallKind {
@@ -28,9 +30,11 @@ impl UpcallKind {
     pub fn is_inside(self) -> bool {
         match self {
             UpcallKind::Memory | UpcallKind::Interpret | UpcallKind::Strayed => true,
-            UpcallKind::Link | UpcallKind::Leave | UpcallKind::Alone | UpcallKind::Unpredicted => {
-                false
-            }
+            UpcallKind::Link
+            | UpcallKind::Leave
+            | UpcallKind::Alone
+            | UpcallKind::Unpredicted
+            | UpcallKind::Hot => false,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What emitted code calls up for.
 
+use iced_x86::Instruction;
 use mmu::Linear;
 
+use super::recording::Heat;
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
@@ -33,10 +35,13 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
         UpcallKind::Strayed => vcpu.strayed(&record, linear),
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
-        UpcallKind::Leave | UpcallKind::Alone => {
+        UpcallKind::Leave | UpcallKind::Alone | UpcallKind::Hot => {
             if let Some(block) = vcpu.cache.block(record.block) {
                 let rip = block.key.rip;
                 vcpu.cpu_mut().rip = rip;
+            }
+            if record.kind == UpcallKind::Hot {
+                vcpu.entered_often(record.block);
             }
             LEAVE
         }
@@ -179,6 +184,7 @@ impl Vcpu {
         };
         let total = block.insns.len();
         let insn = block.insns[index];
+        let follower = block.insns.get(index + 1).map(Instruction::ip);
         let (mode, code) = (block.key.mode, block.key.code);
         let stashes = block.stashes >> index & 1 != 0;
         let next = self
@@ -206,13 +212,9 @@ impl Vcpu {
         let mapped = !flushed && self.block.get().tlb.forgotten == self.forgotten;
         self.forget_idle_shadow(index + 1 < total);
         let interrupted = self.interrupted();
-        // Behind a jump that happens to lead to the next instruction there is no code.
-        let straight = rip == insn.next_ip()
-            && index + 1 < total
-            && same
-            && mapped
-            && !stashes
-            && self.cache.block(id).is_some();
+        // Behind a jump at the block's end that happens to lead to the next instruction there is no code.
+        let straight =
+            follower == Some(rip) && same && mapped && !stashes && self.cache.block(id).is_some();
         if straight && !interrupted {
             let address = self.resume(next);
             self.resume_within(id);
@@ -263,13 +265,13 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let target = source.exits[exit].target;
-        let (ungrouped, kind) = (source.exits[exit].ungrouped, source.exits[exit].kind);
+        let ungrouped = source.exits[exit].ungrouped;
         if ungrouped.is_some() {
             return self.link_ungrouped(from, exit, target);
         }
         let last = source.insns[source.insns.len() - 1].ip();
         let code = source.key.code;
-        let source_page = code.page(source.key.rip);
+        let near = code.page(source.key.rip) == code.page(target);
         // A trace is left from anywhere in its loop.
         let jump = source.insns[usize::from(source.exits[exit].insn)].ip();
         let backward = target <= if source.settled { last } else { jump };
@@ -289,46 +291,64 @@ impl Vcpu {
         };
         if let Some(hot) = self.options.traces
             && backward
-            && source_page == code.page(target)
+            && near
         {
             match self.loop_rounds(to) {
                 None => {}
                 Some(rounds) if rounds < hot => return self.continue_at(to),
                 Some(_) => {
-                    self.recording = Some(to);
+                    self.recording = Some((to, Heat::Loop));
                     return LEAVE;
                 }
             }
         }
-        let Some(block) = self.cache.block(to) else {
-            return LEAVE;
-        };
-        let cross = source_page != code.page(target);
+        match self.link_to(from, exit, to) {
+            Some(entry) => {
+                let address = self.cache.region().address(entry);
+                self.resume(address)
+            }
+            None => LEAVE,
+        }
+    }
+
+    /// Links an exit to the block that it leads to; returns the entry.
+    pub(super) fn link_to(&mut self, from: u32, exit: usize, to: u32) -> Option<CodeOffset> {
+        let source = self.cache.block(from)?;
+        let block = self.cache.block(to)?;
+        let target = block.key.rip;
+        let kind = source.exits.get(exit)?.kind;
+        // Blocks that each begin further above lead nowhere again: any other way polls.
+        let ahead = target > source.key.rip;
+        let cross = !source.has_page_of(target);
+        // What may become hot is entered where that is counted.
+        let counts = self.options.long_traces().is_some() && !block.settled;
         let entry = if kind == ExitKind::Return {
             // Where the caller's page is mapped has not changed since the call; that of the page
             // behind it may have changed before.
-            if cross {
+            if cross || counts {
                 block.indirect_entry
             } else {
                 block.return_entry
             }
         } else if cross {
             block.guarded_entry
-        } else if backward || kind == ExitKind::Call {
+        } else if !ahead || kind == ExitKind::Call || (counts && source.settled) {
             // Each call polls, so that calls and returns alone cannot go on for ever.
             block.poll_entry
         } else {
             block.entry
         };
         self.cache.link(from, exit, to, entry);
-        let address = self.cache.region().address(entry);
-        self.resume(address)
+        Some(entry)
     }
 
     /// How often a loop has come back to a block by unlinked jumps; `None` once a trace was made of
     /// it.
     fn loop_rounds(&mut self, id: u32) -> Option<u8> {
-        let block = self.cache.block_mut(id).filter(|block| !block.settled)?;
+        let block = self.cache.block_mut(id)?;
+        if block.settled || block.open {
+            return None;
+        }
         block.heat = block.heat.saturating_add(1);
         Some(block.heat)
     }

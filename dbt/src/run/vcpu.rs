@@ -2,15 +2,17 @@
 
 use std::sync::atomic::Ordering;
 
-use mmu::{GuestPhys, Linear, PhysMem};
+use mmu::{GuestPhys, PhysMem};
 
 use super::block_state::{CpuBlock, JumpEntry, OwnedBlock};
 use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
 use super::guards::Guards;
 use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
+use super::other_pages::Others;
 use super::prediction::Strayed;
 use super::raising::{self, LastException};
+use super::recording::Heat;
 use super::segments::{CodeSegments, Followed};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
@@ -52,14 +54,16 @@ pub struct Vcpu {
     guards: Guards,
     /// The instruction count at the latest exception.
     last_exception: LastException,
+    /// How often fetch translations have been dropped.
+    pub(super) fetch_epoch: u32,
     /// [`mmu::TlbSet::forgotten`] when emitted code called up.
     pub(super) forgotten: u64,
     /// The mode whose returns are predicted on emitted code's stack.
     pub(super) returns_mode: Mode,
     /// Likewise, the code segment.
     returns_code: CodeSegment,
-    /// The head of a hot loop, of which a trace is to be made.
-    pub(super) recording: Option<u32>,
+    /// The head of hot code, of which a trace is to be made.
+    pub(super) recording: Option<(u32, Heat)>,
     /// Set by an upcall when delivering failed.
     pub(super) shutdown: bool,
     counter_is_invariant: bool,
@@ -119,6 +123,7 @@ impl Vcpu {
             guards: Guards::default(),
             options,
             last_exception: LastException::none(),
+            fetch_epoch: 0,
             forgotten: 0,
             returns_mode: Mode(0),
             returns_code: CodeSegment::FLAT,
@@ -257,8 +262,8 @@ impl Vcpu {
                 self.step();
                 continue;
             }
-            if let Some(head) = self.recording.take() {
-                self.record(head);
+            if let Some(hot) = self.recording.take() {
+                self.record(hot);
                 continue;
             }
             if self.code_segment().is_none() {
@@ -425,6 +430,7 @@ impl Vcpu {
         let block = self.block.get_mut();
         if !block.tlb.fetch_news.is_empty() {
             let news = std::mem::take(&mut block.tlb.fetch_news);
+            self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
             self.guards.follow(&mut block.guards, &news);
             self.block.forget_returns();
         }
@@ -477,10 +483,11 @@ impl Vcpu {
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
             return Ok(None);
         }
-        let id = match found {
-            Some(id) if self.second_page_holds(id) => Some(id),
-            found => {
-                if let Some(gone) = found.and_then(|id| self.cache.remove(id)) {
+        let id = match found.map(|id| (id, self.other_pages(id))) {
+            Some((id, Others::Hold)) => Some(id),
+            Some((_, Others::Unknown)) => return Ok(None),
+            other => {
+                if let Some(gone) = other.and_then(|(id, _)| self.cache.remove(id)) {
                     self.drop_blocks(&[gone]);
                 }
                 self.translate(key)?
@@ -488,18 +495,6 @@ impl Vcpu {
         };
         // Looking for the second page is a walk as well: what it wrote may have been this block.
         Ok(id.filter(|&id| self.confirm(id)))
-    }
-
-    /// Whether a block that crosses into another page would still find it there.
-    fn second_page_holds(&mut self, id: u32) -> bool {
-        let Some(block) = self.cache.block(id) else {
-            return false;
-        };
-        let Some((page, _)) = block.second else {
-            return true;
-        };
-        let next = Linear(block.key.code.next_page(block.key.rip) << 12);
-        self.context().translate_fetch(next) == Ok(page)
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
@@ -528,9 +523,9 @@ impl Vcpu {
         let page = code.page(rip);
         let tables = &mut self.block.get_mut().guards;
         self.guards.confirm(tables, view, page, block.mapping);
-        if let Some((_, mapping)) = block.second {
-            let next = code.next_page(rip);
-            self.guards.confirm(tables, view, next, mapping);
+        for further in &block.further {
+            let (page, mapping) = (further.part.page, further.mapping);
+            self.guards.confirm(tables, view, page, mapping);
         }
         self.cache.touch(id);
         true

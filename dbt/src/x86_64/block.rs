@@ -85,6 +85,11 @@ pub fn emit(
             .iter()
             .map(|insn| classifier.classify(insn, target.mode)),
     );
+    if let Some((_, followed)) = classes.split_last_mut() {
+        for class in followed {
+            *class = class.followed();
+        }
+    }
     let precise = target.precise_flags;
     let mut exposes = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
     let places = target.allotting.map_or(Places::default(), |allotting| {
@@ -116,9 +121,6 @@ fn emit_once(
     let view = interpret::view(mode);
     let guard = at::guard(view, target.code.page(rip));
     let mapping = target.mapping as i32;
-    let second = target
-        .second_mapping
-        .map(|mapping| (at::guard(view, target.code.next_page(rip)), mapping as i32));
     let mut needed = std::mem::take(&mut workshop.needed);
     liveness::needed_before(classes, exposes, &mut needed);
     let need = |index: usize| Need {
@@ -132,7 +134,7 @@ fn emit_once(
         (target.precise_flags, target.lazy_flags),
     );
     // What looks at another page's guard may find that other code wants the flags.
-    let lost = lost.filter(|_| target.precise_flags || second.is_none());
+    let lost = lost.filter(|_| target.precise_flags || target.further.is_empty());
     let arriving = match lost {
         Some(_) if target.precise_flags => FlagsPlace::ARRIVED,
         Some(_) => FlagsPlace::LOST,
@@ -164,14 +166,19 @@ fn emit_once(
     let poll_entry = emitter.here();
     emitter.entry_check(arriving, false, |emitter, label| {
         dynasm!(emitter.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>label);
+        let record = emitter.record(UpcallKind::Leave, 0);
+        emitter.count_entry(record);
     });
     let entry = emitter.here();
     let entry_label = emitter.ops.new_dynamic_label();
     dynasm!(emitter.ops ; .arch x64 ; =>entry_label);
-    // Even a jump within the page cannot vouch for the page behind it.
-    if let Some((guard, mapping)) = second {
+    // Even a jump within the page cannot vouch for other pages.
+    if !target.further.is_empty() {
         emitter.entry_check(arriving, false, |emitter, label| {
-            emitter.compare_guard(guard, mapping, label);
+            for further in target.further {
+                let guard = at::guard(view, further.part.page);
+                emitter.compare_guard(guard, further.mapping as i32, label);
+            }
         });
     }
     if target.counted {
@@ -203,6 +210,9 @@ fn emit_once(
         }
         emitter.insn_starts.push(emitter.here());
         emitter.current = index;
+        if index + 1 == insns.len() && emitter.within.is_some() {
+            emitter.end_calls();
+        }
         if !emitter.effects[index].checks {
             emitter.keep_flags();
         }
@@ -236,6 +246,7 @@ fn emit_once(
             emitter.settle_stack();
             emitter.helper(index);
         }
+        emitter.follow_call(classes[index].kind, emitter.next_offset(insn));
     }
     emitter.settle_stack();
     // Behind a block that ends without a jump comes the next instruction.
@@ -317,6 +328,8 @@ fn keeps_t0(kind: Kind) -> bool {
             | Kind::Push
             | Kind::Pop
             | Kind::Leave
+            | Kind::CallInto
+            | Kind::ReturnInto
     )
 }
 
@@ -385,6 +398,8 @@ impl Emitter<'_> {
             Kind::CountBranch => self.count_branch(index, insn),
             Kind::Call => self.call(index, insn, needed),
             Kind::Return => self.ret(index, insn),
+            Kind::CallInto => self.call_into(index, insn, needed),
+            Kind::ReturnInto => self.return_into(index, insn),
             Kind::JumpIndirect => self.jump_indirect(index, insn),
             Kind::CallIndirect => self.call_indirect(index, insn),
             Kind::Cli => {

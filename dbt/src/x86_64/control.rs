@@ -1,12 +1,12 @@
 //! Stack instructions and jumps.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::emitter::{Emitter, Stub, Unencodable};
 use super::moving::Follows;
 use super::operands::Address;
-use super::registers::{T0, T1, number};
+use super::registers::{T0, T1, number, sized};
 use crate::guest::Register as Guest;
 use crate::record::classify;
 use crate::record::grouping::Place;
@@ -168,6 +168,57 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// Direct near CALL that a trace follows.
+    pub(super) fn call_into(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let word = self.width(insn);
+        let by = -(word as i32);
+        let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
+        let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
+        self.load_code_address(T1, self.next_offset(insn));
+        self.store_register(memory, T1, word)?;
+        self.pass_stack(index, by);
+        Ok(())
+    }
+
+    /// Near RET that a trace follows to where its call came from; one to elsewhere is the
+    /// interpreter's.
+    pub(super) fn return_into(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+    ) -> Result<(), Unencodable> {
+        let word = self.width(insn);
+        let ahead = self.stack_ahead;
+        let slot = Address::based(Guest::RSP, ahead, self.target.mode);
+        self.spoil_flags_and(1 << Guest::RSP, true);
+        let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
+        let into = sized(number(T1) as u8, word as usize);
+        let code = if word == 8 {
+            Code::Cmp_r64_rm64
+        } else {
+            Code::Cmp_r32_rm32
+        };
+        let compare = Instruction::with2(code, into, memory.operand()).map_err(|_| Unencodable)?;
+        let compare = self.encode(&compare)?;
+        let record = self.record(UpcallKind::Interpret, index);
+        let label = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::Elsewhere {
+            label,
+            ahead,
+            record,
+        });
+        self.load_code_address(T1, self.rips[index + 1]);
+        self.bytes(&compare);
+        dynasm!(self.ops ; .arch x64 ; jne =>label);
+        self.pass_stack(index, word as i32 + classify::released(insn) as i32);
+        Ok(())
+    }
+
     /// The block ends with a jump to a known address.
     pub(super) fn exit_to(&mut self, target: u64) {
         if !self.flags.arrived {
@@ -263,12 +314,7 @@ impl Emitter<'_> {
         let load = self.move_load(T0, memory, word)?;
         self.bytes(&load);
         self.limit_target(index, word);
-        let more = if insn.op_count() == 1 {
-            i32::from(insn.immediate16())
-        } else {
-            0
-        };
-        let pops = word as i32 + more;
+        let pops = word as i32 + classify::released(insn) as i32;
         if self.target.returns {
             let label = self.ops.new_dynamic_label();
             let record = self.record(UpcallKind::Interpret, index);

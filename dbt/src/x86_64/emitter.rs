@@ -9,7 +9,7 @@ use mmu::GuestPhys;
 use super::block::Emitted;
 use super::crossing::Crossing;
 use super::encoding;
-use super::exits::{ExitKind, ExitSite, Inner};
+use super::exits::{ExitKind, ExitSite, FollowedCall, Inner};
 use super::flags::{Effect, ExitFlags, FlagsPlace};
 use super::moving::{Follows, Mark};
 use super::places::{Allotting, Places};
@@ -17,7 +17,7 @@ use super::prediction::Wrong;
 use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
 use super::trampoline::Trampolines;
-use crate::cache::CodeOffset;
+use crate::cache::{CodeOffset, Further};
 use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
 use crate::record::grouping::{Finder, GROUPS, Groups};
@@ -56,8 +56,8 @@ pub struct Target<'a> {
     pub vector_strings: bool,
     /// The identifier that the page guard must hold.
     pub mapping: u32,
-    /// Likewise for the next page, if the block's one instruction crosses into it.
-    pub second_mapping: Option<u32>,
+    /// The other pages that the block's code is on.
+    pub further: &'a [Further],
     /// Whether executed instructions are counted.
     pub counted: bool,
     /// Whether calls predict their returns.
@@ -76,6 +76,8 @@ pub struct Target<'a> {
     pub late_stack: bool,
     /// Guest registers that are in memory are operands where they stand.
     pub memory_operands: bool,
+    /// The counter of its entries; `None`: they are not counted.
+    pub heat: Option<usize>,
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether what would change elsewhere is to be noted.
@@ -162,6 +164,14 @@ pub(super) enum Stub {
         /// For a target that is not there.
         record: Upcall,
     },
+    /// A return from a function that a trace has followed goes elsewhere: the interpreter executes
+    /// it.
+    Elsewhere {
+        label: DynamicLabel,
+        /// What the guest's stack pointer has yet to move by before the return.
+        ahead: i32,
+        record: Upcall,
+    },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
@@ -179,6 +189,8 @@ pub(super) enum Stub {
         flags: FlagsPlace,
         give_back: i32,
         rip: u64,
+        /// The call that a trace has followed here.
+        within: Option<usize>,
     },
     /// A jump out of the middle of the block, which gives back what was counted in advance.
     SideExit {
@@ -187,6 +199,9 @@ pub(super) enum Stub {
         insn: u16,
         flags: FlagsPlace,
         give_back: i32,
+        kind: ExitKind,
+        /// The call that a trace has followed here.
+        within: Option<usize>,
     },
     /// Gives back the instructions counted in advance, then leaves.
     GiveBack {
@@ -311,6 +326,12 @@ pub struct Emitter<'a> {
     pub(super) rips: &'a mut Vec<u64>,
     /// Sites that predict.
     pub(super) sites: u32,
+    /// Calls that a trace follows.
+    pub(super) calls: Vec<FollowedCall>,
+    /// The one within which the code is.
+    pub(super) within: Option<usize>,
+    /// The returns of open calls have been predicted, since the block ends here.
+    pub(super) predicted: bool,
 }
 
 /// What an emitter leaves.
@@ -368,6 +389,9 @@ impl<'a> Emitter<'a> {
             crossing_store: Crossing::Never,
             rips: &mut workshop.rips,
             sites: 0,
+            calls: Vec::new(),
+            within: None,
+            predicted: false,
         }
     }
 
@@ -495,6 +519,7 @@ impl<'a> Emitter<'a> {
             flags: self.flags,
             give_back: if self.target.counted { left } else { 0 },
             rip: self.rips[insn],
+            within: self.within,
         });
         label
     }
@@ -556,6 +581,15 @@ impl<'a> Emitter<'a> {
                     self.move_stack(ahead);
                     self.unpredicted_return(pops, record);
                 }
+                Stub::Elsewhere {
+                    label,
+                    ahead,
+                    record,
+                } => {
+                    dynasm!(self.ops ; .arch x64 ; =>label);
+                    self.move_stack(ahead);
+                    self.upcall(record);
+                }
                 Stub::LoadVectors { label, back } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     self.call_shared(self.target.trampolines.load_vectors);
@@ -572,6 +606,7 @@ impl<'a> Emitter<'a> {
                     flags,
                     give_back,
                     rip,
+                    within,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if give_back != 0 {
@@ -580,7 +615,8 @@ impl<'a> Emitter<'a> {
                     self.flags = flags;
                     let flags = self.flags_for_exit();
                     self.exchange_places();
-                    self.exit_here(rip, Some(insn), flags);
+                    self.predict_returns(within);
+                    self.exit_here(rip, Some(insn), ExitKind::Jump, flags);
                 }
                 Stub::SideExit {
                     label,
@@ -588,16 +624,19 @@ impl<'a> Emitter<'a> {
                     insn,
                     flags,
                     give_back,
+                    kind,
+                    within,
                 } => {
                     dynasm!(self.ops ; .arch x64 ; =>label);
                     if give_back != 0 {
                         self.add_to_budget(give_back);
                     }
                     self.flags = flags;
+                    self.predict_returns(within);
                     if !self.next_round(target, None) {
                         let flags = self.describe_flags();
                         self.exchange_places();
-                        self.exit_here(target, None, flags);
+                        self.exit_here(target, None, kind, flags);
                         if let Some(exit) = self.exits.last_mut() {
                             exit.insn = insn;
                         }
@@ -621,6 +660,7 @@ impl<'a> Emitter<'a> {
             }
         }
         *self.stubs = stubs;
+        self.landings();
         let bases = [self.target.base, self.target.cold_base];
         let mut code = std::mem::take(self.code);
         self.ops.place(bases, &mut code);

@@ -44,6 +44,7 @@ impl Emitter<'_> {
         let leave = self.leave_stub(record);
         self.compare_guard(guard, mapping, leave);
         dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
+        self.count_entry(record);
         let after = self.here();
         if !arriving.lost {
             self.flags = FlagsPlace::SAVED;
@@ -56,6 +57,19 @@ impl Emitter<'_> {
         }
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         (start, after)
+    }
+
+    /// Counts an entry to a block that may become hot; after some thousand calls up. Spoils EFLAGS.
+    /// `record`: what leaves here.
+    pub(super) fn count_entry(&mut self, record: Upcall) {
+        if let Some(counter) = self.target.heat {
+            let counter = at::HEAT + 2 * counter as i32;
+            let label = self.leave_stub(Upcall {
+                kind: UpcallKind::Hot,
+                ..record
+            });
+            dynasm!(self.ops ; .arch x64 ; gs dec WORD [counter] ; jz =>label);
+        }
     }
 
     /// If a recipe is where saved flags would be, its flags go to EFLAGS, and the code goes on at a

@@ -6,6 +6,7 @@ use super::emitter::{Emitter, Stub};
 use super::flags::{ExitFlags, FlagsPlace};
 use super::registers::T1;
 use crate::cache::CodeOffset;
+use crate::record::classify::Kind;
 use crate::run::{UpcallKind, at};
 
 /// A jump out of the block to a known guest address.
@@ -38,6 +39,17 @@ pub enum ExitKind {
     Call,
     /// What is behind such a call: the flags are in their saved place.
     Return,
+}
+
+/// A call that a trace follows.
+#[derive(Clone, Copy)]
+pub(super) struct FollowedCall {
+    /// The call within which it is.
+    pub outer: Option<usize>,
+    /// Where it returns to.
+    pub next: u64,
+    /// Where that return arrives, if the trace was left before it.
+    pub landing: Option<DynamicLabel>,
 }
 
 /// The entry of a loop for itself: its registers keep their places.
@@ -125,7 +137,17 @@ impl Emitter<'_> {
             Some(code) => self.ops.extend([0x0f, 0x80 | code].iter()),
             None => self.ops.push(0xe9),
         }
-        self.linkable(target, ExitKind::Jump, flags);
+        let kind = self.exit_kind();
+        self.linkable(target, kind, flags);
+    }
+
+    /// What leads out by a jump: if returns are predicted on the way it has to poll, as a call does.
+    fn exit_kind(&self) -> ExitKind {
+        if self.predicted || self.within.is_some() {
+            ExitKind::Call
+        } else {
+            ExitKind::Jump
+        }
     }
 
     /// Emits a call of a known guest address, whose return address is in T1, and what its return
@@ -135,6 +157,62 @@ impl Emitter<'_> {
         self.ops.push(0xe8);
         self.linkable(target, ExitKind::Call, flags);
         self.landing(next);
+    }
+
+    /// Goes on in a function whose call a trace follows, or behind its return.
+    pub(super) fn follow_call(&mut self, kind: Kind, next: u64) {
+        match kind {
+            _ if !self.target.returns => {}
+            Kind::CallInto => {
+                self.calls.push(FollowedCall {
+                    outer: self.within,
+                    next,
+                    landing: None,
+                });
+                self.within = Some(self.calls.len() - 1);
+            }
+            Kind::ReturnInto => self.within = self.within.and_then(|own| self.calls[own].outer),
+            _ => {}
+        }
+    }
+
+    /// Predicts the returns of open calls that a trace has followed, as these would have. Uses T1; the
+    /// flags stay.
+    pub(super) fn predict_returns(&mut self, within: Option<usize>) {
+        let Some(own) = within else {
+            return;
+        };
+        self.predict_returns(self.calls[own].outer);
+        let call = self.calls[own];
+        let landing = call.landing.unwrap_or_else(|| self.ops.new_dynamic_label());
+        self.calls[own].landing = Some(landing);
+        let over = self.ops.new_dynamic_label();
+        self.load_code_address(T1, call.next);
+        dynasm!(self.ops
+            ; .arch x64
+            ; push rdi
+            ; call =>over
+            ; jmp =>landing
+            ; =>over
+        );
+    }
+
+    /// The block ends here: its open calls become as any others.
+    pub(super) fn end_calls(&mut self) {
+        let within = self.within.take();
+        self.predicted = within.is_some();
+        self.predict_returns(within);
+    }
+
+    /// Where the returns arrive that were predicted on the way out of a trace.
+    pub(super) fn landings(&mut self) {
+        self.ops.choose(false);
+        for call in std::mem::take(&mut self.calls) {
+            if let Some(landing) = call.landing {
+                dynasm!(self.ops ; .arch x64 ; =>landing ; pop rdi);
+                self.exit_here(call.next, None, ExitKind::Return, ExitFlags::Saved);
+            }
+        }
     }
 
     /// Where a predicted return arrives: it goes on at a guest address.
@@ -164,12 +242,19 @@ impl Emitter<'_> {
     }
 
     /// Emits a jump out of the block and, behind it, what links it.
-    pub(super) fn exit_here(&mut self, target: u64, ungrouped: Option<u16>, flags: ExitFlags) {
+    pub(super) fn exit_here(
+        &mut self,
+        target: u64,
+        ungrouped: Option<u16>,
+        kind: ExitKind,
+        flags: ExitFlags,
+    ) {
         self.ops.push(0xe9);
         let (site, is_cold) = (self.address(), self.ops.is_cold());
         self.ops.push_u32(0);
         let stub = self.address();
         self.flags = match flags {
+            _ if kind == ExitKind::Return => FlagsPlace::SAVED,
             ExitFlags::Arrived | ExitFlags::Sealed => FlagsPlace::ARRIVED,
             _ if self.flags.lost => FlagsPlace::LOST,
             _ => FlagsPlace::HOST,
@@ -183,7 +268,7 @@ impl Emitter<'_> {
             target,
             insn: self.current as u16,
             ungrouped,
-            kind: ExitKind::Jump,
+            kind,
             flags,
         });
         self.upcall(record);
@@ -194,7 +279,8 @@ impl Emitter<'_> {
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
         let described =
             !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
-        if !self.target.counted && !described && self.places.are_usual() {
+        let usual = self.places.are_usual() && self.within.is_none();
+        if !self.target.counted && !described && usual {
             let flags = self.describe_flags();
             return self.direct_exit(target, Some(condition), flags);
         }
@@ -206,6 +292,8 @@ impl Emitter<'_> {
             insn: self.current as u16,
             flags: self.flags,
             give_back: if self.target.counted { left } else { 0 },
+            kind: self.exit_kind(),
+            within: self.within,
         });
         self.jump_if(condition, label);
     }

@@ -123,6 +123,8 @@ impl Places {
                 | Kind::Push
                 | Kind::Pop
                 | Kind::Leave
+                | Kind::CallInto
+                | Kind::ReturnInto
                 | Kind::Fill
                 | Kind::Copy
                 | Kind::BitString

@@ -8,6 +8,7 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
 use super::emitter::{Emitter, Stub};
 use super::registers::{T1, T2};
+use crate::cache::physical;
 use crate::record::grouping::Place;
 use crate::run::{Upcall, UpcallKind, at};
 
@@ -40,7 +41,7 @@ impl Emitter<'_> {
     /// Begins the check of an access, here; `None` if it is not to predict.
     pub(super) fn site(&mut self, insn: usize, place: Place) -> Option<Site> {
         let predicting = self.target.prediction.filter(|_| self.may_predict)?;
-        let at = predicting.page.add(self.rips[insn] % mmu::PAGE_SIZE);
+        let at = physical(predicting.page, self.target.further, self.rips[insn]);
         if !predicting.strayed.predicts(at, place) {
             return None;
         }

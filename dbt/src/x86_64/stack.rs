@@ -66,7 +66,7 @@ impl Emitter<'_> {
                     && self.stack_established(index)
             }
             Kind::Pop => !is_stack(insn.op0_register()) && self.stack_established(index),
-            Kind::Call => self.stack_established(index),
+            Kind::Call | Kind::CallInto | Kind::ReturnInto => self.stack_established(index),
             Kind::Return => self.target.returns && self.stack_established(index),
             Kind::Nop => true,
             Kind::Lea | Kind::Plain(Operand::None) => {

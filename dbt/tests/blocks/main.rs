@@ -6,6 +6,7 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod crossing;
@@ -70,6 +71,7 @@ fn switches(copies: usize) -> EngineOptions {
         cold,
         precise_flags,
         lazy_flags: copies != 1,
+        long_traces: [Some(2), Some(1), None, Some(5)][copies - 1],
         prediction,
         // Traces are made with one and with three copies.
         crossing: copies != 2,
@@ -102,6 +104,7 @@ impl Bench {
             // The interpreter forgets what it may, so that others that keep too much differ.
             pcid_tlb: !interpret_only,
             traces: Some(2),
+            long_traces: Some(3),
             registers: Some(1),
             cold: 0,
             ..EngineOptions::default()

@@ -115,7 +115,7 @@ fn host_code_at(
         memory_inline: true,
         vector_strings: true,
         mapping: spot.mapping,
-        second_mapping: None,
+        further: &[],
         counted: case.counted,
         returns: case.returns,
         grouping: case.grouping,
@@ -128,6 +128,7 @@ fn host_code_at(
         crossing: true,
         late_stack: true,
         memory_operands: true,
+        heat: None,
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),

@@ -82,7 +82,7 @@ fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &T
         BlockCache::make_block(
             key(spot.rip),
             (PHYSICAL, 40),
-            None,
+            Box::default(),
             insns,
             spot.bases,
             spot.mapping,

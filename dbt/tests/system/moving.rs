@@ -125,6 +125,8 @@ fn a_program_at_many_addresses_is_translated_once() {
             grouping,
             // A long block has the whole loop, and needs no trace.
             long_blocks: traces != Some(2),
+            // What does not come back would have to be entered often first.
+            long_traces: None,
             ..counting(false)
         };
         let (moved, statistics) = run_everywhere(with(true));

@@ -239,23 +239,28 @@ fn returns_go_where_the_stack_says() {
                 ..EngineOptions::default()
             },
         );
-        for (returns, counted, cold) in [
-            (true, false, 0),
-            (true, true, 0),
-            (true, false, 2),
-            (false, false, 0),
+        for (returns, counted, cold, long_traces) in [
+            (true, false, 0, None),
+            (true, false, 0, Some(3)),
+            (true, true, 0, None),
+            (true, true, 0, Some(5)),
+            (true, false, 2, Some(20)),
+            (false, false, 0, None),
+            (false, false, 0, Some(3)),
         ] {
             let options = EngineOptions {
                 returns,
                 counted,
                 cold,
+                long_traces,
+                traces: Some(4),
                 code_bytes: 2 << 20,
                 ..EngineOptions::default()
             };
             let translated = run(program, options);
             assert_eq!(
                 translated, interpreted,
-                "{name}, returns {returns}, counted {counted}, cold {cold}"
+                "{name}, returns {returns}, counted {counted}, cold {cold}, {long_traces:?}"
             );
         }
     }
@@ -280,6 +285,7 @@ fn calls_alone_do_not_go_on_for_ever() {
         let options = EngineOptions {
             returns,
             cold: 0,
+            long_traces: Some(2),
             code_bytes: 2 << 20,
             ..EngineOptions::default()
         };

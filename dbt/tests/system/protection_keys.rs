@@ -152,6 +152,7 @@ fn fetches_have_no_keys() {
         write: false,
         fetch: true,
         user: true,
+        ahead: false,
         user_pages_closed: false,
     };
     let mapping = registers.walk(&mut m.mem, Linear(LINEAR), purpose);

@@ -78,6 +78,8 @@ fn flags_reach_the_code_that_has_replaced_another() {
                     counted: counted || interpret_only,
                     code_bytes: 2 << 20,
                     precise_flags,
+                    traces: Some(2),
+                    long_traces: (!counted).then_some(3),
                     ..EngineOptions::default()
                 };
                 let ran = run(&call, options);

@@ -96,6 +96,7 @@ fn what_is_wrong_is_named() {
         ("-accel tcg,grouping=2", "on or off"),
         ("-accel tcg,traces=many", "many"),
         ("-accel tcg,cold=256", "255"),
+        ("-accel tcg,long-traces=65536", "65535"),
         ("-accel tcg,grouping", "not a setting"),
         ("-accel tcg,speed=on", "not a setting"),
         ("-machine microvm", "microvm"),
@@ -159,11 +160,12 @@ fn optimisations_have_switches() {
             && usual.memory_operands
             && usual.moving
             && usual.traces.is_some()
+            && usual.long_traces.is_some()
             && usual.segmented
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,long-blocks=off,memory-operands=off,moving=off,traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -184,12 +186,14 @@ fn optimisations_have_switches() {
             && !off.memory_operands
             && !off.moving
             && off.traces.is_none()
+            && off.long_traces.is_none()
             && !off.segmented
             && off.cold == 0
     );
     assert_eq!(off.code_bytes, 32 << 20);
-    let some = engine("-accel tcg,traces=3,cold=7");
+    let some = engine("-accel tcg,traces=3,cold=7,long-traces=900");
     assert_eq!((some.traces, some.cold), (Some(3), 7));
+    assert_eq!(some.long_traces, Some(900));
     let Parsed::Print(text) = Options::parse(["-accel", "help"].map(str::to_string)).unwrap()
     else {
         panic!("a text was expected");

@@ -342,6 +342,21 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "long-traces=2048|N|off",
+        help: "runs follow calls, returns and jumps to other pages; code that is entered N times has one",
+        set: |engine, text| {
+            engine.long_traces = match text {
+                "off" => None,
+                "on" => EngineOptions::default().long_traces,
+                _ => {
+                    let entries = u16::try_from(number(text)?);
+                    Some(entries.map_err(|_| "65535 is the most".to_string())?.max(1))
+                }
+            };
+            Ok(())
+        },
+    },
+    Switch {
         form: "segmented=on|off",
         help: "translate 16-bit code and code in segments that are not flat",
         set: |engine, text| {

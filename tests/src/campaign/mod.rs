@@ -135,6 +135,7 @@ impl Setup {
                 code_bytes: 2 << 20,
                 cold: random.pick(&[0, 0, 0, 2]),
                 traces: random.pick(&[Some(2), Some(2), Some(8), None]),
+                long_traces: random.pick(&[Some(1), Some(4), Some(40), None]),
                 grouping: !random.one_in(4),
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
