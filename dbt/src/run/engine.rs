@@ -89,7 +89,7 @@ impl Default for EngineOptions {
             moving: true,
             long_blocks: true,
             traces: Some(8),
-            long_traces: Some(2048),
+            long_traces: Some(32_768),
             segmented: true,
             cold: 2,
         }

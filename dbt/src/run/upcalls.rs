@@ -320,19 +320,17 @@ impl Vcpu {
         // Blocks that each begin further above lead nowhere again: any other way polls.
         let ahead = target > source.key.rip;
         let cross = !source.has_page_of(target);
-        // What may become hot is entered where that is counted.
-        let counts = self.options.long_traces().is_some() && !block.settled;
         let entry = if kind == ExitKind::Return {
             // Where the caller's page is mapped has not changed since the call; that of the page
             // behind it may have changed before.
-            if cross || counts {
+            if cross {
                 block.indirect_entry
             } else {
                 block.return_entry
             }
         } else if cross {
             block.guarded_entry
-        } else if !ahead || kind == ExitKind::Call || (counts && source.settled) {
+        } else if !ahead || kind == ExitKind::Call {
             // Each call polls, so that calls and returns alone cannot go on for ever.
             block.poll_entry
         } else {

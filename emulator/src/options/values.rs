@@ -342,7 +342,7 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
-        form: "long-traces=2048|N|off",
+        form: "long-traces=32768|N|off",
         help: "runs follow calls, returns and jumps to other pages; code that is entered N times has one",
         set: |engine, text| {
             engine.long_traces = match text {
