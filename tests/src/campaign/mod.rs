@@ -139,6 +139,8 @@ impl Setup {
                 grouping: !random.one_in(4),
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
+                long_blocks: !random.one_in(4),
+                memory_operands: !random.one_in(4),
                 moving: !random.one_in(4),
                 registers: random.pick(&[Some(1), Some(3), None]),
                 returns: !random.one_in(4),
