@@ -674,7 +674,18 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
                     return None;
                 }
             }
-            OpKind::Immediate8
+            kind if is_immediate(kind) => {}
+            _ => return None,
+        }
+    }
+    Some(operand)
+}
+
+/// Whether an operand is a constant.
+pub(super) fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
             | OpKind::Immediate16
             | OpKind::Immediate32
             | OpKind::Immediate64
@@ -682,9 +693,6 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
             | OpKind::Immediate8to32
             | OpKind::Immediate8to64
             | OpKind::Immediate32to64
-            | OpKind::Immediate8_2nd => {}
-            _ => return None,
-        }
-    }
-    Some(operand)
+            | OpKind::Immediate8_2nd
+    )
 }

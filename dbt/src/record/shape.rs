@@ -5,7 +5,7 @@
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::classify::{Class, is_avx, is_sse};
+use super::classify::{Class, is_avx, is_immediate, is_sse};
 use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
@@ -75,17 +75,8 @@ pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
                 };
             }
             OpKind::Immediate8 => shape |= count(insn.immediate8()) << 3,
-            OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate64
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64
-            | OpKind::Immediate8_2nd
-            | OpKind::NearBranch16
-            | OpKind::NearBranch32
-            | OpKind::NearBranch64 => {}
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {}
+            kind if is_immediate(kind) => {}
             _ => return None,
         }
     }

@@ -4,7 +4,6 @@ use iced_x86::Instruction;
 use mmu::GuestPhys;
 
 use super::vcpu::Vcpu;
-use crate::cache::Key;
 use crate::guest::Mode;
 use crate::interpret::Context;
 use crate::x86_64::moving;
@@ -113,24 +112,11 @@ impl Vcpu {
         if !self.options.moving {
             return None;
         }
-        let code = self.code_segment()?;
-        let mut cx = self.context();
-        let (rip, mode) = (cx.cpu.rip, cx.cpu.mode);
-        let linear = decode::fetch_address(&cx).ok()?;
-        let physical = cx.translate_fetch(linear).ok()?;
-        // The walk may have written an accessed bit into code.
-        self.settle();
-        let key = Key {
-            physical,
-            rip,
-            mode,
-            grouped: self.options.grouping,
-            code,
-        };
+        let key = self.key_at_rip(self.options.grouping).ok()??;
         let block = self.cache.block(self.cache.original(&key)?)?;
-        let distance = rip.wrapping_sub(block.key.rip);
+        let distance = key.rip.wrapping_sub(block.key.rip);
         insns.clear();
-        let mut next = rip;
+        let mut next = key.rip;
         for insn in &block.insns {
             let insn = moving::moved_instruction(insn, distance);
             // A trace goes on elsewhere.
@@ -140,7 +126,7 @@ impl Vcpu {
             next = insn.next_ip();
             insns.push(insn);
         }
-        Some(physical)
+        Some(key.physical)
     }
 
     /// Interprets code of a page.

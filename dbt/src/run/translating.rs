@@ -5,13 +5,12 @@ use std::time::Instant;
 use iced_x86::FlowControl;
 use mmu::GuestPhys;
 
-use super::block_state::{CpuBlock, JUMP_CACHES, JumpEntry};
+use super::block_state::{JUMP_CACHES, JumpEntry};
 use super::recording::heat_counter;
-use super::vcpu::Vcpu;
+use super::vcpu::{Vcpu, context_of};
 use crate::cache::{BlockCache, Further, Key, Part};
 use crate::decode::{self, DecodedBlock};
 use crate::guest::{Exception, Mode};
-use crate::interpret::Context;
 use crate::record::classify;
 use crate::x86_64::{self, Allotting, Predicting, Target, bulk, moving};
 
@@ -58,13 +57,7 @@ impl Vcpu {
         insns: &mut Vec<iced_x86::Instruction>,
         decoded: &mut DecodedBlock,
     ) {
-        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
-        let mut cx = Context {
-            cpu,
-            tlb,
-            mem: &mut self.mem,
-            platform: &mut *self.platform,
-        };
+        let mut cx = context_of(&mut self.block, &mut self.mem, &mut *self.platform);
         let (visits, cache) = (&mut self.visits, &self.cache);
         let goes_on = |physical, rip| {
             let key = Key {

@@ -70,6 +70,21 @@ pub struct Vcpu {
     _registration: Registration,
 }
 
+/// Everything that one instruction may touch, beside the rest of its processor.
+pub(super) fn context_of<'a>(
+    block: &'a mut OwnedBlock,
+    mem: &'a mut PhysMem,
+    platform: &'a mut dyn Platform,
+) -> Context<'a> {
+    let CpuBlock { cpu, tlb, .. } = block.get_mut();
+    Context {
+        cpu,
+        tlb,
+        mem,
+        platform,
+    }
+}
+
 impl Vcpu {
     /// A processor at reset.
     pub fn new(
@@ -174,13 +189,7 @@ impl Vcpu {
 
     /// Everything that one instruction may touch.
     pub fn context(&mut self) -> Context<'_> {
-        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
-        Context {
-            cpu,
-            tlb,
-            mem: &mut self.mem,
-            platform: &mut *self.platform,
-        }
+        context_of(&mut self.block, &mut self.mem, &mut *self.platform)
     }
 
     /// Forgets every translation and TLB entry: after memory or mode were changed from outside.
@@ -456,25 +465,30 @@ impl Vcpu {
         self.find_block(self.options.grouping)
     }
 
-    /// Finds or makes the block at RIP, with accesses that share checks or without.
-    pub(super) fn find_block(&mut self, grouped: bool) -> Result<Option<u32>, Exception> {
+    /// What a block at RIP is found by, with accesses that share checks or without; `None`: the code segment
+    /// has no number.
+    pub(super) fn key_at_rip(&mut self, grouped: bool) -> Result<Option<Key>, Exception> {
         let mut cx = self.context();
-        let rip = cx.cpu.rip;
-        let mode = cx.cpu.mode;
+        let (rip, mode) = (cx.cpu.rip, cx.cpu.mode);
         let linear = decode::fetch_address(&cx)?;
         let physical = cx.translate_fetch(linear)?;
         // The walk may have written an accessed bit into code.
         self.settle();
-        let Some(code) = self.code_segment() else {
-            return Ok(None);
-        };
-        let key = Key {
+        Ok(self.code_segment().map(|code| Key {
             physical,
             rip,
             mode,
             grouped,
             code,
+        }))
+    }
+
+    /// Finds or makes the block at RIP, with accesses that share checks or without.
+    pub(super) fn find_block(&mut self, grouped: bool) -> Result<Option<u32>, Exception> {
+        let Some(key) = self.key_at_rip(grouped)? else {
+            return Ok(None);
         };
+        let Key { physical, rip, .. } = key;
         let found = match self.cache.find(&key) {
             // What runs once only is not worth a copy either.
             None if !self.visits.first(physical, rip) => self.move_here(key),

@@ -9,6 +9,8 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 
+use super::operands::HostMemory;
+use super::trampoline::here;
 use crate::cache::CodeOffset;
 
 /// Shared code for REP STOS and REP MOVS.
@@ -46,16 +48,12 @@ fn register(piece: Piece, number: u32) -> Register {
 }
 
 /// Memory at the sum of two registers, or one, and a displacement.
-pub(super) fn at(base: Register, index: Register, displacement: i32) -> MemoryOperand {
-    MemoryOperand::new(
+pub(super) fn memory(base: Register, index: Register, displacement: i32) -> HostMemory {
+    HostMemory {
         base,
         index,
-        1,
-        displacement.into(),
-        u32::from(displacement != 0),
-        false,
-        Register::None,
-    )
+        displacement,
+    }
 }
 
 /// An offset from GS.
@@ -105,10 +103,6 @@ impl Writer<'_> {
         }
     }
 
-    fn here(&self) -> CodeOffset {
-        CodeOffset(self.ops.offset().0 as u32)
-    }
-
     fn instruction(&mut self, insn: Result<Instruction, iced_x86::IcedError>) {
         let insn = insn.expect("the operands are those of its form");
         let done = self.encoder.encode(&insn, 0);
@@ -118,7 +112,11 @@ impl Writer<'_> {
     }
 
     /// Loads a register.
-    pub(super) fn load(&mut self, piece: Piece, number: u32, from: MemoryOperand) {
+    pub(super) fn load(&mut self, piece: Piece, number: u32, from: HostMemory) {
+        self.load_from(piece, number, from.operand());
+    }
+
+    fn load_from(&mut self, piece: Piece, number: u32, from: MemoryOperand) {
         let code = match piece {
             Piece::Ymm => Code::EVEX_Vmovdqu64_ymm_k1z_ymmm256,
             Piece::Xmm => Code::EVEX_Vmovdqu64_xmm_k1z_xmmm128,
@@ -130,7 +128,7 @@ impl Writer<'_> {
 
     /// Loads 32 bytes from an offset from GS.
     pub(super) fn take(&mut self, number: u32, offset: i32) {
-        self.load(Piece::Ymm, number, of_block(offset));
+        self.load_from(Piece::Ymm, number, of_block(offset));
     }
 
     /// Stores 32 bytes to an offset from GS, which is not the guest's memory.
@@ -157,7 +155,7 @@ impl Writer<'_> {
         for copy in (0..self.copies).rev() {
             let mut displacement = displacement + copy * self.stride;
             for &number in numbers {
-                let to = at(base, index, displacement);
+                let to = memory(base, index, displacement).operand();
                 self.instruction(Instruction::with2(code, to, register(piece, number)));
                 displacement += 32;
             }
@@ -174,9 +172,34 @@ impl Writer<'_> {
         }
     }
 
+    /// What is between the first and the last 32 bytes, from RDI up to 32 bytes before RCX, by what `emit` makes
+    /// for so many pieces of 32 bytes: two at a time, then one if some are left. Leaves RCX there.
+    fn rounds(&mut self, mut emit: impl FnMut(&mut Self, usize)) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; sub rcx, 64
+            ; cmp rdi, rcx
+            ; ja >last
+            ; again:
+        );
+        emit(self, 2);
+        dynasm!(self.ops
+            ; .arch x64
+            ; add rdi, 64
+            ; cmp rdi, rcx
+            ; jbe <again
+            ; last:
+            ; add rcx, 32
+            ; cmp rdi, rcx
+            ; jae >done
+        );
+        emit(self, 1);
+        dynasm!(self.ops ; .arch x64 ; done:);
+    }
+
     fn fill(&mut self) -> CodeOffset {
         use Register::{None, RCX, RDI, RSI};
-        let start = self.here();
+        let start = here(self.ops);
         dynasm!(self.ops ; .arch x64 ; cmp ecx, 32 ; jb >small ; add rcx, rsi);
         self.store(Piece::Ymm, &[16], (RSI, None, 0));
         self.store(Piece::Ymm, &[16], (RCX, None, -32));
@@ -188,24 +211,11 @@ impl Writer<'_> {
             ; jnz >unaligned
             ; and rdi, -32
             ; unaligned:
-            ; sub rcx, 64
-            ; cmp rdi, rcx
-            ; ja >last
-            ; again:
         );
-        self.store(Piece::Ymm, &[16, 16], (RDI, None, 0));
-        dynasm!(self.ops
-            ; .arch x64
-            ; add rdi, 64
-            ; cmp rdi, rcx
-            ; jbe <again
-            ; last:
-            ; add rcx, 32
-            ; cmp rdi, rcx
-            ; jae >done
-        );
-        self.store(Piece::Ymm, &[16], (RDI, None, 0));
-        dynasm!(self.ops ; .arch x64 ; done: ; ret ; small:);
+        self.rounds(|writer, pieces| {
+            writer.store(Piece::Ymm, &[16, 16][..pieces], (RDI, None, 0));
+        });
+        dynasm!(self.ops ; .arch x64 ; ret ; small:);
         self.small(|writer, piece, size| {
             writer.store(piece, &[16], (RSI, None, 0));
             writer.store(piece, &[16], (RSI, RCX, -size));
@@ -229,44 +239,31 @@ impl Writer<'_> {
     /// stored could reach them: a destination may end within the source.
     fn copy(&mut self) -> CodeOffset {
         use Register::{None, RCX, RDI, RSI};
-        let start = self.here();
+        let start = here(self.ops);
         dynasm!(self.ops ; .arch x64 ; cmp ecx, 32 ; jb >small ; push rdi);
-        self.load(Piece::Ymm, 16, at(RSI, None, 0));
-        self.load(Piece::Ymm, 17, at(RSI, RCX, -32));
+        self.load(Piece::Ymm, 16, memory(RSI, None, 0));
+        self.load(Piece::Ymm, 17, memory(RSI, RCX, -32));
         dynasm!(self.ops
             ; .arch x64
             ; add rcx, rdi
             ; sub rsi, rdi
             ; add rdi, 32
             ; and rdi, -32
-            ; sub rcx, 64
-            ; cmp rdi, rcx
-            ; ja >last
-            ; again:
         );
-        self.load(Piece::Ymm, 18, at(RDI, RSI, 0));
-        self.load(Piece::Ymm, 19, at(RDI, RSI, 32));
-        self.store(Piece::Ymm, &[18, 19], (RDI, None, 0));
-        dynasm!(self.ops
-            ; .arch x64
-            ; add rdi, 64
-            ; cmp rdi, rcx
-            ; jbe <again
-            ; last:
-            ; add rcx, 32
-            ; cmp rdi, rcx
-            ; jae >done
-        );
-        self.load(Piece::Ymm, 18, at(RDI, RSI, 0));
-        self.store(Piece::Ymm, &[18], (RDI, None, 0));
-        dynasm!(self.ops ; .arch x64 ; done:);
+        self.rounds(|writer, pieces| {
+            for (piece, number) in (18..20).take(pieces).enumerate() {
+                let from = memory(RDI, RSI, 32 * piece as i32);
+                writer.load(Piece::Ymm, number, from);
+            }
+            writer.store(Piece::Ymm, &[18, 19][..pieces], (RDI, None, 0));
+        });
         self.store(Piece::Ymm, &[17], (RCX, None, 0));
         dynasm!(self.ops ; .arch x64 ; pop rdi);
         self.store(Piece::Ymm, &[16], (RDI, None, 0));
         dynasm!(self.ops ; .arch x64 ; ret ; small:);
         self.small(|writer, piece, size| {
-            writer.load(piece, 16, at(RSI, None, 0));
-            writer.load(piece, 17, at(RSI, RCX, -size));
+            writer.load(piece, 16, memory(RSI, None, 0));
+            writer.load(piece, 17, memory(RSI, RCX, -size));
             writer.store(piece, &[16], (RDI, None, 0));
             writer.store(piece, &[17], (RDI, RCX, -size));
         });

@@ -16,8 +16,9 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
-use super::bulk::{self, Piece, Writer};
+use super::bulk::{self, Piece, Writer, memory};
 use super::emitter::{Emitter, Encoded};
+use super::trampoline::here;
 use crate::cache::CodeOffset;
 use crate::record::liveness;
 use crate::run::{Upcall, UpcallKind, at};
@@ -133,10 +134,6 @@ impl Emitter<'_> {
             }
         }
     }
-}
-
-fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {
-    CodeOffset(ops.offset().0 as u32)
 }
 
 /// Emits the shared code. The label `upcall` is the trampoline's.
@@ -292,12 +289,8 @@ fn emit_access(
     }
     if bulk::is_possible() {
         let mut writer = Writer::new(ops, copies, stride);
-        writer.load(
-            Piece::Ymm,
-            16,
-            bulk::at(Register::RDX, Register::None, -SIDE),
-        );
-        writer.load(Piece::Ymm, 17, bulk::at(Register::RDI, Register::None, 0));
+        writer.load(Piece::Ymm, 16, memory(Register::RDX, Register::None, -SIDE));
+        writer.load(Piece::Ymm, 17, memory(Register::RDI, Register::None, 0));
         writer.put(16, MIDDLE - SIDE);
         writer.put(17, MIDDLE);
     } else {

@@ -255,6 +255,7 @@ fn load_clean_halves(ops: &mut VecAssembler<X64Relocation>) {
     );
 }
 
-fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {
+/// Where the next byte goes.
+pub(super) fn here(ops: &VecAssembler<X64Relocation>) -> CodeOffset {
     CodeOffset(ops.offset().0 as u32)
 }

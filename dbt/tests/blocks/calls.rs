@@ -7,7 +7,9 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{CODE, HOLE, Machine, PAGE};
-use crate::places::{CHANGING, assert_same_registers, interpreter, looping, seen};
+use crate::places::{
+    CHANGING, assert_same_registers, both_go_on, interpreted, interpreter, looping, seen,
+};
 use crate::program::Program;
 
 /// Rounds of a loop.
@@ -247,11 +249,8 @@ fn calling_loops_end_as_interpreted_ones() {
     let cases = setting("CALL_CASES", 300);
     for seed in 0..cases {
         let (happens, program) = program(seed);
-        reference.set_up(&program);
-        let goal = reference.vcpu.instructions() + 1_000_000;
-        reference.vcpu.set_goal(goal);
-        assert_eq!(reference.vcpu.run(), Stop::Halted, "seed {seed}");
-        let expected = seen(&mut reference);
+        let what = format!("seed {seed}");
+        let expected = interpreted(&mut reference, &program, 1_000_000, &what);
         for (options, machine) in &mut engines {
             machine.set_up(&program);
             assert_eq!(machine.vcpu.run(), Stop::Halted, "seed {seed}");
@@ -284,17 +283,8 @@ fn calling_loops_stop_anywhere() {
             machine.set_up(&program);
             for step in 1.. {
                 let more = 1 + random.below(97);
-                let mut stop = Stop::Budget;
-                for machine in [&mut reference, machine] {
-                    let goal = machine.vcpu.instructions() + more;
-                    machine.vcpu.set_goal(goal);
-                    stop = machine.vcpu.run();
-                }
-                let (theirs, ours) = (reference.vcpu.cpu(), machine.vcpu.cpu());
                 let what = format!("seed {seed}, {happens:?}, engine {engine}, stop {step}");
-                assert_eq!(ours.gpr, theirs.gpr, "{what}");
-                assert_eq!(ours.rip, theirs.rip, "{what}");
-                if stop == Stop::Halted {
+                if both_go_on(&mut reference, machine, more, &what) == Stop::Halted {
                     break;
                 }
             }

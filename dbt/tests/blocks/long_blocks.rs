@@ -6,7 +6,9 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::machine::Machine;
-use crate::places::{CHANGING, Seen, assert_same_registers, interpreter, looping, seen};
+use crate::places::{
+    CHANGING, Seen, assert_same_registers, both_go_on, interpreted, interpreter, looping, seen,
+};
 
 type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
@@ -115,11 +117,8 @@ fn ran(options: EngineOptions, code: Code) -> (Seen, u64) {
 fn they_do_the_same() {
     for (name, code) in PROGRAMS {
         let mut reference = interpreter();
-        reference.set_up(&looping(&assembled(code)));
-        let goal = reference.vcpu.instructions() + 1_000_000;
-        reference.vcpu.set_goal(goal);
-        assert_eq!(reference.vcpu.run(), Stop::Halted, "{name}");
-        let expected = seen(&mut reference);
+        let program = looping(&assembled(code));
+        let expected = interpreted(&mut reference, &program, 1_000_000, name);
         for bits in 0..16 {
             let options = EngineOptions {
                 long_blocks: bits & 1 != 0,
@@ -174,16 +173,9 @@ fn they_stop_anywhere() {
         reference.set_up(&program);
         for stop in 0.. {
             let more = 1 + stop * 7 % 31;
-            let mut last = Stop::Budget;
-            for machine in [&mut reference, &mut machine] {
-                let goal = machine.vcpu.instructions() + more;
-                machine.vcpu.set_goal(goal);
-                last = machine.vcpu.run();
-            }
-            let (theirs, ours) = (reference.vcpu.cpu(), machine.vcpu.cpu());
             let what = format!("{name}, stop {stop}");
-            assert_eq!(ours.gpr, theirs.gpr, "{what}");
-            assert_eq!(ours.rip, theirs.rip, "{what}");
+            let last = both_go_on(&mut reference, &mut machine, more, &what);
+            let (theirs, ours) = (reference.vcpu.cpu(), machine.vcpu.cpu());
             assert_eq!(ours.rflags(), theirs.rflags(), "{what}");
             if last == Stop::Halted {
                 break;

@@ -271,6 +271,29 @@ pub fn interpreter() -> Machine {
     Machine::new(options, 2)
 }
 
+/// What a program leaves that the reference runs to its end within some instructions.
+pub fn interpreted(reference: &mut Machine, program: &Program, most: u64, what: &str) -> Seen {
+    reference.set_up(program);
+    let goal = reference.vcpu.instructions() + most;
+    reference.vcpu.set_goal(goal);
+    assert_eq!(reference.vcpu.run(), Stop::Halted, "{what}");
+    seen(reference)
+}
+
+/// Both execute some instructions more, and are at the same place then with the same registers. Returns
+/// why the second one stopped.
+pub fn both_go_on(reference: &mut Machine, machine: &mut Machine, more: u64, what: &str) -> Stop {
+    let [_, last] = [&mut *reference, &mut *machine].map(|machine| {
+        let goal = machine.vcpu.instructions() + more;
+        machine.vcpu.set_goal(goal);
+        machine.vcpu.run()
+    });
+    let (theirs, ours) = (reference.vcpu.cpu(), machine.vcpu.cpu());
+    assert_eq!(ours.gpr, theirs.gpr, "{what}");
+    assert_eq!(ours.rip, theirs.rip, "{what}");
+    last
+}
+
 /// Undefined arithmetic flags may differ; what the loops leave in memory is defined.
 const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
 
@@ -283,11 +306,7 @@ fn loops_end_as_interpreted_ones() {
     for (middle_name, middle) in MIDDLES {
         for (end_name, end) in ENDS {
             let program = program(*middle, *end);
-            reference.set_up(&program);
-            let goal = reference.vcpu.instructions() + 100_000;
-            reference.vcpu.set_goal(goal);
-            assert_eq!(reference.vcpu.run(), Stop::Halted, "{middle_name}");
-            let expected = seen(&mut reference);
+            let expected = interpreted(&mut reference, &program, 100_000, middle_name);
             for (options, machine) in &mut engines {
                 let allotted = machine.vcpu.statistics().allotted;
                 machine.set_up(&program);
@@ -329,11 +348,7 @@ fn straight_code_ends_as_interpreted() {
         .collect();
     for (middle_name, middle) in MIDDLES {
         let program = straight_program(*middle);
-        reference.set_up(&program);
-        let goal = reference.vcpu.instructions() + 100_000;
-        reference.vcpu.set_goal(goal);
-        assert_eq!(reference.vcpu.run(), Stop::Halted, "{middle_name}");
-        let expected = seen(&mut reference);
+        let expected = interpreted(&mut reference, &program, 100_000, middle_name);
         for (options, machine) in &mut engines {
             let allotted = machine.vcpu.statistics().allotted;
             machine.set_up(&program);
@@ -383,16 +398,8 @@ fn loops_stop_anywhere() {
                 for step in 1.. {
                     // Long enough to get into the loop, and to no multiple of its length.
                     let more = 97 + (step * 31 + engine as u64 * 7) % 61;
-                    let mut halted = false;
-                    for machine in [&mut reference, machine] {
-                        let goal = machine.vcpu.instructions() + more;
-                        machine.vcpu.set_goal(goal);
-                        halted = machine.vcpu.run() == Stop::Halted;
-                    }
-                    let (theirs, ours) = (reference.vcpu.cpu(), machine.vcpu.cpu());
                     let what = format!("{middle_name}, {end_name}, stop {step}");
-                    assert_eq!(ours.gpr, theirs.gpr, "{what}");
-                    assert_eq!(ours.rip, theirs.rip, "{what}");
+                    let stop = both_go_on(&mut reference, machine, more, &what);
                     if *precise {
                         let flags = |machine: &Machine| machine.vcpu.cpu().rflags() & 0x8c1;
                         let undefined = ["wide", "shifts", "a division", "its own"];
@@ -402,7 +409,7 @@ fn loops_stop_anywhere() {
                             assert_eq!(known & 0x801, 0, "{what}");
                         }
                     }
-                    if halted || ours.halted != 0 {
+                    if stop == Stop::Halted || machine.vcpu.cpu().halted != 0 {
                         break;
                     }
                 }

@@ -1,5 +1,6 @@
 //! What the values of options mean.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use dbt::EngineOptions;
@@ -269,11 +270,7 @@ pub const SWITCHES: &[Switch] = &[
         form: "prediction=64|N|off",
         help: "how often a loop's check may try the wrong TLB entry before it stops to predict",
         set: |engine, text| {
-            engine.prediction = match text {
-                "off" => None,
-                "on" => EngineOptions::default().prediction,
-                _ => Some(small(text)?.max(1)),
-            };
+            engine.prediction = count(text, EngineOptions::default().prediction, u8::MAX)?;
             Ok(())
         },
     },
@@ -281,11 +278,7 @@ pub const SWITCHES: &[Switch] = &[
         form: "registers=3|N|off",
         help: "what a hot loop has to save for the guest registers in host registers to be others",
         set: |engine, text| {
-            engine.registers = match text {
-                "off" => None,
-                "on" => EngineOptions::default().registers,
-                _ => Some(small(text)?.max(1)),
-            };
+            engine.registers = count(text, EngineOptions::default().registers, u8::MAX)?;
             Ok(())
         },
     },
@@ -333,11 +326,7 @@ pub const SWITCHES: &[Switch] = &[
         form: "traces=8|N|off",
         help: "rounds of a loop after which it becomes one straight run",
         set: |engine, text| {
-            engine.traces = match text {
-                "off" => None,
-                "on" => EngineOptions::default().traces,
-                _ => Some(small(text)?.max(1)),
-            };
+            engine.traces = count(text, EngineOptions::default().traces, u8::MAX)?;
             Ok(())
         },
     },
@@ -345,14 +334,7 @@ pub const SWITCHES: &[Switch] = &[
         form: "long-traces=32768|N|off",
         help: "runs follow calls, returns and jumps to other pages; code that is entered N times has one",
         set: |engine, text| {
-            engine.long_traces = match text {
-                "off" => None,
-                "on" => EngineOptions::default().long_traces,
-                _ => {
-                    let entries = u16::try_from(number(text)?);
-                    Some(entries.map_err(|_| "65535 is the most".to_string())?.max(1))
-                }
-            };
+            engine.long_traces = count(text, EngineOptions::default().long_traces, u16::MAX)?;
             Ok(())
         },
     },
@@ -371,15 +353,29 @@ pub const SWITCHES: &[Switch] = &[
             engine.cold = match text {
                 "off" => 0,
                 "on" => EngineOptions::default().cold,
-                _ => small(text)?,
+                _ => up_to(text, u8::MAX)?,
             };
             Ok(())
         },
     },
 ];
 
-fn small(text: &str) -> Result<u8, String> {
-    u8::try_from(number(text)?).map_err(|_| "255 is the most".to_string())
+/// A number, which takes the place of 0 by 1, or what is usual, or none.
+fn count<N: TryFrom<u64> + From<u8> + Ord + Display>(
+    text: &str,
+    usual: Option<N>,
+    most: N,
+) -> Result<Option<N>, String> {
+    match text {
+        "off" => Ok(None),
+        "on" => Ok(usual),
+        _ => Ok(Some(up_to(text, most)?.max(N::from(1)))),
+    }
+}
+
+/// A number that is no more than the most of its type.
+fn up_to<N: TryFrom<u64> + Display>(text: &str, most: N) -> Result<N, String> {
+    N::try_from(number(text)?).map_err(|_| format!("{most} is the most"))
 }
 
 /// -accel.
