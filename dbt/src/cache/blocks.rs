@@ -35,6 +35,13 @@ const SLOT_BITS: u32 = 22;
 const MAPPINGS: usize = 1 << 16;
 
 /// Where code and slow paths begin in an area.
+/// Where a block begins that may begin anywhere.
+const ALIGNED: u32 = 16;
+
+/// What a host of Intel's Skylake family keeps decoded as one: a jump across two of these is decoded anew
+/// each time (Intel's "Mitigations for Jump Conditional Code Erratum", 2.1).
+pub const FETCHED: u32 = 32;
+
 fn area_starts(start: u32, size: u32) -> [u32; 2] {
     [start, start + size / 16 * (16 - COLD_PART)]
 }
@@ -338,15 +345,15 @@ impl BlockCache {
     }
 
     /// Where the next block's code and its slow paths go. May empty an area: returns the blocks
-    /// that went.
-    pub fn reserve(&mut self) -> ([CodeOffset; 2], Vec<Block>) {
+    /// that went. `phase`: where in a piece of [`FETCHED`] bytes it is to begin, if that matters.
+    pub fn reserve(&mut self, phase: Option<u32>) -> ([CodeOffset; 2], Vec<Block>) {
         let start = self.first + self.current_area * self.area_size;
         let ends = [
             area_starts(start, self.area_size)[1],
             start + self.area_size,
         ];
         let mut gone = Vec::new();
-        let full = |(cursor, end): (&u32, u32)| cursor + LARGEST_BLOCK > end;
+        let full = |(cursor, end): (&u32, u32)| cursor + FETCHED + LARGEST_BLOCK > end;
         if self.cursors.iter().zip(ends).any(full) {
             self.areas.put(self.current_area, ());
             let area = match self.free_areas.pop() {
@@ -363,6 +370,11 @@ impl BlockCache {
             };
             self.current_area = area;
             self.cursors = area_starts(self.first + area * self.area_size, self.area_size);
+        }
+        let hot = &mut self.cursors[0];
+        match phase {
+            Some(phase) => *hot += phase.wrapping_sub(*hot) % FETCHED,
+            None => *hot = hot.next_multiple_of(ALIGNED),
         }
         (self.cursors.map(CodeOffset), gone)
     }
@@ -386,7 +398,6 @@ impl BlockCache {
             self.region.write(CodeOffset(*cursor), bytes);
             *cursor += bytes.len() as u32;
         }
-        self.cursors[0] = self.cursors[0].next_multiple_of(16);
         self.by_key.insert(block.key, id);
         if block.marks.is_some() {
             self.by_code_place.insert(block.key.code_place(), id);

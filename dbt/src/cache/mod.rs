@@ -14,7 +14,7 @@ mod region;
 mod trace;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use blocks::{Block, BlockCache, Exit, Key};
+pub use blocks::{Block, BlockCache, Exit, FETCHED, Key};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use parts::{Further, Part, physical};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -47,6 +47,9 @@ pub struct EngineOptions {
     pub crossing: bool,
     /// Have pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Jumps of hot code neither cross nor end at a boundary of 32 bytes. Usual where the host then need
+    /// not decode them anew.
+    pub whole_jumps: bool,
     /// Guest registers that are kept in memory are operands of host instructions where they stand.
     pub memory_operands: bool,
     /// Copy translations for the same code at another address.
@@ -85,6 +88,7 @@ impl Default for EngineOptions {
             registers: Some(3),
             crossing: true,
             late_stack: true,
+            whole_jumps: host_wants_whole_jumps(),
             memory_operands: true,
             moving: true,
             long_blocks: true,
@@ -94,6 +98,15 @@ impl Default for EngineOptions {
             cold: 2,
         }
     }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::x86_64::whole_jumps::matter as host_wants_whole_jumps;
+
+/// Nothing is translated.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn host_wants_whole_jumps() -> bool {
+    false
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

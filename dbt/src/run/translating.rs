@@ -8,7 +8,7 @@ use mmu::GuestPhys;
 use super::block_state::{JUMP_CACHES, JumpEntry};
 use super::recording::heat_counter;
 use super::vcpu::{Vcpu, context_of};
-use crate::cache::{BlockCache, Further, Key, Part};
+use crate::cache::{BlockCache, FETCHED, Further, Key, Part};
 use crate::decode::{self, DecodedBlock};
 use crate::guest::{Exception, Mode};
 use crate::record::classify;
@@ -76,9 +76,10 @@ impl Vcpu {
         if !self.options.moving {
             return None;
         }
-        self.cache.original(&key)?;
+        let original = self.cache.original(&key)?;
+        let phase = self.cache.block(original)?.base.0 % FETCHED;
         let start = Instant::now();
-        let (to, gone) = self.cache.reserve();
+        let (to, gone) = self.cache.reserve(Some(phase));
         self.drop_blocks(&gone);
         // It may have been among those.
         let original = self.cache.original(&key)?;
@@ -114,7 +115,9 @@ impl Vcpu {
         let start = Instant::now();
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
-        let ([base, cold_base], gone) = self.cache.reserve();
+        let hot = tier != Tier::First || key.grouped != self.options.grouping;
+        let whole_jumps = self.options.whole_jumps && hot;
+        let ([base, cold_base], gone) = self.cache.reserve(whole_jumps.then_some(0));
         self.drop_blocks(&gone);
         let mapping = self
             .cache
@@ -151,6 +154,7 @@ impl Vcpu {
             }),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
+            whole_jumps,
             memory_operands: self.options.memory_operands,
             heat: counted_entries.map(|_| heat_counter(key.physical)),
             prediction: predicting.then_some(Predicting {

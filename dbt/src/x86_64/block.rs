@@ -5,6 +5,7 @@ use iced_x86::Instruction;
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
+use super::entries::POLL;
 use super::exits::ExitSite;
 use super::flags::{Effect, FlagsPlace};
 use super::moving::{Follows, Mark};
@@ -165,6 +166,7 @@ fn emit_once(
     });
     let poll_entry = emitter.here();
     emitter.entry_check(arriving, false, |emitter, label| {
+        emitter.keep_fused(POLL);
         dynasm!(emitter.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>label);
         let record = emitter.record(UpcallKind::Leave, 0);
         emitter.count_entry(record);
@@ -210,6 +212,8 @@ fn emit_once(
         }
         emitter.insn_starts.push(emitter.here());
         emitter.current = index;
+        let next = classes.get(index + 1);
+        emitter.branch_next = next.is_some_and(|class| class.kind == Kind::Branch);
         if index + 1 == insns.len() && emitter.within.is_some() {
             emitter.end_calls();
         }
@@ -276,6 +280,7 @@ fn emit_once(
             let start = emitter.here();
             emitter.flags = FlagsPlace::HOST;
             emitter.save_flags();
+            emitter.keep_whole(5);
             dynasm!(emitter.ops ; .arch x64 ; jmp =>label);
             start
         };

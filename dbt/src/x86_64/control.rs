@@ -213,6 +213,7 @@ impl Emitter<'_> {
             record,
         });
         self.load_code_address(T1, self.rips[index + 1]);
+        self.keep_fused(compare.len());
         self.bytes(&compare);
         dynasm!(self.ops ; .arch x64 ; jne =>label);
         self.pass_stack(index, word as i32 + classify::released(insn) as i32);
@@ -282,6 +283,10 @@ impl Emitter<'_> {
             ; xor edi, esi
             ; and edi, mask
             ; shl edi, 4
+        );
+        self.keep_fused(8);
+        dynasm!(self.ops
+            ; .arch x64
             ; gs cmp rsi, [rdi + cache]
             ; jne =>miss
         );
@@ -289,6 +294,7 @@ impl Emitter<'_> {
 
     fn jump_found(&mut self) {
         let host = at::jumps(self.target.jump_cache) + 8;
+        self.keep_whole(7);
         dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [rdi + host]);
     }
 
@@ -324,12 +330,14 @@ impl Emitter<'_> {
                 pops,
                 record,
             });
+            self.keep_fused(5);
             dynasm!(self.ops
                 ; .arch x64
                 ; cmp rsi, [rsp + 8]
                 ; jne =>label
             );
             self.move_stack(ahead + pops);
+            self.keep_whole(1);
             dynasm!(self.ops ; .arch x64 ; ret);
         } else {
             self.look_up_jump(index);
@@ -403,6 +411,7 @@ impl Emitter<'_> {
         );
         let next = self.push_return(index, insn, true)?;
         if self.target.returns {
+            self.keep_whole(9);
             dynasm!(self.ops
                 ; .arch x64
                 ; push rdi

@@ -74,6 +74,8 @@ pub struct Target<'a> {
     pub crossing: bool,
     /// Pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Jumps neither cross nor end at a boundary of 32 bytes.
+    pub whole_jumps: bool,
     /// Guest registers that are in memory are operands where they stand.
     pub memory_operands: bool,
     /// The counter of its entries; `None`: they are not counted.
@@ -301,6 +303,8 @@ pub struct Emitter<'a> {
     pub(super) effects: &'a mut Vec<Effect>,
     /// The instruction that is being emitted.
     pub(super) current: usize,
+    /// Behind it comes a conditional jump.
+    pub(super) branch_next: bool,
     /// The recipe for the flags that it leaves, if that needs the stash.
     pub(super) stashed: Option<Recipe>,
     /// Bit i: instruction i puts something into the stash.
@@ -377,6 +381,7 @@ impl<'a> Emitter<'a> {
             recipes: Vec::new(),
             effects: &mut workshop.effects,
             current: 0,
+            branch_next: false,
             stashed: None,
             stashes: 0,
             groups: &workshop.groups,

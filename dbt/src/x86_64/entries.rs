@@ -9,6 +9,9 @@ use super::moving::Follows;
 use crate::record::recipe;
 use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
+/// Bytes of the comparison that polls.
+pub(super) const POLL: usize = 9;
+
 impl Emitter<'_> {
     /// Makes sure that the guest's vector registers are in the host's.
     pub(super) fn bring_vectors(&mut self, arriving: FlagsPlace) {
@@ -17,9 +20,10 @@ impl Emitter<'_> {
         let label = self.ops.new_dynamic_label();
         let back = self.ops.new_dynamic_label();
         self.stubs.push(Stub::LoadVectors { label, back });
+        dynasm!(self.ops ; .arch x64 ; gs cmp BYTE [at::VECTORS_LIVE], 0);
+        self.keep_conditional();
         dynasm!(self.ops
             ; .arch x64
-            ; gs cmp BYTE [at::VECTORS_LIVE], 0
             ; je =>label
             ; =>back
         );
@@ -43,6 +47,7 @@ impl Emitter<'_> {
         };
         let leave = self.leave_stub(record);
         self.compare_guard(guard, mapping, leave);
+        self.keep_fused(POLL);
         dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
         self.count_entry(record);
         let after = self.here();
@@ -55,6 +60,7 @@ impl Emitter<'_> {
             self.restore_flags();
             dynasm!(self.ops ; .arch x64 ; =>back);
         }
+        self.keep_whole(5);
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         (start, after)
     }
@@ -68,7 +74,9 @@ impl Emitter<'_> {
                 kind: UpcallKind::Hot,
                 ..record
             });
-            dynasm!(self.ops ; .arch x64 ; gs dec WORD [counter] ; jz =>label);
+            dynasm!(self.ops ; .arch x64 ; gs dec WORD [counter]);
+            self.keep_conditional();
+            dynasm!(self.ops ; .arch x64 ; jz =>label);
         }
     }
 
@@ -77,11 +85,9 @@ impl Emitter<'_> {
     pub(super) fn evaluate_recipe(&mut self, back: dynasmrt::DynamicLabel) {
         let label = self.ops.new_dynamic_label();
         let mark = recipe::MARK as i8;
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs test BYTE [at::SAVED_FLAGS], mark
-            ; jne =>label
-        );
+        dynasm!(self.ops ; .arch x64 ; gs test BYTE [at::SAVED_FLAGS], mark);
+        self.keep_conditional();
+        dynasm!(self.ops ; .arch x64 ; jne =>label);
         self.stubs.push(Stub::Evaluate { label, back });
     }
 
@@ -94,6 +100,7 @@ impl Emitter<'_> {
     ) {
         dynasm!(self.ops ; .arch x64 ; gs cmp DWORD [guard], mapping);
         self.ops.mark(Follows::Guard);
+        self.keep_conditional();
         dynasm!(self.ops ; .arch x64 ; jne =>label);
     }
 
@@ -150,10 +157,13 @@ impl Emitter<'_> {
         self.flags = arriving;
         self.spoil_flags(!arriving.lost);
         let leave = self.give_back_stub(0);
+        self.keep_fused(POLL);
         dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
         if self.target.counted {
             let leave = self.give_back_stub(len);
-            dynasm!(self.ops ; .arch x64 ; gs sub QWORD [at::BUDGET], len ; js =>leave);
+            dynasm!(self.ops ; .arch x64 ; gs sub QWORD [at::BUDGET], len);
+            self.keep_conditional();
+            dynasm!(self.ops ; .arch x64 ; js =>leave);
         }
         self.restore_at_entry();
         dynasm!(self.ops ; .arch x64 ; =>begin);
@@ -177,11 +187,9 @@ impl Emitter<'_> {
         self.flags = arriving;
         self.spoil_flags(!arriving.lost);
         let label = self.give_back_stub(count);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs sub QWORD [at::BUDGET], count
-            ; js =>label
-        );
+        dynasm!(self.ops ; .arch x64 ; gs sub QWORD [at::BUDGET], count);
+        self.keep_conditional();
+        dynasm!(self.ops ; .arch x64 ; js =>label);
         self.restore_at_entry();
     }
 }

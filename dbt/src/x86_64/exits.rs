@@ -101,7 +101,10 @@ impl Emitter<'_> {
         self.flags_for_next_round(inner);
         match condition {
             Some(condition) => self.jump_if(condition, inner.label),
-            None => dynasm!(self.ops ; .arch x64 ; jmp =>inner.label),
+            None => {
+                self.keep_whole(5);
+                dynasm!(self.ops ; .arch x64 ; jmp =>inner.label);
+            }
         }
         true
     }
@@ -134,8 +137,14 @@ impl Emitter<'_> {
     pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
         // jcc rel32, jmp rel32
         match condition {
-            Some(code) => self.ops.extend([0x0f, 0x80 | code].iter()),
-            None => self.ops.push(0xe9),
+            Some(code) => {
+                self.keep_conditional();
+                self.ops.extend([0x0f, 0x80 | code].iter());
+            }
+            None => {
+                self.keep_whole(5);
+                self.ops.push(0xe9);
+            }
         }
         let kind = self.exit_kind();
         self.linkable(target, kind, flags);
@@ -153,6 +162,7 @@ impl Emitter<'_> {
     /// Emits a call of a known guest address, whose return address is in T1, and what its return
     /// leads to.
     pub(super) fn call_exit(&mut self, target: u64, next: u64, flags: ExitFlags) {
+        self.keep_whole(6);
         dynasm!(self.ops ; .arch x64 ; push rdi);
         self.ops.push(0xe8);
         self.linkable(target, ExitKind::Call, flags);
@@ -188,6 +198,7 @@ impl Emitter<'_> {
         self.calls[own].landing = Some(landing);
         let over = self.ops.new_dynamic_label();
         self.load_code_address(T1, call.next);
+        self.keep_whole(11);
         dynasm!(self.ops
             ; .arch x64
             ; push rdi
@@ -217,6 +228,7 @@ impl Emitter<'_> {
 
     /// Where a predicted return arrives: it goes on at a guest address.
     pub(super) fn landing(&mut self, next: u64) {
+        self.keep_whole(6);
         dynasm!(self.ops ; .arch x64 ; pop rdi);
         self.ops.push(0xe9);
         self.linkable(next, ExitKind::Return, ExitFlags::Saved);
@@ -249,6 +261,7 @@ impl Emitter<'_> {
         kind: ExitKind,
         flags: ExitFlags,
     ) {
+        self.keep_whole(5);
         self.ops.push(0xe9);
         let (site, is_cold) = (self.address(), self.ops.is_cold());
         self.ops.push_u32(0);
@@ -300,6 +313,7 @@ impl Emitter<'_> {
 
     /// Emits a conditional jump, with the condition as encodings number it.
     fn jump_if(&mut self, condition: u8, label: DynamicLabel) {
+        self.keep_conditional();
         match condition {
             0x0 => dynasm!(self.ops ; .arch x64 ; jo =>label),
             0x1 => dynasm!(self.ops ; .arch x64 ; jno =>label),

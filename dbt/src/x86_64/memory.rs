@@ -235,6 +235,7 @@ impl Emitter<'_> {
             Ok(tag) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [BYTE rdi + tag]),
             Err(_) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [rdi + tag]),
         }
+        self.keep_fused(7);
         dynasm!(self.ops ; .arch x64 ; cmp r8, limit ; ja =>stub);
     }
 
@@ -290,7 +291,9 @@ impl Emitter<'_> {
         let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
         dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
         self.mark_relative(address, Follows::Address);
-        dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset] ; gs cmp r8, [entry + tag]);
+        dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset]);
+        self.keep_fused(9);
+        dynasm!(self.ops ; .arch x64 ; gs cmp r8, [entry + tag]);
         self.mark_relative(address, Follows::Entry);
         dynasm!(self.ops ; .arch x64 ; jne =>stub);
         entry

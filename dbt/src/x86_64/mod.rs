@@ -30,6 +30,7 @@ mod strings;
 mod system;
 mod trampoline;
 mod unusual;
+pub mod whole_jumps;
 
 pub use block::{Emitted, emit, translatable};
 pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};

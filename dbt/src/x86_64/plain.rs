@@ -145,6 +145,7 @@ impl Emitter<'_> {
         {
             self.stash_carry(recipe);
         }
+        self.keep_with_branch(bytes.len(), class);
         self.bytes(&bytes);
         self.store_staged(&staging);
         self.changed_flags(class);
@@ -262,9 +263,13 @@ impl Emitter<'_> {
                 let load = self.move_load(T1, memory, size)?;
                 self.bytes(&load);
                 self.stash(T1, recipe);
+                self.keep_with_branch(on_register.len(), class);
                 self.bytes(&on_register);
             }
-            Operand::None | Operand::Read => self.bytes(&native),
+            Operand::None | Operand::Read => {
+                self.keep_with_branch(native.len(), class);
+                self.bytes(&native);
+            }
             Operand::Write => self.store_all(memory, |emitter, copy| {
                 let bytes = match copy == memory {
                     true => native,

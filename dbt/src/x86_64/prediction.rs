@@ -106,11 +106,9 @@ impl Emitter<'_> {
         self.tlb_index(T2, None);
         dynasm!(self.ops ; .arch x64 ; gs mov [predicted], edi);
         self.compare_tag(tag, wrong.limit, wrong.miss);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs dec BYTE [patience]
-            ; jnz =>wrong.site.retry
-        );
+        dynasm!(self.ops ; .arch x64 ; gs dec BYTE [patience]);
+        self.keep_conditional();
+        dynasm!(self.ops ; .arch x64 ; jnz =>wrong.site.retry);
         self.upcall(wrong.record);
     }
 }

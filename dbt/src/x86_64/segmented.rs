@@ -172,6 +172,8 @@ impl Emitter<'_> {
             over += BACK;
         }
         let (nonzero, zero) = if counts { (taken, next) } else { (next, taken) };
+        // Nothing comes between the jumps then.
+        self.keep_whole(3 + usize::from(over));
         self.bytes(&[0x67, 0xe3, over]);
         let begin = self.here();
         if short {

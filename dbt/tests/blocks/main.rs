@@ -76,6 +76,7 @@ fn switches(copies: usize) -> EngineOptions {
         // Traces are made with one and with three copies.
         crossing: copies != 2,
         late_stack: copies != 4,
+        whole_jumps: copies != 1,
         memory_operands: copies != 2,
         long_blocks: copies.is_multiple_of(2),
         moving: copies != 3,

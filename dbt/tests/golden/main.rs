@@ -10,6 +10,7 @@
 mod cases;
 mod moving;
 mod names;
+mod whole_jumps;
 
 use std::fmt::Write;
 use std::fs;
@@ -44,6 +45,7 @@ struct Spot {
     mapping: u32,
     bases: [CodeOffset; 2],
     movable: bool,
+    whole_jumps: bool,
 }
 
 impl Spot {
@@ -54,6 +56,7 @@ impl Spot {
         mapping: 5,
         bases: [BASE, COLD],
         movable: false,
+        whole_jumps: false,
     };
 }
 
@@ -127,6 +130,7 @@ fn host_code_at(
         }),
         crossing: true,
         late_stack: true,
+        whole_jumps: spot.whole_jumps,
         memory_operands: true,
         heat: None,
         prediction: case.predicting.then_some(Predicting {

@@ -75,8 +75,9 @@ fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &T
         id: cache.next_id(),
         rip,
         mapping: cache.mapping(rip >> 12, PHYSICAL, mode(case)),
-        bases: cache.reserve().0,
+        bases: cache.reserve(Some(0)).0,
         movable: true,
+        whole_jumps: case.grouping,
     };
     let block = |spot: Spot, insns: &[Instruction], emitted: &mut Emitted| {
         BlockCache::make_block(

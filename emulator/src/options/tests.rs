@@ -165,7 +165,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -182,6 +182,7 @@ fn optimisations_have_switches() {
             && off.registers.is_none()
             && !off.crossing
             && !off.late_stack
+            && !off.whole_jumps
             && !off.long_blocks
             && !off.memory_operands
             && !off.moving
@@ -191,6 +192,7 @@ fn optimisations_have_switches() {
             && off.cold == 0
     );
     assert_eq!(off.code_bytes, 32 << 20);
+    assert!(engine("-accel tcg,whole-jumps=on").whole_jumps);
     let some = engine("-accel tcg,traces=3,cold=7,long-traces=900");
     assert_eq!((some.traces, some.cold), (Some(3), 7));
     assert_eq!(some.long_traces, Some(900));

@@ -299,6 +299,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "whole-jumps=on|off",
+        help: "jumps of hot code stay within 32 bytes: usual on Intel's Skylake and its kin",
+        set: |engine, text| {
+            engine.whole_jumps = switch("whole-jumps", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "memory-operands=on|off",
         help: "guest registers that are kept in memory are operands where they stand",
         set: |engine, text| {
