@@ -15,8 +15,9 @@ use crate::record::classify::Class;
 /// Bytes of `jcc rel32`.
 const CONDITIONAL: usize = 6;
 
-/// The prefix, and the bytes of the longest instruction (SDM volume 2, 2.3.11).
+/// Prefixes, and the bytes of the longest instruction (SDM volume 2, 2.3.11).
 const GS: u8 = 0x65;
+const WORD: u8 = 0x66;
 const LONGEST: usize = 15;
 
 /// NOPs by length (SDM volume 2, NOP, table 4-12).
@@ -95,12 +96,13 @@ impl Emitter<'_> {
         }
     }
 
-    /// Instructions without effect, of so many bytes together.
-    fn pad(&mut self, mut len: usize) {
-        while len > 0 {
-            let nop = NOPS[len.min(NOPS.len()) - 1];
-            self.bytes(nop);
-            len -= nop.len();
+    /// One instruction without effect, or two, of so many bytes.
+    fn pad(&mut self, len: usize) {
+        for len in [len.min(LONGEST), len.saturating_sub(LONGEST)] {
+            if let Some(nop) = NOPS.get(len.min(NOPS.len()).wrapping_sub(1)) {
+                self.bytes(&[WORD; LONGEST][..len - nop.len()]);
+                self.bytes(nop);
+            }
         }
     }
 }
