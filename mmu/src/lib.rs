@@ -5,7 +5,9 @@
 //! [`PhysMem::load`] and [`PhysMem::store`].
 
 mod address;
+mod ahead;
 mod audit;
+mod code_pages;
 mod fetch;
 mod homes;
 mod large;

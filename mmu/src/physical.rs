@@ -7,8 +7,10 @@
 //! for pages whose frames went bad.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::address::{Frame, GuestPhys, PAGE_SHIFT, PAGE_SIZE};
+use crate::ahead::{Ahead, REGION_SLOTS};
 use crate::poison::PagePoison;
 
 /// Frames in a chunk: 512 MiB, so that the distance to the third mirror still fits 31 bits.
@@ -106,7 +108,9 @@ fn stride_pages(chunk_pages: u32) -> u32 {
 
 /// Guest-physical memory.
 pub struct PhysMem {
-    map: memmap2::MmapRaw,
+    map: Arc<memmap2::MmapRaw>,
+    /// Asks the host for memory before the guest does.
+    ahead: Option<Ahead>,
     copies: usize,
     /// Bytes from one copy of a slot to the next.
     stride: usize,
@@ -122,8 +126,8 @@ pub struct PhysMem {
     slot_count: u32,
     pub(crate) poison: HashMap<u32, PagePoison>,
     pub(crate) events: Vec<crate::poison::MemoryEvent>,
-    code_writes: Vec<(GuestPhys, u32)>,
-    stale_pages: Vec<GuestPhys>,
+    pub(crate) code_writes: Vec<(GuestPhys, u32)>,
+    pub(crate) stale_pages: Vec<GuestPhys>,
     last_store: (GuestPhys, u32),
 }
 
@@ -173,7 +177,8 @@ impl PhysMem {
             flags[hole].fill(page::HOLE);
         }
         Ok(PhysMem {
-            map,
+            map: Arc::new(map),
+            ahead: None,
             copies: config.copies,
             stride,
             chunk_pages,
@@ -190,6 +195,43 @@ impl PhysMem {
             stale_pages: Vec::new(),
             last_store: (GuestPhys(0), 0),
         })
+    }
+
+    /// Has a thread ask the host for memory ahead of the guest, or not.
+    pub fn populate_ahead(&mut self, populate: bool) {
+        self.ahead = None;
+        if populate {
+            self.ahead = Ahead::new(&self.map, self.slot_count);
+        }
+    }
+
+    /// A page is about to be written.
+    #[inline]
+    fn touch(&mut self, index: u32) {
+        let slot = self.slot(index);
+        if self
+            .ahead
+            .as_mut()
+            .is_some_and(|ahead| ahead.is_first(slot))
+        {
+            self.ask_ahead(slot);
+        }
+    }
+
+    #[cold]
+    fn ask_ahead(&mut self, slot: u32) {
+        let Some(mut ahead) = self.ahead.take() else {
+            return;
+        };
+        for (first, copy) in ahead.wanted(slot) {
+            let len = REGION_SLOTS.min(self.slot_count - first);
+            for copy in copy..self.copies {
+                let frame = self.frame_of_slot(first, copy);
+                let bytes = |pages: u32| pages as usize * PAGE_SIZE as usize;
+                ahead.ask((bytes(frame.0), bytes(len)));
+            }
+        }
+        self.ahead = Some(ahead);
     }
 
     /// Copies of each page, the native one included.
@@ -419,6 +461,7 @@ impl PhysMem {
             }
         }
         self.last_store = (at, len as u32);
+        self.touch(index);
         let native = self.native_pointer(index);
         // SAFETY: the offset is within the page.
         Ok(Some(unsafe { native.add(offset) }))
@@ -517,67 +560,6 @@ impl PhysMem {
         true
     }
 
-    /// Remembers that translated code was made from this page: stores to it take the door, and
-    /// are listed by [`PhysMem::take_code_writes`].
-    pub fn mark_code(&mut self, gpa: GuestPhys) {
-        if let Some(index) = self.page_index(gpa) {
-            let flags = &mut self.flags[index as usize];
-            if *flags & page::CODE == 0 {
-                *flags |= page::CODE;
-                if *flags & page::WRITE_CACHED != 0 {
-                    *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                    self.stale_pages.push(gpa.page());
-                }
-            }
-        }
-    }
-
-    /// Forgets that code was made from this page.
-    pub fn unmark_code(&mut self, gpa: GuestPhys) {
-        if let Some(index) = self.page_index(gpa) {
-            let flags = &mut self.flags[index as usize];
-            *flags &= !page::CODE;
-            // Entries without a write tag are to be filled anew.
-            if *flags & page::READ_CACHED != 0 {
-                *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                self.stale_pages.push(gpa.page());
-            }
-        }
-    }
-
-    /// Whether code was made from this page.
-    pub fn is_code(&self, gpa: GuestPhys) -> bool {
-        self.page_index(gpa)
-            .is_some_and(|index| self.flags[index as usize] & page::CODE != 0)
-    }
-
-    /// Whether stores to code pages or stale translations wait to be looked at.
-    #[inline]
-    pub fn has_news(&self) -> bool {
-        !self.code_writes.is_empty() || !self.stale_pages.is_empty()
-    }
-
-    /// The stores that hit code pages since the last call: address and bytes of each.
-    pub fn take_code_writes(&mut self) -> Vec<(GuestPhys, u32)> {
-        std::mem::take(&mut self.code_writes)
-    }
-
-    /// The pages whose TLB entries have to go: their frames or rights changed.
-    pub fn take_stale_pages(&mut self) -> Vec<GuestPhys> {
-        std::mem::take(&mut self.stale_pages)
-    }
-
-    /// A page's contents changed beneath the processor: its TLB entries and its code go.
-    pub(crate) fn page_changed(&mut self, index: u32, offset: usize, len: usize) {
-        let gpa = self.page_address(index);
-        let flags = &mut self.flags[index as usize];
-        if *flags & page::CODE != 0 {
-            self.code_writes.push((gpa.add(offset as u64), len as u32));
-        }
-        *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-        self.stale_pages.push(gpa);
-    }
-
     pub(crate) fn stride(&self) -> usize {
         self.stride
     }
@@ -594,6 +576,7 @@ impl PhysMem {
         self.flags[index as usize] |= page::READ_CACHED;
         if write && writable {
             self.flags[index as usize] |= page::WRITE_CACHED;
+            self.touch(index);
         }
         Some(Direct {
             host: self.native_pointer(index),

@@ -31,6 +31,8 @@ pub struct EngineOptions {
     pub pcid_tlb: bool,
     /// Let a TLB entry whose place another page takes move to a second one.
     pub second_places: bool,
+    /// Have a thread ask the host for memory before the guest writes it, where it does so in order.
+    pub populate_ahead: bool,
     /// Keep the arithmetic flags right wherever the guest may look at them, also where its code
     /// overwrites them before it reads them: in exceptions' and interrupts' frames.
     pub precise_flags: bool,
@@ -82,6 +84,7 @@ impl Default for EngineOptions {
             vector_strings: true,
             pcid_tlb: true,
             second_places: true,
+            populate_ahead: true,
             precise_flags: true,
             lazy_flags: true,
             prediction: Some(64),

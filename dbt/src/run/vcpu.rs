@@ -88,7 +88,7 @@ pub(super) fn context_of<'a>(
 impl Vcpu {
     /// A processor at reset.
     pub fn new(
-        mem: PhysMem,
+        mut mem: PhysMem,
         platform: Box<dyn Platform>,
         options: EngineOptions,
     ) -> Result<Vcpu, VcpuError> {
@@ -109,6 +109,7 @@ impl Vcpu {
         let mut block = OwnedBlock::new();
         block.get_mut().tlb.spaces.kept = u8::from(options.pcid_tlb);
         block.get_mut().tlb.use_second_places(options.second_places);
+        mem.populate_ahead(options.populate_ahead);
         block.set_unpredicted(region.address(trampolines.unpredicted));
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {

@@ -14,6 +14,7 @@ use fault_injector::{Interval, Plan, When};
 use crate::boot::Boot;
 use crate::exit::CODES;
 pub use table::{ABSENT, OPTIONS, OptionRow};
+pub use values::{SWITCHES, Switch};
 
 /// Where a serial port's output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -149,6 +149,7 @@ fn optimisations_have_switches() {
             && usual.large_code
             && usual.pcid_tlb
             && usual.second_places
+            && usual.populate_ahead
             && usual.returns
             && usual.precise_flags
             && usual.lazy_flags
@@ -165,7 +166,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -175,6 +176,7 @@ fn optimisations_have_switches() {
             && !off.large_code
             && !off.pcid_tlb
             && !off.second_places
+            && !off.populate_ahead
             && !off.returns
             && !off.precise_flags
             && !off.lazy_flags

@@ -179,7 +179,8 @@ pub struct Switch {
 }
 
 impl Switch {
-    fn name(&self) -> &'static str {
+    /// The name of the setting.
+    pub fn name(&self) -> &'static str {
         self.form.split('=').next().unwrap_or_default()
     }
 }
@@ -287,6 +288,14 @@ pub const SWITCHES: &[Switch] = &[
         help: "accesses that cross from one page into the next are executed in translated code",
         set: |engine, text| {
             engine.crossing = switch("crossing", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "populate-ahead=on|off",
+        help: "a thread asks the host for memory before the guest writes it",
+        set: |engine, text| {
+            engine.populate_ahead = switch("populate-ahead", text)?;
             Ok(())
         },
     },
