@@ -28,6 +28,11 @@ pub fn repository() -> &'static Path {
 
 /// The program, built with the profile of the running test.
 pub fn kmemvisor() -> PathBuf {
+    program("kmemvisor")
+}
+
+/// One of the emulator's programs, built likewise.
+pub fn program(name: &str) -> PathBuf {
     let own = env::current_exe().expect("a process has a path");
     // target/PROFILE/deps/test or target/PROFILE/program
     let mut folder = own.parent().expect("a program is in a folder");
@@ -37,14 +42,14 @@ pub fn kmemvisor() -> PathBuf {
     BUILD.call_once(|| {
         let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.current_dir(repository());
-        build.args(["build", "-q", "-p", "emulator", "--bin", "kmemvisor"]);
+        build.args(["build", "-q", "-p", "emulator", "--bins"]);
         if folder.ends_with("release") {
             build.arg("--release");
         }
         let built = build.status().expect("cargo runs");
-        assert!(built.success(), "the program does not build");
+        assert!(built.success(), "the programs do not build");
     });
-    folder.join("kmemvisor")
+    folder.join(name)
 }
 
 /// Runs the program to its end: exit code, stdout, stderr.

@@ -1,6 +1,9 @@
 //! Boots a kernel twice at once, interpreted and translated, and compares the processors every
 //! STEP instructions and the memory now and then:
-//! `lockstep KERNEL INITRD APPEND [INSTRUCTIONS [STEP]]`.
+//! `lockstep [-accel tcg,SETTINGS | -each-switch] KERNEL INITRD APPEND [INSTRUCTIONS [STEP]]`.
+//!
+//! All code is translated at its first visit, with every optimisation that is not switched off.
+//! `-each-switch` does that with all, and then without each of them in turn.
 //!
 //! A flag that is undefined may differ: in EFLAGS, in an image of EFLAGS in a
 //! register or in memory. Such a difference is counted; in a register it is also removed, so
@@ -13,8 +16,11 @@ use dbt::EngineOptions;
 use dbt::guest::CpuState;
 use emulator::boot::Boot;
 use emulator::machine::{End, HostEvent, Machine, MachineConfig};
+use emulator::options::{Options, Parsed, SWITCHES};
 use mmu::GuestPhys;
 
+const USAGE: &str = "usage: lockstep [-accel tcg,SETTINGS | -each-switch] \
+                     KERNEL INITRD APPEND [INSTRUCTIONS [STEP]]";
 const RAM: u64 = 256 << 20;
 /// Instructions between two comparisons of the memories.
 const MEMORY_EVERY: u64 = 25_000_000;
@@ -41,7 +47,7 @@ fn images_of_flags(a: u64, b: u64) -> bool {
     (a ^ b) & !UNDEFINED == 0 && image(a) && image(b)
 }
 
-fn machine(args: &[String], interpret_only: bool) -> Result<Machine, String> {
+fn machine(args: &[String], engine: EngineOptions) -> Result<Machine, String> {
     let mut machine = Machine::new(MachineConfig {
         ram_bytes: RAM,
         copies: 2,
@@ -50,12 +56,7 @@ fn machine(args: &[String], interpret_only: bool) -> Result<Machine, String> {
             ..Default::default()
         },
         model: Default::default(),
-        engine: EngineOptions {
-            interpret_only,
-            // All code is translated, with every optimization.
-            cold: 0,
-            ..Default::default()
-        },
+        engine,
         icount_shift: Some(0),
         seed: 1,
         audit_every: None,
@@ -151,10 +152,14 @@ fn advance(machine: &mut Machine, goal: u64) -> Result<(), String> {
 }
 
 impl Pair {
-    fn new(args: &[String]) -> Result<Pair, String> {
+    fn new(args: &[String], engine: &EngineOptions) -> Result<Pair, String> {
+        let interpreter = EngineOptions {
+            interpret_only: true,
+            ..EngineOptions::default()
+        };
         Ok(Pair {
-            interpreted: machine(args, true)?,
-            translated: machine(args, false)?,
+            interpreted: machine(args, interpreter)?,
+            translated: machine(args, engine.clone())?,
             undefined: 0,
             next_memory: MEMORY_EVERY,
         })
@@ -189,12 +194,12 @@ fn number(args: &[String], index: usize, usual: u64) -> Result<u64, String> {
     })
 }
 
-fn run(args: &[String]) -> Result<(), String> {
+fn run(args: &[String], engine: &EngineOptions) -> Result<(), String> {
     let limit = number(args, 3, 200_000_000)?;
     let mut step = number(args, 4, 1000)?.max(1);
     let mut start = 0;
     loop {
-        let mut pair = Pair::new(args)?;
+        let mut pair = Pair::new(args, engine)?;
         if start > 0
             && let Some(found) = pair.advance(start)?
         {
@@ -222,7 +227,7 @@ fn run(args: &[String]) -> Result<(), String> {
         }
         step = if step > 2000 { 2000 } else { 100 };
     }
-    let mut pair = Pair::new(args)?;
+    let mut pair = Pair::new(args, engine)?;
     pair.advance(start)?;
     let machine = &mut pair.interpreted;
     for count in 1..=100 {
@@ -242,13 +247,52 @@ fn run(args: &[String]) -> Result<(), String> {
     Err("the processors differ".into())
 }
 
+/// The translator that a value of -accel asks for.
+fn engine(accel: &str) -> Result<EngineOptions, String> {
+    let (name, settings) = accel.split_once(',').unwrap_or((accel, ""));
+    let settings = match settings {
+        "" => format!("{name},cold=off"),
+        settings => format!("{name},cold=off,{settings}"),
+    };
+    match Options::parse(["-accel".to_string(), settings])? {
+        Parsed::Run(options) if options.interpret => {
+            Err(format!("{name} is what the translator is compared with"))
+        }
+        Parsed::Run(options) => Ok(options.engine),
+        Parsed::Print(text) => Err(text),
+    }
+}
+
+fn each_switch(args: &[String]) -> Result<(), String> {
+    run(args, &engine("tcg")?)?;
+    for switch in SWITCHES {
+        let accel = format!("tcg,{}=off", switch.name());
+        println!("{accel}");
+        run(args, &engine(&accel)?).map_err(|error| format!("{accel}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn compare(args: &[String]) -> Result<(), String> {
+    match args.first().map(String::as_str) {
+        Some("-each-switch") => each_switch(&args[1..]),
+        Some("-accel") => run(&args[2..], &engine(&args[1])?),
+        _ => run(args, &engine("tcg")?),
+    }
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.len() < 3 {
-        eprintln!("usage: lockstep KERNEL INITRD APPEND [INSTRUCTIONS [STEP]]");
+    let options = match args.first().map(String::as_str) {
+        Some("-each-switch") => 1,
+        Some("-accel") => 2,
+        _ => 0,
+    };
+    if args.len() < options + 3 {
+        eprintln!("{USAGE}");
         return ExitCode::from(2);
     }
-    match run(&args) {
+    match compare(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lockstep: {error}");
