@@ -31,6 +31,8 @@ pub struct CacheStatistics {
     pub moved: u64,
     /// Traces made of hot loops.
     pub traces: u64,
+    /// Jumps and calls through registers and memory that these follow.
+    pub indirect: u64,
     /// Hot loops in which guest registers have changed places.
     pub allotted: u64,
     /// Blocks dropped because their page was written.

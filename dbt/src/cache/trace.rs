@@ -27,6 +27,8 @@ const DEPTH: usize = 4;
 pub struct Reach {
     /// Calls and their returns, and other pages.
     pub calls: bool,
+    /// Jumps and calls through registers and memory.
+    pub indirect: bool,
     /// Whether it may be as long as any block, although it does not come back.
     pub open: bool,
 }
@@ -75,6 +77,18 @@ impl Trace {
         &self.insns
     }
 
+    /// How many jumps and calls through registers and memory it follows.
+    pub fn indirect(&self) -> u64 {
+        let inner = self.insns.split_last().map_or(&[][..], |(_, inner)| inner);
+        let indirect = |insn: &&Instruction| {
+            matches!(
+                insn.flow_control(),
+                FlowControl::IndirectBranch | FlowControl::IndirectCall
+            )
+        };
+        inner.iter().filter(indirect).count() as u64
+    }
+
     /// Whether it leads back to its beginning.
     pub fn is_closed(&self) -> bool {
         self.closed
@@ -116,22 +130,27 @@ impl Trace {
             FlowControl::Next => !matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
             FlowControl::UnconditionalBranch => insn.is_jmp_short_or_near(),
             FlowControl::ConditionalBranch => insn.is_jcc_short_or_near(),
-            FlowControl::Call => self.reach.calls && !mode.segmented() && self.is_call(insn, mode),
+            FlowControl::Call => self.reach.calls && is_call(insn, mode) && self.is_shallow(),
+            FlowControl::IndirectBranch => self.reach.indirect && is_indirect(insn, mode),
+            FlowControl::IndirectCall => {
+                self.reach.indirect && is_indirect(insn, mode) && self.is_shallow()
+            }
             FlowControl::Return => self.call.is_some() && is_return(insn, mode),
             _ => false,
         }
     }
 
-    fn is_call(&self, insn: &Instruction, mode: Mode) -> bool {
-        let depth = std::iter::successors(self.call, |&call| self.calls[call].outer).count();
-        depth < DEPTH && is_call(insn, mode)
+    /// Whether one more call may be open.
+    fn is_shallow(&self) -> bool {
+        let open = std::iter::successors(self.call, |&call| self.calls[call].outer);
+        open.count() < DEPTH
     }
 
     /// Follows an instruction that was added and executed to where RIP is now. `false`: that is not where
     /// a return was to lead.
     pub fn follow(&mut self, insn: &Instruction, rip: u64) -> bool {
         match insn.flow_control() {
-            FlowControl::Call => {
+            FlowControl::Call | FlowControl::IndirectCall => {
                 let call = Call {
                     outer: self.call,
                     next: insn.next_ip(),
@@ -211,6 +230,16 @@ fn is_call(insn: &Instruction, mode: Mode) -> bool {
     }
 }
 
+/// Whether an instruction is a near jump or call through a register or memory, of the mode's own width.
+fn is_indirect(insn: &Instruction, mode: Mode) -> bool {
+    let code64 = mode.has(Mode::CODE64);
+    match insn.code() {
+        Code::Jmp_rm64 | Code::Call_rm64 => code64,
+        Code::Jmp_rm32 | Code::Call_rm32 => !code64,
+        _ => false,
+    }
+}
+
 /// Whether an instruction is a near return, of the mode's own width.
 fn is_return(insn: &Instruction, mode: Mode) -> bool {
     let code64 = mode.has(Mode::CODE64);
@@ -237,7 +266,11 @@ mod tests {
     const MODE: Mode = Mode(Mode::CODE64);
 
     fn empty(open: bool) -> Trace {
-        let reach = Reach { calls: true, open };
+        let reach = Reach {
+            calls: true,
+            indirect: true,
+            open,
+        };
         Trace::new(CodeSegment::FLAT, (0, GuestPhys(0x5000)), reach)
     }
 

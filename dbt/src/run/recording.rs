@@ -57,8 +57,10 @@ impl Vcpu {
             self.count_entries(key, AGAIN);
             return;
         }
+        let calls = self.options.long_traces().is_some() && !mode.segmented();
         let reach = Reach {
-            calls: self.options.long_traces().is_some() && !mode.segmented(),
+            calls,
+            indirect: calls && self.options.indirect_traces,
             open: heat == Heat::Entries,
         };
         let mut trace = self.follow(key, reach);
@@ -207,6 +209,7 @@ impl Vcpu {
         if let Some(block) = made.and_then(|id| self.cache.block_mut(id)) {
             block.settled = true;
             self.cache.statistics.traces += 1;
+            self.cache.statistics.indirect += trace.indirect();
         }
         let Some(old) = self.cache.remove(head) else {
             return;

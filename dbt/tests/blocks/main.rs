@@ -10,6 +10,7 @@ mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod crossing;
+mod indirect;
 mod instruction;
 mod long_blocks;
 mod machine;
