@@ -635,7 +635,8 @@ impl<'a> Emitter<'a> {
                 self.upcall(record);
             }
             Stub::Astray { label, astray } => {
-                self.place_astray(label, astray);
+                let emitted = self.astray(label, &astray);
+                emitted.expect("the push was emitted in line, too");
             }
             Stub::LoadVectors { label, back } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
