@@ -7,7 +7,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
-use crate::machine::{CODE, HOLE, Machine, PAGE};
+use crate::machine::{HOLE, Machine, PAGE};
 use crate::places::{
     CHANGING, assert_same_registers, both_go_on, interpreted, interpreter, looping, seen,
 };
