@@ -22,7 +22,7 @@ const _: () = assert!(JUMP_BITS + JUMP_SHIFT <= u32::BITS);
 /// Modes that have a jump cache of their own at one time.
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
-pub const GUARD_ENTRIES: usize = 4096;
+pub const GUARD_ENTRIES: usize = 65_536;
 
 /// Places in emitted code that predict a TLB entry, before their numbers are used again.
 pub const SITES: usize = 1 << 16;

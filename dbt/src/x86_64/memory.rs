@@ -232,10 +232,15 @@ impl Emitter<'_> {
     /// mode are close to what GS points to, and have short displacements.
     pub(super) fn compare_tag(&mut self, tag: i32, limit: i32, stub: DynamicLabel) {
         match i8::try_from(tag) {
-            Ok(tag) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [BYTE rdi + tag]),
-            Err(_) => dynasm!(self.ops ; .arch x64 ; gs xor r8, [rdi + tag]),
+            Ok(tag) => {
+                self.keep_fused_behind(5, 7);
+                dynasm!(self.ops ; .arch x64 ; gs xor r8, [BYTE rdi + tag]);
+            }
+            Err(_) => {
+                self.keep_fused_behind(8, 7);
+                dynasm!(self.ops ; .arch x64 ; gs xor r8, [rdi + tag]);
+            }
         }
-        self.keep_fused(7);
         dynasm!(self.ops ; .arch x64 ; cmp r8, limit ; ja =>stub);
     }
 

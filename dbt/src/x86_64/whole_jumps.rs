@@ -15,6 +15,11 @@ use crate::record::classify::Class;
 /// Bytes of `jcc rel32`.
 const CONDITIONAL: usize = 6;
 
+/// Prefixes, and the bytes of the longest instruction (SDM volume 2, 2.3.11).
+const GS: u8 = 0x65;
+const WORD: u8 = 0x66;
+const LONGEST: usize = 15;
+
 /// NOPs by length (SDM volume 2, NOP, table 4-12).
 const NOPS: [&[u8]; 9] = [
     &[0x90],
@@ -54,10 +59,24 @@ impl Emitter<'_> {
     /// The next `len` bytes end in a jump, and perhaps begin with what the host fuses with it: where they
     /// would touch the boundary they begin behind it.
     pub(super) fn keep_whole(&mut self, len: usize) {
-        let room = (FETCHED - self.address().0 % FETCHED) as usize;
-        if self.target.whole_jumps && !self.ops.is_cold() && len >= room {
-            self.pad(room);
-        }
+        let padding = self.padding(0, len);
+        self.pad(padding);
+    }
+
+    /// Likewise, behind an instruction of `before` bytes, the first of which is a segment prefix of GS: repeated,
+    /// that costs less than a NOP.
+    pub(super) fn keep_fused_behind(&mut self, before: usize, comparison: usize) {
+        let padding = self.padding(before, comparison + CONDITIONAL);
+        let prefixes = padding.min(LONGEST - before);
+        self.pad(padding - prefixes);
+        self.bytes(&[GS; LONGEST][..prefixes]);
+    }
+
+    /// How far `len` bytes have to move that come `before` bytes from here.
+    fn padding(&self, before: usize, len: usize) -> usize {
+        let room = FETCHED as usize - (self.address().0 as usize + before) % FETCHED as usize;
+        let moves = self.target.whole_jumps && !self.ops.is_cold() && len >= room;
+        if moves { room } else { 0 }
     }
 
     /// Before a comparison of so many bytes and a conditional jump.
@@ -77,12 +96,13 @@ impl Emitter<'_> {
         }
     }
 
-    /// Instructions without effect, of so many bytes together.
-    fn pad(&mut self, mut len: usize) {
-        while len > 0 {
-            let nop = NOPS[len.min(NOPS.len()) - 1];
-            self.bytes(nop);
-            len -= nop.len();
+    /// One instruction without effect, or two, of so many bytes.
+    fn pad(&mut self, len: usize) {
+        for len in [len.min(LONGEST), len.saturating_sub(LONGEST)] {
+            if let Some(nop) = NOPS.get(len.min(NOPS.len()).wrapping_sub(1)) {
+                self.bytes(&[WORD; LONGEST][..len - nop.len()]);
+                self.bytes(nop);
+            }
         }
     }
 }
