@@ -15,6 +15,7 @@ use super::copies::CodePlace;
 use super::pages::Pages;
 use super::parts::{Further, physical};
 use super::region::{CodeOffset, CodeRegion};
+use super::ways::Ways;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
 use crate::x86_64::moving::Mark;
@@ -166,6 +167,8 @@ pub struct Block {
     pub settled: bool,
     /// In which epoch of fetch translations it could not be entered, and how often.
     pub vain: (u32, u8),
+    /// Where its jumps through registers and memory led, while it is being recorded.
+    pub ways: Option<Box<Ways>>,
     /// How often a trace of it was recorded in vain.
     pub attempts: u8,
     /// Its checks predict their TLB entries, or have been found to do better without.
@@ -632,6 +635,7 @@ impl BlockCache {
             settled: false,
             open: false,
             vain: (0, 0),
+            ways: None,
             attempts: 0,
             predicting: false,
             strays: 0,

@@ -113,6 +113,7 @@ impl BlockCache {
             heat: 0,
             // A trace is one there too. Copies share the predictions of its checks.
             settled: block.settled,
+            ways: None,
             attempts: block.attempts,
             predicting: block.predicting,
             strays: block.strays,

@@ -12,6 +12,8 @@ mod parts;
 mod region;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod ways;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use blocks::{Block, BlockCache, Exit, FETCHED, Key};
@@ -21,6 +23,8 @@ pub use parts::{Further, Part, physical};
 pub use region::{CodeOffset, CodeRegion};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use trace::{Reach, Trace};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use ways::Ways;
 
 /// Counts since the start. On hosts without a translator they stay zero.
 #[derive(Clone, Copy, Default, Debug)]
@@ -31,6 +35,8 @@ pub struct CacheStatistics {
     pub moved: u64,
     /// Traces made of hot loops.
     pub traces: u64,
+    /// Jumps and calls through registers and memory that these follow.
+    pub indirect: u64,
     /// Hot loops in which guest registers have changed places.
     pub allotted: u64,
     /// Blocks dropped because their page was written.

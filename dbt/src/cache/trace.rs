@@ -5,6 +5,7 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
 use mmu::{GuestPhys, PAGE_SIZE};
 
 use super::parts::Part;
+use super::ways::Ways;
 use crate::decode::BLOCK_LIMIT;
 use crate::guest::{CodeSegment, Mode};
 
@@ -27,6 +28,8 @@ const DEPTH: usize = 4;
 pub struct Reach {
     /// Calls and their returns, and other pages.
     pub calls: bool,
+    /// Jumps and calls through registers and memory.
+    pub indirect: bool,
     /// Whether it may be as long as any block, although it does not come back.
     pub open: bool,
 }
@@ -52,12 +55,20 @@ pub struct Trace {
     pages: Vec<(u64, GuestPhys)>,
     code: CodeSegment,
     reach: Reach,
+    /// Where jumps and calls through registers and memory led, if not all are followed.
+    ways: Option<Ways>,
     closed: bool,
 }
 
 impl Trace {
-    /// An empty trace that begins on a page.
-    pub fn new(code: CodeSegment, page: (u64, GuestPhys), reach: Reach) -> Trace {
+    /// An empty trace that begins on a page. `ways`: what is known of its jumps and calls through registers and
+    /// memory; `None`: it follows all of them.
+    pub fn new(
+        code: CodeSegment,
+        page: (u64, GuestPhys),
+        reach: Reach,
+        ways: Option<Ways>,
+    ) -> Trace {
         Trace {
             insns: Vec::new(),
             within: Vec::new(),
@@ -66,6 +77,7 @@ impl Trace {
             pages: vec![page],
             code,
             reach,
+            ways,
             closed: false,
         }
     }
@@ -73,6 +85,17 @@ impl Trace {
     /// The instructions in the order in which they are executed.
     pub fn insns(&self) -> &[Instruction] {
         &self.insns
+    }
+
+    /// What is known of its jumps and calls through registers and memory.
+    pub fn ways(&mut self) -> Option<Ways> {
+        self.ways.take()
+    }
+
+    /// How many jumps and calls through registers and memory it follows.
+    pub fn indirect(&self) -> u64 {
+        let inner = self.insns.split_last().map_or(&[][..], |(_, inner)| inner);
+        inner.iter().filter(|insn| is_indirect(insn)).count() as u64
     }
 
     /// Whether it leads back to its beginning.
@@ -116,22 +139,33 @@ impl Trace {
             FlowControl::Next => !matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac),
             FlowControl::UnconditionalBranch => insn.is_jmp_short_or_near(),
             FlowControl::ConditionalBranch => insn.is_jcc_short_or_near(),
-            FlowControl::Call => self.reach.calls && !mode.segmented() && self.is_call(insn, mode),
+            FlowControl::Call => self.reach.calls && is_call(insn, mode) && self.is_shallow(),
+            FlowControl::IndirectBranch => self.reach.indirect && is_usual(insn, mode),
+            FlowControl::IndirectCall => {
+                self.reach.indirect && is_usual(insn, mode) && self.is_shallow()
+            }
             FlowControl::Return => self.call.is_some() && is_return(insn, mode),
             _ => false,
         }
     }
 
-    fn is_call(&self, insn: &Instruction, mode: Mode) -> bool {
-        let depth = std::iter::successors(self.call, |&call| self.calls[call].outer).count();
-        depth < DEPTH && is_call(insn, mode)
+    /// Whether one more call may be open.
+    fn is_shallow(&self) -> bool {
+        let open = std::iter::successors(self.call, |&call| self.calls[call].outer);
+        open.count() < DEPTH
     }
 
     /// Follows an instruction that was added and executed to where RIP is now. `false`: that is not where
-    /// a return was to lead.
+    /// a return was to lead, or it leads to other places too.
     pub fn follow(&mut self, insn: &Instruction, rip: u64) -> bool {
+        if is_indirect(insn)
+            && let Some(ways) = &mut self.ways
+            && !ways.follow(insn.ip(), rip)
+        {
+            return false;
+        }
         match insn.flow_control() {
-            FlowControl::Call => {
+            FlowControl::Call | FlowControl::IndirectCall => {
                 let call = Call {
                     outer: self.call,
                     next: insn.next_ip(),
@@ -211,6 +245,24 @@ fn is_call(insn: &Instruction, mode: Mode) -> bool {
     }
 }
 
+/// Whether an instruction jumps or calls through a register or memory.
+fn is_indirect(insn: &Instruction) -> bool {
+    matches!(
+        insn.flow_control(),
+        FlowControl::IndirectBranch | FlowControl::IndirectCall
+    )
+}
+
+/// Whether an instruction is a near jump or call through a register or memory, of the mode's own width.
+fn is_usual(insn: &Instruction, mode: Mode) -> bool {
+    let code64 = mode.has(Mode::CODE64);
+    match insn.code() {
+        Code::Jmp_rm64 | Code::Call_rm64 => code64,
+        Code::Jmp_rm32 | Code::Call_rm32 => !code64,
+        _ => false,
+    }
+}
+
 /// Whether an instruction is a near return, of the mode's own width.
 fn is_return(insn: &Instruction, mode: Mode) -> bool {
     let code64 = mode.has(Mode::CODE64);
@@ -237,8 +289,12 @@ mod tests {
     const MODE: Mode = Mode(Mode::CODE64);
 
     fn empty(open: bool) -> Trace {
-        let reach = Reach { calls: true, open };
-        Trace::new(CodeSegment::FLAT, (0, GuestPhys(0x5000)), reach)
+        let reach = Reach {
+            calls: true,
+            indirect: true,
+            open,
+        };
+        Trace::new(CodeSegment::FLAT, (0, GuestPhys(0x5000)), reach, None)
     }
 
     fn recorded(ips: &[u64]) -> Trace {

@@ -43,6 +43,10 @@ pub enum Kind {
     JumpIndirect,
     /// Near CALL through a register or memory.
     CallIndirect,
+    /// Near JMP through a register or memory, behind which a trace goes on where it once led.
+    JumpInto,
+    /// Near CALL through a register or memory, likewise.
+    CallIndirectInto,
     /// CLI at CPL 0.
     Cli,
     /// STI at CPL 0.
@@ -128,6 +132,8 @@ impl Class {
         let kind = match self.kind {
             Kind::Call => Kind::CallInto,
             Kind::Return => Kind::ReturnInto,
+            Kind::JumpIndirect => Kind::JumpInto,
+            Kind::CallIndirect => Kind::CallIndirectInto,
             kind => kind,
         };
         Class { kind, ..self }

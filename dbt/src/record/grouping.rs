@@ -140,7 +140,7 @@ impl Default for Finder {
 /// The most accesses that an instruction may have in groups.
 fn accesses(class: &Class) -> usize {
     match class.kind {
-        Kind::Push | Kind::CallIndirect => 2,
+        Kind::Push | Kind::CallIndirect | Kind::CallIndirectInto => 2,
         kind => usize::from(liveness::checks_access(kind)),
     }
 }
@@ -218,13 +218,15 @@ impl Finder {
         let (operand_written, slot) = match class.kind {
             Kind::Plain(Operand::None) => return,
             Kind::Plain(operand) => (operand != Operand::Read, None),
-            Kind::Push | Kind::Call | Kind::CallInto | Kind::CallIndirect => {
-                (false, Some(stack(-word)))
-            }
+            Kind::Push
+            | Kind::Call
+            | Kind::CallInto
+            | Kind::CallIndirect
+            | Kind::CallIndirectInto => (false, Some(stack(-word))),
             Kind::PushFlags => (false, Some(stack(-8))),
             Kind::Pop | Kind::Return | Kind::ReturnInto => (false, Some(stack(0))),
             Kind::Leave => (false, Some((Guest::RBP, 0))),
-            Kind::JumpIndirect => (false, None),
+            Kind::JumpIndirect | Kind::JumpInto => (false, None),
             _ => return,
         };
         let has_operand = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
@@ -365,7 +367,9 @@ impl Finder {
                 self.forget_all();
                 return;
             }
-            Kind::Push | Kind::CallInto => return self.values[Guest::RSP].offset -= word,
+            Kind::Push | Kind::CallInto | Kind::CallIndirectInto => {
+                return self.values[Guest::RSP].offset -= word;
+            }
             Kind::ReturnInto => {
                 return self.values[Guest::RSP].offset += word + classify::released(insn);
             }

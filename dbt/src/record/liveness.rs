@@ -143,6 +143,8 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         | Kind::Branch
         | Kind::CountBranch
         | Kind::ReturnInto
+        | Kind::JumpInto
+        | Kind::CallIndirectInto
         | Kind::SystemCall
         | Kind::SystemReturn
         | Kind::InterruptReturn => true,
@@ -174,6 +176,10 @@ pub fn lost_at_entry(
     let (mut changed_so_far, mut before_exposure) = (0, 0);
     let mut checks = false;
     for (index, class) in classes.iter().enumerate() {
+        if matches!(class.kind, Kind::JumpInto | Kind::CallIndirectInto) {
+            // Where it leads elsewhere it passes them on.
+            changed_so_far = u16::MAX;
+        }
         if exposes >> index & 1 != 0 {
             before_exposure = changed_so_far;
         }
@@ -183,6 +189,7 @@ pub fn lost_at_entry(
             Kind::Helper => return precise.then_some(before_exposure),
             _ if in_host >> index & 1 != 0 => return None,
             Kind::Plain(_) if class.flags.changed() != 0 => return Some(before_exposure),
+            Kind::JumpInto | Kind::CallIndirectInto if !lazy => return None,
             kind if !last && leaves_alone(kind) => {}
             // Without a check they would stay in EFLAGS all the time.
             Kind::Jump if lazy && checks => return Some(u16::MAX),
@@ -211,6 +218,8 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::ReturnInto
         | Kind::JumpIndirect
         | Kind::CallIndirect
+        | Kind::JumpInto
+        | Kind::CallIndirectInto
         | Kind::PushFlags => true,
         _ => false,
     }
@@ -230,6 +239,8 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Jump
             | Kind::CallInto
             | Kind::ReturnInto
+            | Kind::JumpInto
+            | Kind::CallIndirectInto
             | Kind::Cli
             | Kind::Sti
             | Kind::Direction(_)

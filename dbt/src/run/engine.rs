@@ -63,6 +63,8 @@ pub struct EngineOptions {
     /// Let traces, if there are any, follow calls and returns, over several pages; how often code is
     /// entered before one is made of it, although it is no loop. `None`: they do not.
     pub long_traces: Option<u16>,
+    /// Let these traces follow jumps and calls through registers and memory to where these led once.
+    pub indirect_traces: bool,
     /// Translate 16-bit code, and code in segments that are not flat.
     pub segmented: bool,
     /// How often code is interpreted before it is translated.
@@ -97,6 +99,7 @@ impl Default for EngineOptions {
             long_blocks: true,
             traces: Some(8),
             long_traces: Some(32_768),
+            indirect_traces: true,
             segmented: true,
             cold: 2,
         }

@@ -12,7 +12,7 @@ use super::block_state::{GUARD_ENTRIES, HEAT_COUNTERS};
 use super::cold::Settled;
 use super::translating::Tier;
 use super::vcpu::Vcpu;
-use crate::cache::{Key, Reach, Trace};
+use crate::cache::{Key, Reach, Trace, Ways};
 use crate::{decode, interpret};
 use mmu::GuestPhys;
 
@@ -57,12 +57,19 @@ impl Vcpu {
             self.count_entries(key, AGAIN);
             return;
         }
+        let calls = self.options.long_traces().is_some() && !mode.segmented();
         let reach = Reach {
-            calls: self.options.long_traces().is_some() && !mode.segmented(),
+            calls,
+            indirect: calls && self.options.indirect_traces,
             open: heat == Heat::Entries,
         };
-        let mut trace = self.follow(key, reach);
+        // A loop is worth it whatever its jumps do: else it would end at the first of them.
+        let ways = (heat == Heat::Entries).then(|| self.take_ways(head));
+        let mut trace = self.follow(key, reach, ways);
         if let Some(trace) = &mut trace {
+            if trace.indirect() > 0 && self.record_again(head, trace) {
+                return;
+            }
             trace.finish();
         }
         let Some(block) = self.cache.block_mut(head) else {
@@ -88,6 +95,27 @@ impl Vcpu {
         }
     }
 
+    /// What is known of the jumps and calls through registers and memory in code that is recorded.
+    fn take_ways(&mut self, head: u32) -> Ways {
+        let block = self.cache.block_mut(head);
+        let known = block.and_then(|block| block.ways.take());
+        known.map_or_else(Ways::default, |ways| *ways)
+    }
+
+    /// Keeps what was found out in a recording, unless it was the last one.
+    fn record_again(&mut self, head: u32, trace: &mut Trace) -> bool {
+        let Some(mut ways) = trace.ways().filter(|ways| !ways.are_known()) else {
+            return false;
+        };
+        ways.recorded();
+        if let Some(block) = self.cache.block_mut(head) {
+            block.ways = Some(Box::new(ways));
+            let key = block.key;
+            self.count_entries(key, AGAIN);
+        }
+        true
+    }
+
     /// How many entries of a block are counted until it is looked at.
     pub(super) fn count_entries(&mut self, key: Key, entries: u16) {
         self.block.get_mut().heat[heat_counter(key.physical)] = entries;
@@ -108,9 +136,9 @@ impl Vcpu {
 
     /// Interprets along whatever way the code takes. `None`: something came in between, and is to
     /// be looked at before anything else is executed.
-    fn follow(&mut self, head: Key, reach: Reach) -> Option<Trace> {
+    fn follow(&mut self, head: Key, reach: Reach, ways: Option<Ways>) -> Option<Trace> {
         let first = (head.code.page(head.rip), head.physical.page());
-        let mut trace = Trace::new(head.code, first, reach);
+        let mut trace = Trace::new(head.code, first, reach, ways);
         let mut settled = Settled::now(self);
         loop {
             let linear = head.code.page(self.cpu().rip);
@@ -207,6 +235,7 @@ impl Vcpu {
         if let Some(block) = made.and_then(|id| self.cache.block_mut(id)) {
             block.settled = true;
             self.cache.statistics.traces += 1;
+            self.cache.statistics.indirect += trace.indirect();
         }
         let Some(old) = self.cache.remove(head) else {
             return;

@@ -255,7 +255,10 @@ impl Vcpu {
 /// Whether a call or a return is in the middle of a run of instructions.
 fn follows_calls(insns: &[iced_x86::Instruction]) -> bool {
     let calls = |insn: &iced_x86::Instruction| {
-        matches!(insn.flow_control(), FlowControl::Call | FlowControl::Return)
+        matches!(
+            insn.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall | FlowControl::Return
+        )
     };
     insns
         .split_last()

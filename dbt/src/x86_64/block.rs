@@ -335,6 +335,8 @@ fn keeps_t0(kind: Kind) -> bool {
             | Kind::Leave
             | Kind::CallInto
             | Kind::ReturnInto
+            | Kind::JumpInto
+            | Kind::CallIndirectInto
     )
 }
 
@@ -407,6 +409,8 @@ impl Emitter<'_> {
             Kind::ReturnInto => self.return_into(index, insn),
             Kind::JumpIndirect => self.jump_indirect(index, insn),
             Kind::CallIndirect => self.call_indirect(index, insn),
+            Kind::JumpInto => self.jump_into(index, insn),
+            Kind::CallIndirectInto => self.call_indirect_into(index, insn),
             Kind::Cli => {
                 self.clear_interrupt_flag();
                 Ok(())

@@ -17,7 +17,7 @@ const FRAME: u8 = 5;
 
 impl Emitter<'_> {
     /// Bytes that an instruction pushes, pops or jumps by.
-    fn width(&self, insn: &Instruction) -> u32 {
+    pub(super) fn width(&self, insn: &Instruction) -> u32 {
         classify::width(insn, self.target.mode)
     }
 
@@ -175,14 +175,25 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
+        self.push_followed(index, insn, needed)?;
+        self.pass_stack(index, -(self.width(insn) as i32));
+        Ok(())
+    }
+
+    /// Pushes the return address of a call that a trace follows; the guest's stack pointer has yet to
+    /// move.
+    pub(super) fn push_followed(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
         let word = self.width(insn);
-        let by = -(word as i32);
-        let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
+        let below = self.stack_ahead - word as i32;
+        let slot = Address::based(Guest::RSP, below, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_code_address(T1, self.next_offset(insn));
-        self.store_register(memory, T1, word)?;
-        self.pass_stack(index, by);
-        Ok(())
+        self.store_register(memory, T1, word)
     }
 
     /// Near RET that a trace follows to where its call came from; one to elsewhere is the
@@ -260,7 +271,7 @@ impl Emitter<'_> {
     /// With the target's RIP in T0 and the flags saved: finds the host address in the jump
     /// cache, leaving the entry's offset in T1; a miss has the interpreter execute the
     /// instruction.
-    fn look_up_jump(&mut self, index: usize) {
+    pub(super) fn look_up_jump(&mut self, index: usize) {
         let record = self.record(UpcallKind::Interpret, index);
         let miss = self.stub(None, record);
         self.look_up_jump_in(self.target.jump_cache, miss);

@@ -6,6 +6,7 @@ use iced_x86::{Encoder, Instruction, Register};
 
 use mmu::GuestPhys;
 
+use super::astray::Astray;
 use super::block::Emitted;
 use super::crossing::Crossing;
 use super::encoding;
@@ -174,6 +175,8 @@ pub(super) enum Stub {
         ahead: i32,
         record: Upcall,
     },
+    /// A jump or call through a register or memory that a trace has followed leads elsewhere.
+    Astray { label: DynamicLabel, astray: Astray },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
@@ -543,126 +546,12 @@ impl<'a> Emitter<'a> {
     /// Emits everything that goes behind the block's end, and returns the code.
     pub(super) fn finish(mut self) -> Finished {
         let mut stubs = std::mem::take(self.stubs);
-        for stub in stubs.drain(..) {
-            // Ways out of the middle of a loop, and predictions gone wrong, are common enough.
-            let hot = matches!(stub, Stub::SideExit { .. } | Stub::Wrong { .. });
-            self.ops.choose(!hot);
-            match stub {
-                Stub::Upcall {
-                    label,
-                    lea,
-                    record,
-                    crossing,
-                } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    if let Some(lea) = lea {
-                        self.bytes(&lea);
-                    }
-                    self.call_slow_path(record, crossing);
-                }
-                Stub::Wrong { label, wrong } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.wrong(wrong);
-                }
-                Stub::Link { label, exit } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.exits[exit].stub = self.address();
-                    self.flags = match (self.exits[exit].kind, self.exits[exit].flags) {
-                        (ExitKind::Return, _) => FlagsPlace::SAVED,
-                        (_, ExitFlags::Arrived | ExitFlags::Sealed) => FlagsPlace::SAVED,
-                        (ExitKind::Jump | ExitKind::Call, _) => FlagsPlace::HOST,
-                    };
-                    let mut record = self.record(UpcallKind::Link, 0);
-                    record.extra = exit as u32;
-                    self.upcall(record);
-                }
-                Stub::Return {
-                    label,
-                    ahead,
-                    pops,
-                    record,
-                } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.move_stack(ahead);
-                    self.unpredicted_return(pops, record);
-                }
-                Stub::Elsewhere {
-                    label,
-                    ahead,
-                    record,
-                } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.move_stack(ahead);
-                    self.upcall(record);
-                }
-                Stub::LoadVectors { label, back } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.call_shared(self.target.trampolines.load_vectors);
-                    dynasm!(self.ops ; .arch x64 ; jmp =>back);
-                }
-                Stub::Evaluate { label, back } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    self.call_shared(self.target.trampolines.evaluate);
-                    dynasm!(self.ops ; .arch x64 ; jmp =>back);
-                }
-                Stub::Ungroup {
-                    label,
-                    insn,
-                    flags,
-                    give_back,
-                    rip,
-                    within,
-                } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    if give_back != 0 {
-                        self.add_to_budget(give_back);
-                    }
-                    self.flags = flags;
-                    let flags = self.flags_for_exit();
-                    self.exchange_places();
-                    self.predict_returns(within);
-                    self.exit_here(rip, Some(insn), ExitKind::Jump, flags);
-                }
-                Stub::SideExit {
-                    label,
-                    target,
-                    insn,
-                    flags,
-                    give_back,
-                    kind,
-                    within,
-                } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    if give_back != 0 {
-                        self.add_to_budget(give_back);
-                    }
-                    self.flags = flags;
-                    self.predict_returns(within);
-                    if !self.next_round(target, None) {
-                        let flags = self.describe_flags();
-                        self.exchange_places();
-                        self.exit_here(target, None, kind, flags);
-                        if let Some(exit) = self.exits.last_mut() {
-                            exit.insn = insn;
-                        }
-                    }
-                }
-                Stub::GiveBack {
-                    label,
-                    count,
-                    inside,
-                    record,
-                } => {
-                    dynasm!(self.ops ; .arch x64 ; =>label);
-                    if count != 0 {
-                        self.add_to_budget(count);
-                    }
-                    if inside {
-                        self.exchange_places();
-                    }
-                    self.upcall(record);
-                }
+        // Some have slow paths of their own.
+        while !stubs.is_empty() {
+            for stub in stubs.drain(..) {
+                self.finish_stub(stub);
             }
+            std::mem::swap(&mut stubs, self.stubs);
         }
         *self.stubs = stubs;
         self.landings();
@@ -686,6 +575,136 @@ impl<'a> Emitter<'a> {
             recipes: self.recipes,
             stashes: self.stashes,
             marks: self.ops.marks(),
+        }
+    }
+
+    /// Emits one of the pieces that go behind the block's end.
+    fn finish_stub(&mut self, stub: Stub) {
+        // Ways out of the middle of a loop, and predictions gone wrong, are common enough.
+        let hot = matches!(
+            stub,
+            Stub::SideExit { .. } | Stub::Wrong { .. } | Stub::Astray { .. }
+        );
+        self.ops.choose(!hot);
+        match stub {
+            Stub::Upcall {
+                label,
+                lea,
+                record,
+                crossing,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                if let Some(lea) = lea {
+                    self.bytes(&lea);
+                }
+                self.call_slow_path(record, crossing);
+            }
+            Stub::Wrong { label, wrong } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                self.wrong(wrong);
+            }
+            Stub::Link { label, exit } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                self.exits[exit].stub = self.address();
+                self.flags = match (self.exits[exit].kind, self.exits[exit].flags) {
+                    (ExitKind::Return, _) => FlagsPlace::SAVED,
+                    (_, ExitFlags::Arrived | ExitFlags::Sealed) => FlagsPlace::SAVED,
+                    (ExitKind::Jump | ExitKind::Call, _) => FlagsPlace::HOST,
+                };
+                let mut record = self.record(UpcallKind::Link, 0);
+                record.extra = exit as u32;
+                self.upcall(record);
+            }
+            Stub::Return {
+                label,
+                ahead,
+                pops,
+                record,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                self.move_stack(ahead);
+                self.unpredicted_return(pops, record);
+            }
+            Stub::Elsewhere {
+                label,
+                ahead,
+                record,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                self.move_stack(ahead);
+                self.upcall(record);
+            }
+            Stub::Astray { label, astray } => {
+                let emitted = self.astray(label, &astray);
+                emitted.expect("the push was emitted in line, too");
+            }
+            Stub::LoadVectors { label, back } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                self.call_shared(self.target.trampolines.load_vectors);
+                dynasm!(self.ops ; .arch x64 ; jmp =>back);
+            }
+            Stub::Evaluate { label, back } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                self.call_shared(self.target.trampolines.evaluate);
+                dynasm!(self.ops ; .arch x64 ; jmp =>back);
+            }
+            Stub::Ungroup {
+                label,
+                insn,
+                flags,
+                give_back,
+                rip,
+                within,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                if give_back != 0 {
+                    self.add_to_budget(give_back);
+                }
+                self.flags = flags;
+                let flags = self.flags_for_exit();
+                self.exchange_places();
+                self.predict_returns(within);
+                self.exit_here(rip, Some(insn), ExitKind::Jump, flags);
+            }
+            Stub::SideExit {
+                label,
+                target,
+                insn,
+                flags,
+                give_back,
+                kind,
+                within,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                if give_back != 0 {
+                    self.add_to_budget(give_back);
+                }
+                self.flags = flags;
+                self.predict_returns(within);
+                if !self.next_round(target, None) {
+                    let flags = self.describe_flags();
+                    self.exchange_places();
+                    self.exit_here(target, None, kind, flags);
+                    if let Some(exit) = self.exits.last_mut() {
+                        exit.insn = insn;
+                    }
+                }
+            }
+            Stub::GiveBack {
+                label,
+                count,
+                inside,
+                record,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                if count != 0 {
+                    self.add_to_budget(count);
+                }
+                if inside {
+                    self.exchange_places();
+                }
+                self.upcall(record);
+            }
         }
     }
 

@@ -173,7 +173,7 @@ impl Emitter<'_> {
     pub(super) fn follow_call(&mut self, kind: Kind, next: u64) {
         match kind {
             _ if !self.target.returns => {}
-            Kind::CallInto => {
+            Kind::CallInto | Kind::CallIndirectInto => {
                 self.calls.push(FollowedCall {
                     outer: self.within,
                     next,

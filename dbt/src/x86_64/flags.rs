@@ -197,6 +197,15 @@ impl Emitter<'_> {
         }
     }
 
+    /// Likewise, on the way out of the middle of a block to a place that is not known.
+    pub(super) fn seal_or_save(&mut self) {
+        let may_seal = self.target.lazy_flags && self.places.are_usual();
+        match self.flags.recipe {
+            Some(recipe) if !self.flags.saved && may_seal => self.seal(recipe),
+            _ => self.save_flags(),
+        }
+    }
+
     /// Whether nobody needs the flags, as they are before the current instruction, in EFLAGS or as
     /// LAHF leaves them, up to where they are overwritten or leave with a call or return.
     fn may_seal(&self) -> bool {

@@ -3,6 +3,7 @@
 // dynasm! converts register numbers that are bytes already.
 #![allow(clippy::useless_conversion)]
 
+mod astray;
 mod block;
 pub mod bulk;
 mod control;

@@ -125,6 +125,8 @@ impl Places {
                 | Kind::Leave
                 | Kind::CallInto
                 | Kind::ReturnInto
+                | Kind::JumpInto
+                | Kind::CallIndirectInto
                 | Kind::Fill
                 | Kind::Copy
                 | Kind::BitString

@@ -68,6 +68,9 @@ impl Emitter<'_> {
             Kind::Pop => !is_stack(insn.op0_register()) && self.stack_established(index),
             Kind::Call | Kind::CallInto | Kind::ReturnInto => self.stack_established(index),
             Kind::Return => self.target.returns && self.stack_established(index),
+            // One in memory may be found by the interpreter, which executes all of it.
+            Kind::JumpInto => of_register(insn),
+            Kind::CallIndirectInto => of_register(insn) && self.stack_established(index),
             Kind::Nop => true,
             Kind::Lea | Kind::Plain(Operand::None) => {
                 let operands = (0..insn.op_count()).map(|operand| insn.op_register(operand));
@@ -94,6 +97,11 @@ impl Emitter<'_> {
             Err(_) => self.ops.push_i32(displacement),
         }
     }
+}
+
+/// Whether a jump is through a register that is not the stack pointer.
+fn of_register(insn: &Instruction) -> bool {
+    insn.op0_kind() == OpKind::Register && !is_stack(insn.op0_register())
 }
 
 fn is_stack(register: Register) -> bool {

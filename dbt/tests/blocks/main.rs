@@ -10,6 +10,7 @@ mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod crossing;
+mod indirect;
 mod instruction;
 mod long_blocks;
 mod machine;
@@ -72,6 +73,7 @@ fn switches(copies: usize) -> EngineOptions {
         precise_flags,
         lazy_flags: copies != 1,
         long_traces: [Some(2), Some(1), None, Some(5)][copies - 1],
+        indirect_traces: copies != 4,
         prediction,
         // Traces are made with one and with three copies.
         crossing: copies != 2,

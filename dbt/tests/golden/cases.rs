@@ -337,6 +337,32 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ecx, ecx)?;
                 a.call(rax)
             }),
+            // The first round of each goes on in line with the second.
+            Case::new("followed indirect jump, register", |a| {
+                a.xor(ecx, ecx)?;
+                a.jmp(rax)
+            })
+            .rounds(2),
+            Case::new("followed indirect jump, register in memory", |a| {
+                a.sub(ecx, edx)?;
+                a.jmp(r9)
+            })
+            .rounds(2),
+            Case::new("followed indirect jump, memory", |a| {
+                a.xor(ecx, ecx)?;
+                a.jmp(qword_ptr(rax + rcx * 8))
+            })
+            .rounds(2),
+            Case::new("followed indirect call, register", |a| {
+                a.xor(ecx, ecx)?;
+                a.call(rax)
+            })
+            .rounds(2),
+            Case::new("followed indirect call, memory", |a| {
+                a.xor(ecx, ecx)?;
+                a.call(qword_ptr(rax + 8))
+            })
+            .rounds(2),
             Case::new("an instruction for the interpreter", |a| a.cpuid()),
         ],
     ),

@@ -162,11 +162,12 @@ fn optimisations_have_switches() {
             && usual.moving
             && usual.traces.is_some()
             && usual.long_traces.is_some()
+            && usual.indirect_traces
             && usual.segmented
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -190,6 +191,7 @@ fn optimisations_have_switches() {
             && !off.moving
             && off.traces.is_none()
             && off.long_traces.is_none()
+            && !off.indirect_traces
             && !off.segmented
             && off.cold == 0
     );

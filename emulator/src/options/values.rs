@@ -356,6 +356,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "indirect-traces=on|off",
+        help: "such runs follow jumps and calls through registers and memory, too",
+        set: |engine, text| {
+            engine.indirect_traces = switch("indirect-traces", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "segmented=on|off",
         help: "translate 16-bit code and code in segments that are not flat",
         set: |engine, text| {

@@ -136,6 +136,7 @@ impl Setup {
                 cold: random.pick(&[0, 0, 0, 2]),
                 traces: random.pick(&[Some(2), Some(2), Some(8), None]),
                 long_traces: random.pick(&[Some(1), Some(4), Some(40), None]),
+                indirect_traces: !random.one_in(4),
                 grouping: !random.one_in(4),
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
