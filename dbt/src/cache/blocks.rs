@@ -3,23 +3,18 @@
 //! it is gone.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use iced_x86::Instruction;
 use lru::LruCache;
 use mmu::{GuestPhys, PAGE_SIZE};
 use rustc_hash::FxHashMap;
 
 use super::CacheStatistics;
+use super::block::{Block, Key};
 use super::copies::CodePlace;
 use super::pages::Pages;
-use super::parts::{Further, physical};
 use super::region::{CodeOffset, CodeRegion};
-use super::ways::Ways;
-use crate::guest::{CodeSegment, Mode};
-use crate::record::recipe::Recipe;
-use crate::x86_64::moving::Mark;
-use crate::x86_64::{ExitFlags, ExitKind, Places};
+use crate::guest::Mode;
+use crate::x86_64::{ExitFlags, ExitKind};
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
@@ -35,7 +30,6 @@ const SLOT_BITS: u32 = 22;
 /// Mappings that are remembered.
 const MAPPINGS: usize = 1 << 16;
 
-/// Where code and slow paths begin in an area.
 /// Where a block begins that may begin anywhere.
 const ALIGNED: u32 = 16;
 
@@ -43,6 +37,7 @@ const ALIGNED: u32 = 16;
 /// each time (Intel's "Mitigations for Jump Conditional Code Erratum", 2.1).
 pub const FETCHED: u32 = 32;
 
+/// Where code and slow paths begin in an area.
 fn area_starts(start: u32, size: u32) -> [u32; 2] {
     [start, start + size / 16 * (16 - COLD_PART)]
 }
@@ -58,190 +53,14 @@ struct Slot {
     block: Option<Box<Block>>,
 }
 
-/// What a translation depends on.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Key {
-    /// Guest-physical address of the first byte.
-    pub physical: GuestPhys,
-    /// RIP of the first instruction.
-    pub rip: u64,
-    /// Mode bits.
-    pub mode: Mode,
-    /// Whether its accesses share TLB checks.
-    pub grouped: bool,
-    /// The code segment.
-    pub code: CodeSegment,
-}
-
-impl Key {
-    /// The word by which jump caches know it.
-    pub fn jump_word(&self) -> u64 {
-        self.code.jump_word(self.rip)
-    }
-}
-
-/// A jump out of a block.
-#[derive(Clone, Copy, Debug)]
-pub struct Exit {
-    /// Where its displacement is.
-    pub site: CodeOffset,
-    /// Where it goes while unlinked.
-    pub stub: CodeOffset,
-    /// Guest RIP of its target.
-    pub target: u64,
-    /// The instruction that leads out.
-    pub insn: u16,
-    /// The check of a group of accesses failed: it goes to the rest of its own block, from this
-    /// instruction on, without groups.
-    pub ungrouped: Option<u16>,
-    /// What leads out.
-    pub kind: ExitKind,
-    /// How the flags leave.
-    pub flags: ExitFlags,
-    /// The block it is linked to.
-    pub linked: Option<u32>,
-}
-
-/// A translated block.
-pub struct Block {
-    /// What it was made from.
-    pub key: Key,
-    /// Guest-physical address of the lowest byte of its code on its first instruction's page.
-    pub lowest: GuestPhys,
-    /// Bytes of guest code from there on.
-    pub len: u32,
-    /// Its code on other pages: that of a trace, or where its one instruction goes on.
-    pub further: Box<[Further]>,
-    /// Its instructions.
-    pub insns: Box<[Instruction]>,
-    /// First byte of its code.
-    pub base: CodeOffset,
-    /// First byte of its slow paths.
-    pub cold_base: CodeOffset,
-    /// Bytes of its code.
-    pub size: u32,
-    /// Bytes of its slow paths.
-    pub cold_size: u32,
-    /// Entry without checks.
-    pub entry: CodeOffset,
-    /// Entry for backward jumps.
-    pub poll_entry: CodeOffset,
-    /// Entry for jumps from other pages.
-    pub guarded_entry: CodeOffset,
-    /// Entry for indirect jumps.
-    pub indirect_entry: CodeOffset,
-    /// Entry for predicted returns from within the page.
-    pub return_entry: CodeOffset,
-    /// Offset of each instruction's code from `base`, and of the end.
-    pub insn_starts: Arc<[u32]>,
-    /// Entry for direct jumps that bring their flags in EFLAGS only.
-    pub saving_entry: CodeOffset,
-    /// Likewise, for jumps forward within the page: nothing to confirm.
-    pub saving_forward: CodeOffset,
-    /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
-    pub lost: Option<u16>,
-    /// Recipes for flags that are nowhere else, by instruction.
-    pub recipes: Box<[(u16, Recipe)]>,
-    /// Bit i: instruction i leaves something in the stash that the code behind it relies on: if
-    /// it is interpreted, that code cannot go on.
-    pub stashes: u64,
-    /// It works on vector registers: they have to be live where it resumes.
-    pub vectors: bool,
-    /// Bit i: instruction i finds its flags in their saved place only.
-    pub flags_away: u64,
-    /// Bit i: instruction i finds them nowhere.
-    pub flags_lost: u64,
-    /// Whether flags are right wherever the guest may look at them.
-    pub precise_flags: bool,
-    /// Where the guest's registers are while it runs.
-    pub places: Places,
-    /// Jumps to known addresses.
-    pub exits: Vec<Exit>,
-    /// (block, exit) of every jump linked here.
-    pub incoming: Vec<(u32, u16)>,
-    /// How often a loop has come back to it by an unlinked jump.
-    pub heat: u8,
-    /// A trace of the loop does not come back: it is only made if that is entered often.
-    pub open: bool,
-    /// It is the best that can be made of a loop.
-    pub settled: bool,
-    /// In which epoch of fetch translations it could not be entered, and how often.
-    pub vain: (u32, u8),
-    /// Where its jumps through registers and memory led, while it is being recorded.
-    pub ways: Option<Box<Ways>>,
-    /// How often a trace of it was recorded in vain.
-    pub attempts: u8,
-    /// Its checks predict their TLB entries, or have been found to do better without.
-    pub predicting: bool,
-    /// How many of them were wrong too often.
-    pub strays: u8,
-    /// What the page guard has to hold.
-    pub mapping: u32,
-    /// The mode's jump cache.
-    pub jump_cache: usize,
-    /// Another mode whose jump cache its last instruction uses.
-    pub far_mode: Option<Mode>,
-    /// What changes if it is moved; `None`: it cannot be.
-    pub marks: Option<Arc<[Mark]>>,
-    pub(super) area: u32,
-    /// Its place among the blocks of its first page.
-    pub(super) page_place: u32,
-}
-
-impl Block {
-    /// The pages that its code was made from.
-    pub fn pages(&self) -> impl Iterator<Item = GuestPhys> {
-        let further = self.further.iter().map(|further| further.part.lowest);
-        let all = std::iter::once(self.key.physical).chain(further);
-        all.map(GuestPhys::page)
-    }
-
-    /// Whether it is one instruction that crosses into another page.
-    pub fn crosses(&self) -> bool {
-        self.insns.len() == 1 && !self.further.is_empty()
-    }
-
-    /// Whether an address is on one of its pages: what was confirmed of that when it was entered
-    /// holds where it is left.
-    pub fn has_page_of(&self, rip: u64) -> bool {
-        let page = self.key.code.page(rip);
-        page == self.key.code.page(self.key.rip)
-            || self.further.iter().any(|further| further.part.page == page)
-    }
-
-    /// Guest-physical address of one of its instructions, in flat code.
-    pub fn physical(&self, rip: u64) -> GuestPhys {
-        physical(self.key.physical.page(), &self.further, rip)
-    }
-
-    /// The recipe for the flags before an instruction, if they are nowhere else.
-    pub fn recipe(&self, insn: usize) -> Option<Recipe> {
-        let mut recipes = self.recipes.iter();
-        let found = recipes.find(|&&(index, _)| usize::from(index) == insn);
-        found.map(|&(_, recipe)| recipe)
-    }
-
-    /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
-    pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
-        match (self.lost, flags) {
-            _ if !self.precise_flags => true,
-            (None, ExitFlags::Arrived | ExitFlags::Sealed) => false,
-            (None, _) | (_, ExitFlags::Saved | ExitFlags::Sealed) => true,
-            (_, ExitFlags::Host) => false,
-            (Some(changed), ExitFlags::Recipe(needed)) => changed & needed == 0,
-            // The recipe, which is not known, was good for all that the other block changes.
-            (Some(changed), ExitFlags::Arrived) => changed & !from.lost.unwrap_or(0) == 0,
-        }
-    }
-}
-
 /// All translated blocks.
 pub struct BlockCache {
     region: CodeRegion,
     slots: Vec<Slot>,
     /// Slots without a block, the one that has been empty longest first.
     free_slots: VecDeque<u32>,
-    by_key: FxHashMap<Key, u32>,
+    /// By [`Key::word`]: of blocks that have one word the last.
+    by_key: FxHashMap<u64, u32>,
     /// Blocks that can be moved.
     pub(super) by_code_place: FxHashMap<CodePlace, u32>,
     by_page: Pages,
@@ -313,7 +132,8 @@ impl BlockCache {
 
     /// Finds a block.
     pub fn find(&self, key: &Key) -> Option<u32> {
-        self.by_key.get(key).copied()
+        let id = *self.by_key.get(&key.word())?;
+        (self.block(id)?.key == *key).then_some(id)
     }
 
     /// The identifier that the next block will have.
@@ -401,8 +221,8 @@ impl BlockCache {
             self.region.write(CodeOffset(*cursor), bytes);
             *cursor += bytes.len() as u32;
         }
-        self.by_key.insert(block.key, id);
-        if block.marks.is_some() {
+        self.by_key.insert(block.key.word(), id);
+        if block.made.marks.is_some() {
             self.by_code_place.insert(block.key.code_place(), id);
         }
         block.page_place = self.by_page.add(id, block.lowest, block.len);
@@ -438,36 +258,38 @@ impl BlockCache {
     /// place. An exit of which none can be said stays as it is.
     pub fn link(&mut self, from: u32, exit: usize, to: u32, mut entry: CodeOffset) {
         if let (Some(source), Some(target)) = (self.block(from), self.block(to))
-            && let Some(out) = source.exits.get(exit)
+            && let Some(out) = source.exit(exit)
             && out.kind != ExitKind::Return
             && !target.takes(source, out.flags)
         {
             entry = match out.flags {
-                ExitFlags::Arrived if target.lost.is_some() || source.lost != Some(u16::MAX) => {
+                ExitFlags::Arrived
+                    if target.made.lost.is_some() || source.made.lost != Some(u16::MAX) =>
+                {
                     return;
                 }
-                ExitFlags::Arrived | ExitFlags::Sealed if entry == target.entry => {
-                    target.return_entry
+                ExitFlags::Arrived | ExitFlags::Sealed if entry == target.entry() => {
+                    target.return_entry()
                 }
-                ExitFlags::Arrived | ExitFlags::Sealed => target.indirect_entry,
-                _ if entry == target.entry => target.saving_forward,
-                _ => target.saving_entry,
+                ExitFlags::Arrived | ExitFlags::Sealed => target.indirect_entry(),
+                _ if entry == target.entry() => target.saving_forward(),
+                _ => target.saving_entry(),
             };
         }
+        let number = exit as u16;
         let Some(source) = self.block_mut(from) else {
             return;
         };
-        let Some(out) = source.exits.get_mut(exit) else {
+        let Some(out) = source.exit(exit) else {
             return;
         };
-        if out.linked.is_some() {
+        if source.outgoing.iter().any(|&(known, _)| known == number) {
             return;
         }
-        out.linked = Some(to);
-        let site = out.site;
+        source.outgoing.push((number, to));
         if let Some(target) = self.block_mut(to) {
-            target.incoming.push((from, exit as u16));
-            self.region.patch_relative(site, entry);
+            target.incoming.push((from, number));
+            self.region.patch_relative(out.site, entry);
         }
     }
 
@@ -478,25 +300,26 @@ impl BlockCache {
         self.free_slots.push_back(slot_of(id) as u32);
         for &(from, exit) in &block.incoming {
             if let Some(source) = self.block_mut(from) {
-                let out = &mut source.exits[exit as usize];
-                if out.linked == Some(id) {
-                    out.linked = None;
-                    let (site, stub) = (out.site, out.stub);
-                    self.region.patch_relative(site, stub);
+                let links = &mut source.outgoing;
+                let Some(at) = links.iter().position(|&link| link == (exit, id)) else {
+                    continue;
+                };
+                links.swap_remove(at);
+                if let Some(out) = source.exit(usize::from(exit)) {
+                    self.region.patch_relative(out.site, out.stub);
                 }
             }
         }
-        for exit in &block.exits {
-            if let Some(to) = exit.linked
-                && let Some(target) = self.block_mut(to)
-            {
+        for &(_, to) in &block.outgoing {
+            if let Some(target) = self.block_mut(to) {
                 target.incoming.retain(|&(from, _)| from != id);
             }
         }
-        if self.by_key.get(&block.key) == Some(&id) {
-            self.by_key.remove(&block.key);
+        let word = block.key.word();
+        if self.by_key.get(&word) == Some(&id) {
+            self.by_key.remove(&word);
         }
-        if block.marks.is_some() {
+        if block.made.marks.is_some() {
             let place = block.key.code_place();
             if self.by_code_place.get(&place) == Some(&id) {
                 self.by_code_place.remove(&place);
@@ -559,92 +382,22 @@ impl BlockCache {
         let (_, id) = placed[behind.checked_sub(1)?];
         let block = self.block(id)?;
         let within = offset.0 - block.base.0;
-        if within >= block.size {
+        if within >= block.made.size {
             return None;
         }
         let insn = block
+            .made
             .insn_starts
             .partition_point(|&start| start <= within)
             .checked_sub(1)?;
-        Some((id, insn.min(block.insns.len() - 1)))
+        Some((id, insn.min(block.made.count() - 1)))
     }
 
     /// Bytes of host code in use.
     pub fn code_bytes(&self) -> u64 {
         let blocks = self.slots.iter().filter_map(|slot| slot.block.as_ref());
         blocks
-            .map(|block| u64::from(block.size) + u64::from(block.cold_size))
+            .map(|block| u64::from(block.made.size) + u64::from(block.made.cold_size))
             .sum()
-    }
-
-    /// Everything a new block needs but the area, which `insert` sets.
-    #[allow(clippy::too_many_arguments)]
-    pub fn make_block(
-        key: Key,
-        (lowest, len): (GuestPhys, u32),
-        further: Box<[Further]>,
-        insns: &[Instruction],
-        [base, cold_base]: [CodeOffset; 2],
-        mapping: u32,
-        jump_cache: usize,
-        emitted: &mut crate::x86_64::Emitted,
-    ) -> Block {
-        let at = |offset: u32| CodeOffset(base.0 + offset);
-        Block {
-            key,
-            lowest,
-            len,
-            further,
-            insns: Box::from(insns),
-            base,
-            cold_base,
-            size: emitted.code[0].len() as u32,
-            cold_size: emitted.code[1].len() as u32,
-            entry: at(emitted.entry),
-            poll_entry: at(emitted.poll_entry),
-            guarded_entry: at(emitted.guarded_entry),
-            indirect_entry: at(emitted.indirect_entry),
-            return_entry: at(emitted.return_entry),
-            insn_starts: Arc::from(emitted.insn_starts.as_slice()),
-            saving_entry: at(emitted.saving_entry),
-            saving_forward: at(emitted.saving_forward),
-            lost: emitted.lost,
-            recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
-            stashes: emitted.stashes,
-            vectors: emitted.vectors,
-            flags_away: emitted.flags_away,
-            flags_lost: emitted.flags_lost,
-            precise_flags: emitted.precise_flags,
-            places: emitted.places,
-            exits: emitted
-                .exits
-                .iter()
-                .map(|exit| Exit {
-                    site: exit.site,
-                    stub: exit.stub,
-                    target: exit.target,
-                    insn: exit.insn,
-                    ungrouped: exit.ungrouped,
-                    kind: exit.kind,
-                    flags: exit.flags,
-                    linked: None,
-                })
-                .collect(),
-            incoming: Vec::new(),
-            heat: 0,
-            settled: false,
-            open: false,
-            vain: (0, 0),
-            ways: None,
-            attempts: 0,
-            predicting: false,
-            strays: 0,
-            mapping,
-            jump_cache,
-            far_mode: None,
-            marks: emitted.marks.take().map(Arc::from),
-            area: 0,
-            page_place: 0,
-        }
     }
 }

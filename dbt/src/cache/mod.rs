@@ -1,6 +1,8 @@
 //! Translated blocks: where they are, how they are linked, when they go.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod block;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod copies;
@@ -16,7 +18,9 @@ mod trace;
 mod ways;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use blocks::{Block, BlockCache, Exit, FETCHED, Key};
+pub use block::{Block, Exit, Key, Translation};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use blocks::{BlockCache, FETCHED};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use parts::{Further, Part, physical};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

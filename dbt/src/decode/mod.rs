@@ -14,6 +14,8 @@ pub const BLOCK_LIMIT: usize = 64;
 const LONG: usize = 32;
 /// The longest instruction, in bytes.
 const LONGEST: usize = 15;
+/// Bytes that are looked at together: most blocks have fewer.
+const WINDOW: usize = 128;
 
 /// Instructions of one page, in the order in which they stand there.
 pub struct DecodedBlock {
@@ -32,9 +34,10 @@ fn decode_next(
     decoder: &mut Decoder<'_>,
     bytes: &[u8],
     options: u32,
-) -> Result<Instruction, DecoderError> {
+    insn: &mut Instruction,
+) -> Result<(), DecoderError> {
     let (start, rip) = (decoder.position(), decoder.ip());
-    let insn = decoder.decode();
+    decoder.decode_out(insn);
     if insn.is_invalid() {
         return Err(decoder.last_error());
     }
@@ -45,10 +48,10 @@ fn decode_next(
         let own = &bytes[start..start + insn.len()];
         if is_xchg(own) {
             let options = options | DecoderOptions::NO_PAUSE;
-            return Ok(Decoder::with_ip(64, own, rip, options).decode());
+            Decoder::with_ip(64, own, rip, options).decode_out(insn);
         }
     }
-    Ok(insn)
+    Ok(())
 }
 
 /// One instruction alone.
@@ -59,7 +62,9 @@ fn decode(
     rip: u64,
 ) -> Result<Instruction, DecoderError> {
     let mut decoder = Decoder::with_ip(cpu.mode.code_size().bits(), bytes, rip, options);
-    decode_next(cpu, &mut decoder, bytes, options)
+    let mut insn = Instruction::default();
+    decode_next(cpu, &mut decoder, bytes, options, &mut insn)?;
+    Ok(insn)
 }
 
 /// Whether an opcode 0x90 with REP names R8 (REX.B): then it is no PAUSE, but XCHG, as without
@@ -85,36 +90,43 @@ pub fn block(
     cx: &mut Context<'_>,
     insns: &mut Vec<Instruction>,
 ) -> Result<Option<DecodedBlock>, Exception> {
-    insns.clear();
-    let rip = cx.cpu.rip;
     let linear = fetch_address(cx)?;
     let physical = cx.translate_fetch(linear)?;
+    Ok(block_at(cx, physical, insns))
+}
+
+/// Likewise, where RIP is known to be at this address in memory.
+pub fn block_at(
+    cx: &mut Context<'_>,
+    physical: GuestPhys,
+    insns: &mut Vec<Instruction>,
+) -> Option<DecodedBlock> {
+    insns.clear();
+    let rip = cx.cpu.rip;
     let in_page = PAGE_SIZE as usize - physical.page_offset();
     let in_segment = fetchable(cx);
     let room = in_page.min(in_segment);
     let run = run(cx, (physical, rip), room, insns);
     cx.settle();
     let (len, cut) = match run {
-        Run::NoMemory => return Ok(None),
+        Run::NoMemory => return None,
         Run::Decoded { len, cut } => (len, cut),
     };
     // What is invalid as it stands does not touch the next page.
     if insns.is_empty() && cut && room < LONGEST && in_page < in_segment {
         let mut bytes = [0u8; LONGEST];
         if cx.mem.load(physical, &mut bytes[..room]).is_err() {
-            return Ok(None);
+            return None;
         }
-        let Some(crossing) = crossing(cx, physical, &bytes[..room], rip) else {
-            return Ok(None);
-        };
-        insns.push(crossing.0);
-        return Ok(Some(crossing.1));
+        let (insn, block) = crossing(cx, physical, &bytes[..room], rip)?;
+        insns.push(insn);
+        return Some(block);
     }
-    Ok((!insns.is_empty()).then_some(DecodedBlock {
+    (!insns.is_empty()).then_some(DecodedBlock {
         physical,
         len,
         second: None,
-    }))
+    })
 }
 
 /// What came of decoding a run of instructions.
@@ -129,6 +141,13 @@ enum Run {
     },
 }
 
+impl Run {
+    fn new(len: usize, cut: bool) -> Run {
+        let len = len as u32;
+        Run::Decoded { len, cut }
+    }
+}
+
 /// Appends instructions up to the next that ends a block. `room`: bytes that may be looked at.
 fn run(
     cx: &mut Context<'_>,
@@ -136,49 +155,36 @@ fn run(
     room: usize,
     insns: &mut Vec<Instruction>,
 ) -> Run {
-    let mut bytes = [0u8; BLOCK_LIMIT * LONGEST];
-    let useful = room.min(bytes.len());
-    // Blocks are short: most fit the first hundred bytes.
-    let mut loaded = room.min(128);
-    if cx.mem.load(physical, &mut bytes[..loaded]).is_err() {
-        return Run::NoMemory;
-    }
-    let mut at = 0;
-    let mut cut = false;
     let options = features::decoder_options(&cx.cpu.model);
     let bits = cx.cpu.mode.code_size().bits();
-    // A decoder is expensive to make: one serves all instructions whose bytes are loaded.
-    'loading: loop {
-        let (begin, known) = (at, &bytes[at..loaded]);
-        let mut decoder = Decoder::with_ip(bits, known, rip.wrapping_add(at as u64), options);
-        while at + LONGEST <= loaded || loaded == useful {
-            if insns.len() == BLOCK_LIMIT {
-                break 'loading;
-            }
-            let insn = match decode_next(cx.cpu, &mut decoder, known, options) {
-                Ok(insn) => insn,
-                Err(error) => {
-                    cut = error == DecoderError::NoMoreBytes;
-                    break 'loading;
-                }
+    let mut bytes = [0u8; WINDOW];
+    let mut at = 0;
+    // A decoder is expensive to make: one serves all instructions of a window.
+    loop {
+        let begin = at;
+        let known = &mut bytes[..WINDOW.min(room - begin)];
+        if cx.mem.load(physical.add(begin as u64), known).is_err() {
+            return match begin {
+                0 => Run::NoMemory,
+                _ => Run::new(at, false),
             };
+        }
+        let last = begin + known.len() == room;
+        let mut decoder = Decoder::with_ip(bits, known, rip.wrapping_add(begin as u64), options);
+        while last || decoder.position() + LONGEST <= known.len() {
+            if insns.len() == BLOCK_LIMIT {
+                return Run::new(at, false);
+            }
+            let mut insn = Instruction::default();
+            if let Err(error) = decode_next(cx.cpu, &mut decoder, known, options, &mut insn) {
+                return Run::new(at, error == DecoderError::NoMoreBytes);
+            }
             at = begin + decoder.position();
-            let ends = ends_block(&insn);
             insns.push(insn);
-            if ends {
-                break 'loading;
+            if ends_block(&insn) {
+                return Run::new(at, false);
             }
         }
-        let more = (loaded + 256).min(useful);
-        let address = physical.add(loaded as u64);
-        if cx.mem.load(address, &mut bytes[loaded..more]).is_err() {
-            break;
-        }
-        loaded = more;
-    }
-    Run::Decoded {
-        len: at as u32,
-        cut,
     }
 }
 

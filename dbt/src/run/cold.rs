@@ -4,9 +4,9 @@ use iced_x86::Instruction;
 use mmu::GuestPhys;
 
 use super::vcpu::Vcpu;
+use crate::cache::Key;
 use crate::guest::Mode;
 use crate::interpret::Context;
-use crate::x86_64::moving;
 use crate::{decode, interpret};
 
 /// Counters; places of code that share one are only translated a little earlier.
@@ -86,39 +86,37 @@ impl Visits {
 }
 
 impl Vcpu {
-    /// Interprets code that is not worth a translation yet, up to its next jump.
-    pub(super) fn run_cold(&mut self) {
+    /// Interprets code that is not worth a translation yet, up to its next jump. `key`: that of RIP, if the
+    /// code segment has a number.
+    pub(super) fn run_cold(&mut self, key: Option<Key>) {
+        let Some(key) = key else {
+            return self.step();
+        };
         let mut insns = std::mem::take(&mut self.decoded);
-        if let Some(at) = self.decoded_elsewhere(&mut insns) {
-            self.visits.note(at, insns[0].ip());
-            self.run_page(&insns, at.page());
-            self.decoded = insns;
-            return;
-        }
-        match decode::block(&mut self.context(), &mut insns) {
-            Ok(Some(decoded)) => {
-                self.visits.note(decoded.physical, insns[0].ip());
-                self.run_page(&insns, decoded.physical.page());
-            }
-            Ok(None) => self.step(),
-            Err(exception) => self.raise(exception),
+        if self.decoded_elsewhere(key, &mut insns)
+            || decode::block_at(&mut self.context(), key.physical, &mut insns).is_some()
+        {
+            self.visits.note(key.physical, key.rip);
+            self.run_page(&insns, key.physical.page());
+        } else {
+            self.step();
         }
         self.decoded = insns;
     }
 
-    /// The instructions at RIP, and where they are, from a translation of the same code at another
-    /// address: decoding takes as long as interpreting.
-    fn decoded_elsewhere(&mut self, insns: &mut Vec<Instruction>) -> Option<GuestPhys> {
+    /// Takes the instructions at RIP from a translation of the same code at another address, if there is
+    /// one: decoding takes as long as interpreting.
+    fn decoded_elsewhere(&self, key: Key, insns: &mut Vec<Instruction>) -> bool {
         if !self.options.moving {
-            return None;
+            return false;
         }
-        let key = self.key_at_rip(self.options.grouping).ok()??;
-        let block = self.cache.block(self.cache.original(&key)?)?;
-        let distance = key.rip.wrapping_sub(block.key.rip);
+        let original = self.cache.original(&key);
+        let Some(block) = original.and_then(|id| self.cache.block(id)) else {
+            return false;
+        };
         insns.clear();
         let mut next = key.rip;
-        for insn in &block.insns {
-            let insn = moving::moved_instruction(insn, distance);
+        for insn in block.made.insns_at(key.rip) {
             // A trace goes on elsewhere.
             if insn.ip() != next {
                 break;
@@ -126,7 +124,7 @@ impl Vcpu {
             next = insn.next_ip();
             insns.push(insn);
         }
-        Some(key.physical)
+        true
     }
 
     /// Interprets code of a page.

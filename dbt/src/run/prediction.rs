@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use iced_x86::Instruction;
 use mmu::GuestPhys;
 use rustc_hash::FxHashSet;
 
@@ -103,7 +104,8 @@ impl Vcpu {
         let range = (old.lowest, old.len);
         let parts: Vec<Part> = old.further.iter().map(|further| further.part).collect();
         let tier = Tier::Hot { predicting };
-        let new = self.place(old.key, &old.insns, range, &parts, tier);
+        let insns: Vec<Instruction> = old.insns().collect();
+        let new = self.place(old.key, &insns, range, &parts, tier);
         if let Some(block) = new.and_then(|new| self.cache.block_mut(new)) {
             // What was found out about it stays true.
             block.predicting = true;
@@ -121,7 +123,7 @@ impl Vcpu {
             unreachable!("an upcall from a block that is gone");
         };
         let index = record.insn as usize;
-        let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let (total, rip) = (block.made.count(), block.rip(index));
         let at = block.physical(rip);
         let patience = self.patience();
         let shared = self.block.get_mut();

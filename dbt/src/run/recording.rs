@@ -76,7 +76,7 @@ impl Vcpu {
             return;
         };
         let waits = reach.calls && heat == Heat::Loop;
-        let longer = |trace: &Trace| trace.insns().len() > block.insns.len();
+        let longer = |trace: &Trace| trace.insns().len() > block.made.count();
         match trace {
             Some(trace) if trace.is_closed() || (!waits && longer(&trace)) => {
                 self.make_trace(head, key, &trace)

@@ -8,9 +8,9 @@ use mmu::GuestPhys;
 use super::block_state::{JUMP_CACHES, JumpEntry};
 use super::recording::heat_counter;
 use super::vcpu::{Vcpu, context_of};
-use crate::cache::{BlockCache, FETCHED, Further, Key, Part};
+use crate::cache::{Block, FETCHED, Further, Key, Part};
 use crate::decode::{self, DecodedBlock};
-use crate::guest::{Exception, Mode};
+use crate::guest::Mode;
 use crate::record::classify;
 use crate::x86_64::{self, Allotting, Predicting, Target, bulk, moving};
 
@@ -27,11 +27,11 @@ pub(super) enum Tier {
 }
 
 impl Vcpu {
-    pub(super) fn translate(&mut self, key: Key) -> Result<Option<u32>, Exception> {
+    /// Translates the code of a key, which is that of RIP. `None`: it is to be interpreted.
+    pub(super) fn translate(&mut self, key: Key) -> Option<u32> {
         let mut insns = std::mem::take(&mut self.decoded);
-        let decoded = decode::block(&mut self.context(), &mut insns);
-        let placed = decoded.map(|decoded| {
-            let mut decoded = decoded?;
+        let decoded = decode::block_at(&mut self.context(), key.physical, &mut insns);
+        let placed = decoded.and_then(|mut decoded| {
             // What comes behind a failed check of a group is short-lived, and has no second chance.
             let usual = key.grouped == self.options.grouping;
             if self.options.long_blocks && usual && !key.mode.segmented() {
@@ -179,7 +179,7 @@ impl Vcpu {
         for part in parts {
             self.mem.mark_code(part.lowest);
         }
-        let mut block = BlockCache::make_block(
+        let mut block = Block::new(
             key,
             range,
             further,

@@ -1,6 +1,5 @@
 //! What emitted code calls up for.
 
-use iced_x86::Instruction;
 use mmu::Linear;
 
 use super::recording::Heat;
@@ -71,7 +70,7 @@ impl Vcpu {
             FlagsAt::Lost => 0,
             FlagsAt::Recipe => {
                 let block = self.cache.block(record.block);
-                let recipe = block.and_then(|block| block.recipe(record.insn.into()));
+                let recipe = block.and_then(|block| block.made.recipe(record.insn.into()));
                 let recipe = recipe.expect("a block keeps the recipes that its code refers to");
                 recipe.flags(self.cpu(), self.kept())
             }
@@ -110,7 +109,7 @@ impl Vcpu {
             // Its own block was dropped under it: only a bug could get here.
             unreachable!("an upcall from a block that is gone");
         };
-        let (total, rip) = (block.insns.len(), block.insns[index].ip());
+        let (total, rip) = (block.made.count(), block.rip(index));
         self.publish_count_within(total, index);
         self.cpu_mut().rip = rip;
         let size = record.size as usize;
@@ -164,7 +163,7 @@ impl Vcpu {
     /// Emitted code goes on in the middle of a block: the guest's registers are where that has
     /// them.
     fn resume_within(&mut self, id: u32) {
-        let vectors = self.cache.block(id).is_some_and(|block| block.vectors);
+        let vectors = self.cache.block(id).is_some_and(|block| block.made.vectors);
         self.block.get_mut().exchange.vectors_wanted = u8::from(vectors);
         self.exchange_places(id);
     }
@@ -173,7 +172,7 @@ impl Vcpu {
     /// has for them and their own.
     fn exchange_places(&mut self, id: u32) {
         if let Some(block) = self.cache.block(id) {
-            block.places.exchange(&mut self.block.get_mut().cpu);
+            block.made.places.exchange(&mut self.block.get_mut().cpu);
         }
     }
 
@@ -182,15 +181,12 @@ impl Vcpu {
         let Some(block) = self.cache.block(id) else {
             unreachable!("an upcall from a block that is gone");
         };
-        let total = block.insns.len();
-        let insn = block.insns[index];
-        let follower = block.insns.get(index + 1).map(Instruction::ip);
+        let total = block.made.count();
+        let insn = block.insn(index);
+        let follower = (index + 1 < total).then(|| block.rip(index + 1));
         let (mode, code) = (block.key.mode, block.key.code);
-        let stashes = block.stashes >> index & 1 != 0;
-        let next = self
-            .cache
-            .region()
-            .address(CodeOffset(block.base.0 + block.insn_starts[index + 1]));
+        let stashes = block.made.stashes >> index & 1 != 0;
+        let next = self.cache.region().address(block.insn_start(index + 1));
         self.publish_count_within(total, index);
         let mut cx = self.context();
         cx.cpu.rip = insn.ip();
@@ -252,7 +248,7 @@ impl Vcpu {
         self.remember_jump(id);
         match self.cache.block(id) {
             Some(block) => {
-                let entry = block.indirect_entry;
+                let entry = block.indirect_entry();
                 let address = self.cache.region().address(entry);
                 self.resume(address)
             }
@@ -264,16 +260,18 @@ impl Vcpu {
         let Some(source) = self.cache.block(from) else {
             unreachable!("an upcall from a block that is gone");
         };
-        let target = source.exits[exit].target;
-        let ungrouped = source.exits[exit].ungrouped;
-        if ungrouped.is_some() {
+        let Some(out) = source.exit(exit) else {
+            unreachable!("an exit that its block does not have");
+        };
+        let target = out.target;
+        if out.ungrouped.is_some() {
             return self.link_ungrouped(from, exit, target);
         }
-        let last = source.insns[source.insns.len() - 1].ip();
+        let last = source.rip(source.made.count() - 1);
         let code = source.key.code;
         let near = code.page(source.key.rip) == code.page(target);
         // A trace is left from anywhere in its loop.
-        let jump = source.insns[usize::from(source.exits[exit].insn)].ip();
+        let jump = source.rip(usize::from(out.insn));
         let backward = target <= if source.settled { last } else { jump };
         self.cpu_mut().rip = target;
         if !self.target_allowed(target) {
@@ -316,7 +314,7 @@ impl Vcpu {
         let source = self.cache.block(from)?;
         let block = self.cache.block(to)?;
         let target = block.key.rip;
-        let kind = source.exits.get(exit)?.kind;
+        let kind = source.exit(exit)?.kind;
         // Blocks that each begin further above lead nowhere again: any other way polls.
         let ahead = target > source.key.rip;
         let cross = !source.has_page_of(target);
@@ -324,17 +322,17 @@ impl Vcpu {
             // Where the caller's page is mapped has not changed since the call; that of the page
             // behind it may have changed before.
             if cross {
-                block.indirect_entry
+                block.indirect_entry()
             } else {
-                block.return_entry
+                block.return_entry()
             }
         } else if cross {
-            block.guarded_entry
+            block.guarded_entry()
         } else if !ahead || kind == ExitKind::Call {
             // Each call polls, so that calls and returns alone cannot go on for ever.
-            block.poll_entry
+            block.poll_entry()
         } else {
-            block.entry
+            block.entry()
         };
         self.cache.link(from, exit, to, entry);
         Some(entry)
@@ -353,7 +351,7 @@ impl Vcpu {
 
     /// Enters a block by its polling entry.
     fn continue_at(&mut self, id: u32) -> u64 {
-        let Some(entry) = self.cache.block(id).map(|block| block.poll_entry) else {
+        let Some(entry) = self.cache.block(id).map(|block| block.poll_entry()) else {
             return LEAVE;
         };
         let address = self.cache.region().address(entry);
@@ -366,7 +364,7 @@ impl Vcpu {
         let Ok(Some(to)) = self.find_block(false) else {
             return LEAVE;
         };
-        let Some(entry) = self.cache.block(to).map(|block| block.poll_entry) else {
+        let Some(entry) = self.cache.block(to).map(|block| block.poll_entry()) else {
             return LEAVE;
         };
         self.cache.link(from, exit, to, entry);
@@ -393,12 +391,12 @@ impl Vcpu {
             panic!("fault {vector} in emitted code outside any block, at {address:#x}");
         };
         let block = self.cache.block(id).expect("found by its code");
-        let (total, rip) = (block.insns.len(), block.insns[index].ip());
-        block.places.exchange(&mut self.block.get_mut().cpu);
-        let arithmetic = match block.recipe(index) {
+        let (total, rip) = (block.made.count(), block.rip(index));
+        block.made.places.exchange(&mut self.block.get_mut().cpu);
+        let arithmetic = match block.made.recipe(index) {
             Some(recipe) => recipe.flags(self.cpu(), self.kept()),
-            None if block.flags_away >> index & 1 != 0 => self.saved_flags(),
-            None if block.flags_lost >> index & 1 != 0 => 0,
+            None if block.made.flags_away >> index & 1 != 0 => self.saved_flags(),
+            None if block.made.flags_lost >> index & 1 != 0 => 0,
             None => rflags & flags::ARITHMETIC,
         };
         let cpu = self.cpu_mut();

@@ -279,20 +279,26 @@ impl Vcpu {
             if self.code_segment().is_none() {
                 self.renumber_segments();
             }
-            match self.block_at_rip() {
-                Ok(Some(id)) => {
+            let key = match self.key_at_rip(self.options.grouping) {
+                Ok(key) => key,
+                Err(exception) => {
+                    self.raise(exception);
+                    continue;
+                }
+            };
+            match key.and_then(|key| self.block_of(key)) {
+                Some(id) => {
                     self.remember_jump(id);
                     let block = self.cache.block(id).expect("just found");
-                    let count = block.insns.len() as i64;
-                    let entry = block.entry;
+                    let count = block.made.count() as i64;
+                    let entry = block.entry();
                     if self.options.counted && self.block.get().exchange.budget < count {
                         self.step();
                         continue;
                     }
                     self.enter(entry);
                 }
-                Ok(None) => self.run_cold(),
-                Err(exception) => self.raise(exception),
+                None => self.run_cold(key),
             }
         }
     }
@@ -452,7 +458,7 @@ impl Vcpu {
             self.block.forget_returns();
         }
         for block in gone {
-            let host = self.cache.region().address(block.indirect_entry);
+            let host = self.cache.region().address(block.indirect_entry());
             let slot = JumpEntry::slot(block.key.jump_word());
             let entry = &mut self.block.get_mut().jumps[block.jump_cache][slot];
             if entry.host == host {
@@ -486,30 +492,38 @@ impl Vcpu {
 
     /// Finds or makes the block at RIP, with accesses that share checks or without.
     pub(super) fn find_block(&mut self, grouped: bool) -> Result<Option<u32>, Exception> {
-        let Some(key) = self.key_at_rip(grouped)? else {
-            return Ok(None);
-        };
-        let Key { physical, rip, .. } = key;
+        let key = self.key_at_rip(grouped)?;
+        Ok(key.and_then(|key| self.block_of(key)))
+    }
+
+    /// Finds or makes the block of a key, which is that of RIP.
+    fn block_of(&mut self, key: Key) -> Option<u32> {
+        let Key {
+            physical,
+            rip,
+            grouped,
+            ..
+        } = key;
         let found = match self.cache.find(&key) {
             // What runs once only is not worth a copy either.
             None if !self.visits.first(physical, rip) => self.move_here(key),
             found => found,
         };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
-            return Ok(None);
+            return None;
         }
         let id = match found.map(|id| (id, self.other_pages(id))) {
             Some((id, Others::Hold)) => Some(id),
-            Some((_, Others::Unknown)) => return Ok(None),
+            Some((_, Others::Unknown)) => return None,
             other => {
                 if let Some(gone) = other.and_then(|(id, _)| self.cache.remove(id)) {
                     self.drop_blocks(&[gone]);
                 }
-                self.translate(key)?
+                self.translate(key)
             }
         };
         // Looking for the second page is a walk as well: what it wrote may have been this block.
-        Ok(id.filter(|&id| self.confirm(id)))
+        id.filter(|&id| self.confirm(id))
     }
 
     /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
@@ -563,7 +577,7 @@ impl Vcpu {
     /// Remembers where an indirect jump to a block goes.
     pub(super) fn remember_jump(&mut self, id: u32) {
         if let Some(block) = self.cache.block(id) {
-            let host = self.cache.region().address(block.indirect_entry);
+            let host = self.cache.region().address(block.indirect_entry());
             let (word, cache) = (block.key.jump_word(), block.jump_cache);
             self.block.get_mut().jumps[cache][JumpEntry::slot(word)] = JumpEntry { word, host };
         }

@@ -5,11 +5,12 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::emitter::Encoded;
-use super::registers::number;
+use super::encoding_rows;
+use super::registers::{is_high_byte, number};
 
 /// How an instruction names its operands.
 #[derive(Clone, Copy)]
-enum Form {
+pub(super) enum Form {
     /// Register, then register or memory.
     Load,
     /// Register or memory, then register.
@@ -18,10 +19,18 @@ enum Form {
     Short(u8),
     /// Likewise, of 32 bits.
     Long(u8),
+    /// Register or memory, alone or with what its opcode implies.
+    Alone(u8),
+    /// RAX or a part of it, then a constant of 8 bits, and no ModRM byte.
+    AccumulatorShort,
+    /// Likewise, of 32 bits.
+    AccumulatorLong,
+    /// A register in the opcode, then a constant of 32 bits.
+    InOpcode,
 }
 
 /// Opcode, form, and whether operands have 64 bits.
-type Row = (&'static [u8], Form, bool);
+pub(super) type Row = (&'static [u8], Form, bool);
 
 /// The eight operations whose opcodes are alike.
 macro_rules! arithmetic {
@@ -98,12 +107,7 @@ fn row(code: Code) -> Option<Row> {
 
 /// Encodes an instruction of 64-bit code; `None`: it is not among the usual ones.
 pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
-    let (opcode, form, wide) = row(insn.code())?;
-    let (field, operand) = match form {
-        Form::Load => (number(insn.op0_register()) as u8, 1),
-        Form::Store => (number(insn.op1_register()) as u8, 0),
-        Form::Short(extension) | Form::Long(extension) => (extension, 0),
-    };
+    let (opcode, form, wide) = row(insn.code()).or_else(|| encoding_rows::more(insn.code()))?;
     let prefixed = insn.has_rep_prefix()
         || insn.has_repne_prefix()
         || insn.has_lock_prefix()
@@ -113,12 +117,43 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
     }
     let mut out = Encoded::default();
     let mut rex = if wide { 0x48 } else { 0 };
+    // Without a prefix SPL, BPL, SIL and DIL are AH, CH, DH and BH, which have it never.
+    let mut named = |register: Register| match register {
+        _ if is_high_byte(register) => None,
+        Register::SPL | Register::BPL | Register::SIL | Register::DIL => {
+            rex |= 0x40;
+            Some(number(register) as u8)
+        }
+        _ => Some(number(register) as u8),
+    };
+    let (field, operand) = match form {
+        Form::Load => (named(insn.op0_register())?, 1),
+        Form::Store => (named(insn.op1_register())?, 0),
+        Form::Short(extension) | Form::Long(extension) | Form::Alone(extension) => (extension, 0),
+        Form::AccumulatorShort | Form::AccumulatorLong => {
+            out.prefix(rex, opcode);
+            constant(insn, form, &mut out);
+            return Some(out);
+        }
+        Form::InOpcode => {
+            let register = number(insn.op0_register()) as u8;
+            out.prefix(
+                if register > 7 { 0x41 } else { 0 },
+                &[opcode[0] | register & 7],
+            );
+            constant(insn, form, &mut out);
+            return Some(out);
+        }
+    };
+    let direct = match insn.op_kind(operand) {
+        OpKind::Register => Some(named(insn.op_register(operand))?),
+        _ => None,
+    };
     if field > 7 {
         rex |= 0x44;
     }
     let modrm = (field & 7) << 3;
-    if insn.op_kind(operand) == OpKind::Register {
-        let register = number(insn.op_register(operand)) as u8;
+    if let Some(register) = direct {
         if register > 7 {
             rex |= 0x41;
         }
@@ -168,12 +203,19 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
     } else {
         return None;
     }
-    match form {
-        Form::Short(_) => out.push(insn.immediate(1) as u8),
-        Form::Long(_) => out.extend(&(insn.immediate(1) as u32).to_le_bytes()),
-        Form::Load | Form::Store => {}
-    }
+    constant(insn, form, &mut out);
     Some(out)
+}
+
+/// Appends the constant that a form ends with.
+fn constant(insn: &Instruction, form: Form, out: &mut Encoded) {
+    match form {
+        Form::Short(_) | Form::AccumulatorShort => out.push(insn.immediate(1) as u8),
+        Form::Long(_) | Form::AccumulatorLong | Form::InOpcode => {
+            out.extend(&(insn.immediate(1) as u32).to_le_bytes());
+        }
+        Form::Load | Form::Store | Form::Alone(_) => {}
+    }
 }
 
 /// Encodes an instruction on registers with `gs:[slot]` in place of one of them, which stands there with all
@@ -199,6 +241,9 @@ pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> O
         Form::Load => (number(insn.op_register(1 - operand)) as u8, 1),
         Form::Store => (number(insn.op_register(1 - operand)) as u8, 0),
         Form::Short(extension) | Form::Long(extension) => (extension, 0),
+        Form::Alone(_) | Form::AccumulatorShort | Form::AccumulatorLong | Form::InOpcode => {
+            return None;
+        }
     };
     // Where the operation has both forms, a bit of its opcode says which.
     let turned = match insn.mnemonic() {
@@ -213,11 +258,7 @@ pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> O
     out.prefix(rex, &[opcode[0] ^ turned]);
     out.extend(&opcode[1..]);
     out.absolute(field, slot);
-    match form {
-        Form::Short(_) => out.push(insn.immediate(1) as u8),
-        Form::Long(_) => out.extend(&(insn.immediate(1) as u32).to_le_bytes()),
-        Form::Load | Form::Store => {}
-    }
+    constant(insn, form, &mut out);
     Some(out)
 }
 
@@ -274,6 +315,7 @@ mod tests {
                         Form::Store => Instruction::with2(code, memory, sized(register, size)),
                         Form::Short(_) => Instruction::with2(code, memory, 0x1f),
                         Form::Long(_) => Instruction::with2(code, memory, -0x1234_5678),
+                        _ => unreachable!("among the further rows only"),
                     };
                     compare(&insn.expect("the form exists"), &mut compared);
                 }
@@ -292,11 +334,58 @@ mod tests {
                     }
                     Form::Short(_) => Instruction::with2(code, sized(first, size), 0x1f),
                     Form::Long(_) => Instruction::with2(code, sized(first, size), 0x1234_5678),
+                    _ => unreachable!("among the further rows only"),
                 };
                 compare(&insn.expect("the form exists"), &mut compared);
             }
         }
         assert!(compared > 100_000, "{compared}");
+    }
+
+    /// Byte strings of all kinds, as they are decoded.
+    #[test]
+    fn the_bytes_of_further_rows_are_those_of_iced() {
+        let mut state = 0x1234_5678_9abc_def1u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut compared = 0;
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..3_000_000 {
+            let mut bytes = [0u8; 16];
+            bytes[..8].copy_from_slice(&next().to_le_bytes());
+            bytes[8..].copy_from_slice(&next().to_le_bytes());
+            let chosen = next();
+            let mut at = 0;
+            if chosen & 1 != 0 {
+                bytes[at] = 0x40 | bytes[at] & 0xf;
+                at += 1;
+            }
+            if chosen & 2 != 0 {
+                bytes[at] = 0x0f;
+            }
+            let mut insn = iced_x86::Decoder::new(64, &bytes, 0).decode();
+            // Iced-x86 keeps the scale of no register.
+            if insn.memory_index() == Register::None {
+                insn.set_memory_index_scale(1);
+            }
+            let before = compared;
+            if !insn.is_invalid() {
+                compare(&insn, &mut compared);
+            }
+            if compared != before {
+                seen.insert(insn.code());
+            }
+        }
+        let mut rows = 0;
+        for code in Code::values().filter(|&code| encoding_rows::more(code).is_some()) {
+            assert!(seen.contains(&code), "{code:?}");
+            rows += 1;
+        }
+        assert!(rows > 100 && compared > 400_000, "{rows} {compared}");
     }
 
     /// A slot in place of each operand in turn: what is decoded does what the instruction says.
@@ -324,6 +413,7 @@ mod tests {
                         }
                         Form::Short(_) => Instruction::with2(code, registers[0], 0x1f),
                         Form::Long(_) => Instruction::with2(code, registers[0], 0x1234_5678),
+                        _ => unreachable!("among the further rows only"),
                     };
                     let Ok(insn) = insn else { continue };
                     if operand == 1 && matches!(form, Form::Short(_) | Form::Long(_)) {

@@ -10,6 +10,7 @@ mod control;
 mod crossing;
 mod emitter;
 mod encoding;
+mod encoding_rows;
 mod entries;
 mod evaluate;
 mod exits;

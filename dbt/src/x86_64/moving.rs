@@ -151,12 +151,6 @@ impl Move {
         self.to[section].0.wrapping_sub(self.from[section].0)
     }
 
-    /// Where something of the original is in the copy; `len`: bytes of its hot section.
-    pub fn place(&self, offset: CodeOffset, len: u32) -> CodeOffset {
-        let hot = offset.0.wrapping_sub(self.from[0].0) < len;
-        CodeOffset(offset.0.wrapping_add(self.shift(usize::from(!hot))))
-    }
-
     /// Adjusts the code of the original to its new place.
     pub fn adjust(&self, code: &mut [Vec<u8>; 2], marks: &[Mark]) {
         for mark in marks {

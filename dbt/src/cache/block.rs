@@ -1,0 +1,402 @@
+//! A translated block: what was made of its code, and where that is.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use iced_x86::Instruction;
+use mmu::GuestPhys;
+use rustc_hash::FxHasher;
+
+use super::parts::{Further, physical};
+use super::region::CodeOffset;
+use super::ways::Ways;
+use crate::guest::{CodeSegment, Mode};
+use crate::record::recipe::Recipe;
+use crate::x86_64::moving::{self, Mark};
+use crate::x86_64::{Emitted, ExitFlags, ExitKind, ExitSite, Places};
+
+/// What a translation depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    /// Guest-physical address of the first byte.
+    pub physical: GuestPhys,
+    /// RIP of the first instruction.
+    pub rip: u64,
+    /// Mode bits.
+    pub mode: Mode,
+    /// Whether its accesses share TLB checks.
+    pub grouped: bool,
+    /// The code segment.
+    pub code: CodeSegment,
+}
+
+impl Key {
+    /// The word by which jump caches know it.
+    pub fn jump_word(&self) -> u64 {
+        self.code.jump_word(self.rip)
+    }
+
+    /// A word to find it by, which hardly any other key has.
+    pub(super) fn word(&self) -> u64 {
+        let mut hasher = FxHasher::default();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// What was made of a block's code, which its copies at other addresses have in common. Addresses of the
+/// guest are those that it was made at, and places in the code likewise: [`Block`] knows its own.
+pub struct Translation {
+    rip: u64,
+    base: CodeOffset,
+    cold_base: CodeOffset,
+    insns: Box<[Instruction]>,
+    exits: Box<[ExitSite]>,
+    recipes: Box<[(u16, Recipe)]>,
+    /// Offset of each instruction's code from the first byte, and of the end.
+    pub insn_starts: Box<[u32]>,
+    /// What changes if it is moved; `None`: it cannot be.
+    pub marks: Option<Box<[Mark]>>,
+    /// Bytes of its code.
+    pub size: u32,
+    /// Bytes of its slow paths.
+    pub cold_size: u32,
+    /// Entry without checks, as an offset from the first byte, as the other ones are.
+    entry: u32,
+    poll_entry: u32,
+    guarded_entry: u32,
+    indirect_entry: u32,
+    return_entry: u32,
+    saving_entry: u32,
+    saving_forward: u32,
+    /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
+    pub lost: Option<u16>,
+    /// Bit i: instruction i leaves something in the stash that the code behind it relies on: if
+    /// it is interpreted, that code cannot go on.
+    pub stashes: u64,
+    /// It works on vector registers: they have to be live where it resumes.
+    pub vectors: bool,
+    /// Bit i: instruction i finds its flags in their saved place only.
+    pub flags_away: u64,
+    /// Bit i: instruction i finds them nowhere.
+    pub flags_lost: u64,
+    /// Whether flags are right wherever the guest may look at them.
+    pub precise_flags: bool,
+    /// Where the guest's registers are while it runs.
+    pub places: Places,
+}
+
+impl Translation {
+    /// Instructions.
+    pub fn count(&self) -> usize {
+        self.insns.len()
+    }
+
+    /// The instructions as they are where the first one is at this RIP.
+    pub fn insns_at(&self, rip: u64) -> impl Iterator<Item = Instruction> {
+        let distance = rip.wrapping_sub(self.rip);
+        let insns = self.insns.iter();
+        insns.map(move |insn| moving::moved_instruction(insn, distance))
+    }
+
+    /// The recipe for the flags before an instruction, if they are nowhere else.
+    pub fn recipe(&self, insn: usize) -> Option<Recipe> {
+        let mut recipes = self.recipes.iter();
+        let found = recipes.find(|&&(index, _)| usize::from(index) == insn);
+        found.map(|&(_, recipe)| recipe)
+    }
+}
+
+/// A jump out of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exit {
+    /// Where its displacement is.
+    pub site: CodeOffset,
+    /// Where it goes while unlinked.
+    pub stub: CodeOffset,
+    /// Guest RIP of its target.
+    pub target: u64,
+    /// The instruction that leads out.
+    pub insn: u16,
+    /// The check of a group of accesses failed: it goes to the rest of its own block, from this
+    /// instruction on, without groups.
+    pub ungrouped: Option<u16>,
+    /// What leads out.
+    pub kind: ExitKind,
+    /// How the flags leave.
+    pub flags: ExitFlags,
+}
+
+/// A translated block.
+pub struct Block {
+    /// What it was made from.
+    pub key: Key,
+    /// What was made of that.
+    pub made: Arc<Translation>,
+    /// Guest-physical address of the lowest byte of its code on its first instruction's page.
+    pub lowest: GuestPhys,
+    /// Bytes of guest code from there on.
+    pub len: u32,
+    /// Its code on other pages: that of a trace, or where its one instruction goes on.
+    pub further: Box<[Further]>,
+    /// First byte of its code.
+    pub base: CodeOffset,
+    /// First byte of its slow paths.
+    pub cold_base: CodeOffset,
+    /// (exit, block) of every exit that is linked.
+    pub(super) outgoing: Vec<(u16, u32)>,
+    /// (block, exit) of every jump linked here.
+    pub incoming: Vec<(u32, u16)>,
+    /// How often a loop has come back to it by an unlinked jump.
+    pub heat: u8,
+    /// A trace of the loop does not come back: it is only made if that is entered often.
+    pub open: bool,
+    /// It is the best that can be made of a loop.
+    pub settled: bool,
+    /// In which epoch of fetch translations it could not be entered, and how often.
+    pub vain: (u32, u8),
+    /// Where its jumps through registers and memory led, while it is being recorded.
+    pub ways: Option<Box<Ways>>,
+    /// How often a trace of it was recorded in vain.
+    pub attempts: u8,
+    /// Its checks predict their TLB entries, or have been found to do better without.
+    pub predicting: bool,
+    /// How many of them were wrong too often.
+    pub strays: u8,
+    /// What the page guard has to hold.
+    pub mapping: u32,
+    /// The mode's jump cache.
+    pub jump_cache: usize,
+    /// Another mode whose jump cache its last instruction uses.
+    pub far_mode: Option<Mode>,
+    pub(super) area: u32,
+    /// Its place among the blocks of its first page.
+    pub(super) page_place: u32,
+}
+
+impl Block {
+    /// A block of what was just emitted; everything but the area, which the cache sets.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        key: Key,
+        (lowest, len): (GuestPhys, u32),
+        further: Box<[Further]>,
+        insns: &[Instruction],
+        [base, cold_base]: [CodeOffset; 2],
+        mapping: u32,
+        jump_cache: usize,
+        emitted: &mut Emitted,
+    ) -> Block {
+        let made = Translation {
+            rip: key.rip,
+            base,
+            cold_base,
+            insns: Box::from(insns),
+            exits: Box::from(emitted.exits.as_slice()),
+            recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
+            insn_starts: Box::from(emitted.insn_starts.as_slice()),
+            marks: emitted.marks.take(),
+            size: emitted.code[0].len() as u32,
+            cold_size: emitted.code[1].len() as u32,
+            entry: emitted.entry,
+            poll_entry: emitted.poll_entry,
+            guarded_entry: emitted.guarded_entry,
+            indirect_entry: emitted.indirect_entry,
+            return_entry: emitted.return_entry,
+            saving_entry: emitted.saving_entry,
+            saving_forward: emitted.saving_forward,
+            lost: emitted.lost,
+            stashes: emitted.stashes,
+            vectors: emitted.vectors,
+            flags_away: emitted.flags_away,
+            flags_lost: emitted.flags_lost,
+            precise_flags: emitted.precise_flags,
+            places: emitted.places,
+        };
+        Block {
+            key,
+            made: Arc::new(made),
+            lowest,
+            len,
+            further,
+            base,
+            cold_base,
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            heat: 0,
+            open: false,
+            settled: false,
+            vain: (0, 0),
+            ways: None,
+            attempts: 0,
+            predicting: false,
+            strays: 0,
+            mapping,
+            jump_cache,
+            far_mode: None,
+            area: 0,
+            page_place: 0,
+        }
+    }
+
+    /// The same translation for another RIP and another place. What it leads to is not linked.
+    pub(super) fn at(&self, key: Key, mapping: u32, [base, cold_base]: [CodeOffset; 2]) -> Block {
+        Block {
+            key,
+            made: self.made.clone(),
+            lowest: self.lowest,
+            len: self.len,
+            further: Box::default(),
+            base,
+            cold_base,
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            heat: 0,
+            // A trace is one there too. Copies share the predictions of its checks.
+            open: self.open,
+            settled: self.settled,
+            vain: (0, 0),
+            ways: None,
+            attempts: self.attempts,
+            predicting: self.predicting,
+            strays: self.strays,
+            mapping,
+            jump_cache: self.jump_cache,
+            far_mode: self.far_mode,
+            area: 0,
+            page_place: 0,
+        }
+    }
+
+    /// From where the translation was made to where the block is.
+    fn distance(&self) -> u64 {
+        self.key.rip.wrapping_sub(self.made.rip)
+    }
+
+    /// One of its instructions.
+    pub fn insn(&self, index: usize) -> Instruction {
+        moving::moved_instruction(&self.made.insns[index], self.distance())
+    }
+
+    /// RIP of one of its instructions.
+    pub fn rip(&self, index: usize) -> u64 {
+        self.made.insns[index].ip().wrapping_add(self.distance())
+    }
+
+    /// Its instructions.
+    pub fn insns(&self) -> impl Iterator<Item = Instruction> {
+        self.made.insns_at(self.key.rip)
+    }
+
+    /// One of its exits.
+    pub fn exit(&self, index: usize) -> Option<Exit> {
+        let exit = self.made.exits.get(index)?;
+        Some(Exit {
+            site: self.place(exit.site),
+            stub: self.place(exit.stub),
+            target: exit.target.wrapping_add(self.distance()),
+            insn: exit.insn,
+            ungrouped: exit.ungrouped,
+            kind: exit.kind,
+            flags: exit.flags,
+        })
+    }
+
+    /// Its exits.
+    pub fn exits(&self) -> impl Iterator<Item = Exit> {
+        (0..self.made.exits.len()).filter_map(|index| self.exit(index))
+    }
+
+    /// Where something of the translation's code is in its own.
+    fn place(&self, offset: CodeOffset) -> CodeOffset {
+        let made = &*self.made;
+        let within = offset.0.wrapping_sub(made.base.0);
+        if within < made.size {
+            CodeOffset(self.base.0 + within)
+        } else {
+            CodeOffset(self.cold_base.0 + offset.0.wrapping_sub(made.cold_base.0))
+        }
+    }
+
+    fn behind_base(&self, offset: u32) -> CodeOffset {
+        CodeOffset(self.base.0 + offset)
+    }
+
+    /// Entry without checks.
+    pub fn entry(&self) -> CodeOffset {
+        self.behind_base(self.made.entry)
+    }
+
+    /// Entry for backward jumps.
+    pub fn poll_entry(&self) -> CodeOffset {
+        self.behind_base(self.made.poll_entry)
+    }
+
+    /// Entry for jumps from other pages.
+    pub fn guarded_entry(&self) -> CodeOffset {
+        self.behind_base(self.made.guarded_entry)
+    }
+
+    /// Entry for indirect jumps.
+    pub fn indirect_entry(&self) -> CodeOffset {
+        self.behind_base(self.made.indirect_entry)
+    }
+
+    /// Entry for predicted returns from within the page.
+    pub fn return_entry(&self) -> CodeOffset {
+        self.behind_base(self.made.return_entry)
+    }
+
+    /// Entry for direct jumps that bring their flags in EFLAGS only.
+    pub fn saving_entry(&self) -> CodeOffset {
+        self.behind_base(self.made.saving_entry)
+    }
+
+    /// Likewise, for jumps forward within the page: nothing to confirm.
+    pub fn saving_forward(&self) -> CodeOffset {
+        self.behind_base(self.made.saving_forward)
+    }
+
+    /// Where the code of one of its instructions is, or its end.
+    pub fn insn_start(&self, index: usize) -> CodeOffset {
+        self.behind_base(self.made.insn_starts[index])
+    }
+
+    /// The pages that its code was made from.
+    pub fn pages(&self) -> impl Iterator<Item = GuestPhys> {
+        let further = self.further.iter().map(|further| further.part.lowest);
+        let all = std::iter::once(self.key.physical).chain(further);
+        all.map(GuestPhys::page)
+    }
+
+    /// Whether it is one instruction that crosses into another page.
+    pub fn crosses(&self) -> bool {
+        self.made.count() == 1 && !self.further.is_empty()
+    }
+
+    /// Whether an address is on one of its pages: what was confirmed of that when it was entered
+    /// holds where it is left.
+    pub fn has_page_of(&self, rip: u64) -> bool {
+        let page = self.key.code.page(rip);
+        page == self.key.code.page(self.key.rip)
+            || self.further.iter().any(|further| further.part.page == page)
+    }
+
+    /// Guest-physical address of one of its instructions, in flat code.
+    pub fn physical(&self, rip: u64) -> GuestPhys {
+        physical(self.key.physical.page(), &self.further, rip)
+    }
+
+    /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
+    pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
+        match (self.made.lost, flags) {
+            _ if !self.made.precise_flags => true,
+            (None, ExitFlags::Arrived | ExitFlags::Sealed) => false,
+            (None, _) | (_, ExitFlags::Saved | ExitFlags::Sealed) => true,
+            (_, ExitFlags::Host) => false,
+            (Some(changed), ExitFlags::Recipe(needed)) => changed & needed == 0,
+            // The recipe, which is not known, was good for all that the other block changes.
+            (Some(changed), ExitFlags::Arrived) => changed & !from.made.lost.unwrap_or(0) == 0,
+        }
+    }
+}
