@@ -1,6 +1,7 @@
 //! The instruction table: one row a mnemonic, from which the interpreter, the translator and
 //! the tests are driven.
 
+mod class;
 pub mod classify;
 pub mod features;
 pub mod grouping;

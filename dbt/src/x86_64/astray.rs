@@ -4,9 +4,10 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
-use super::emitter::{Emitter, Encoded, Stub, Unencodable};
+use super::emitter::{Emitter, Encoded, Unencodable};
 use super::flags::FlagsPlace;
 use super::registers::{T0, T1, number, sized};
+use super::stubs::Stub;
 use crate::guest::Register as Guest;
 use crate::record::grouping::Place;
 use crate::run::at;

@@ -3,10 +3,11 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
-use super::emitter::{Emitter, Stub, Unencodable};
+use super::emitter::{Emitter, Unencodable};
 use super::moving::Follows;
 use super::operands::Address;
 use super::registers::{T0, T1, number, sized};
+use super::stubs::Stub;
 use crate::guest::Register as Guest;
 use crate::record::classify;
 use crate::record::grouping::Place;

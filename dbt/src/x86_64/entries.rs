@@ -2,10 +2,11 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
-use super::emitter::{Emitter, Stub};
+use super::emitter::Emitter;
 use super::exits::Inner;
 use super::flags::FlagsPlace;
 use super::moving::Follows;
+use super::stubs::Stub;
 use crate::record::recipe;
 use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 

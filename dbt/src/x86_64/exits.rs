@@ -2,9 +2,10 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
-use super::emitter::{Emitter, Stub};
+use super::emitter::Emitter;
 use super::flags::{ExitFlags, FlagsPlace};
 use super::registers::T1;
+use super::stubs::Stub;
 use crate::cache::CodeOffset;
 use crate::record::classify::Kind;
 use crate::run::{UpcallKind, at};

@@ -6,11 +6,12 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Held, Near, Stub, Unencodable};
+use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
 use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
+use super::stubs::Stub;
 use crate::interpret::view;
 use crate::record::grouping::{Group, Member, Place};
 use crate::run::{UpcallKind, at};

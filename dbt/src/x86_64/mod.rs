@@ -29,6 +29,7 @@ mod sections;
 mod segmented;
 mod stack;
 mod strings;
+mod stubs;
 mod system;
 mod trampoline;
 mod unusual;

@@ -6,8 +6,9 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
-use super::emitter::{Emitter, Stub};
+use super::emitter::Emitter;
 use super::registers::{T1, T2};
+use super::stubs::Stub;
 use crate::cache::physical;
 use crate::record::grouping::Place;
 use crate::run::{Upcall, UpcallKind, at};

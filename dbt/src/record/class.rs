@@ -1,0 +1,144 @@
+//! A translator's view of one instruction.
+
+use iced_x86::OpAccess;
+
+use super::liveness;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The same instruction on host registers and a checked memory operand.
+    Plain(Operand),
+    /// LEA: an address, but no access.
+    Lea,
+    /// Nothing to do.
+    Nop,
+    /// PUSH of a register, an immediate or memory, in the mode's own width.
+    Push,
+    /// POP to a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// Direct near JMP.
+    Jump,
+    /// Jcc.
+    Branch,
+    /// LOOP, LOOPE, LOOPNE, JCXZ or JECXZ in segments that are not flat.
+    CountBranch,
+    /// Direct near CALL.
+    Call,
+    /// Near RET.
+    Return,
+    /// Direct near CALL, behind which a trace goes on in the function.
+    CallInto,
+    /// Near RET, behind which a trace goes on where the last call came from.
+    ReturnInto,
+    /// Near JMP through a register or memory.
+    JumpIndirect,
+    /// Near CALL through a register or memory.
+    CallIndirect,
+    /// Near JMP through a register or memory, behind which a trace goes on where it once led.
+    JumpInto,
+    /// Near CALL through a register or memory, likewise.
+    CallIndirectInto,
+    /// CLI at CPL 0.
+    Cli,
+    /// STI at CPL 0.
+    Sti,
+    /// CLD or STD: the direction flag becomes this.
+    Direction(bool),
+    /// SWAPGS at CPL 0.
+    SwapGs,
+    /// PUSHFQ.
+    PushFlags,
+    /// MOV of a segment's selector to a register.
+    ReadSelector,
+    /// RDTSC or RDTSCP.
+    TimeStamp,
+    /// SYSCALL of 64-bit code at CPL 3.
+    SystemCall,
+    /// SYSRETQ.
+    SystemReturn,
+    /// IRETQ at CPL 0.
+    InterruptReturn,
+    /// STAC or CLAC at CPL 0: AC becomes this.
+    UserPages(bool),
+    /// RDPKRU in 64-bit mode.
+    ReadKeyRights,
+    /// MOV from CR0, CR2, CR3 or CR4 at CPL 0 of 64-bit code.
+    ReadControl,
+    /// RDFSBASE or RDGSBASE.
+    ReadBase,
+    /// WRFSBASE or WRGSBASE.
+    WriteBase,
+    /// REP STOS with 64-bit addresses.
+    Fill,
+    /// REP MOVS with 64-bit addresses and without a segment base.
+    Copy,
+    /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
+    BitString,
+    /// CMPXCHG16B.
+    CompareSixteen,
+    /// FLDCW while all exceptions are masked.
+    LoadControl,
+    /// The interpreter executes it.
+    Helper,
+}
+
+/// What a plain instruction does with its memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operand {
+    /// It has none.
+    None,
+    /// Loads.
+    Read,
+    /// Stores, and may be executed once for each copy.
+    Write,
+    /// Stores once: an x87 store pops, or notes an exception that its repetition would raise;
+    /// with an unmasked exception it does not store at all.
+    WriteOnce,
+    /// Loads, computes, stores.
+    Modify,
+}
+
+/// A translator's view of one instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Class {
+    /// How it is translated.
+    pub kind: Kind,
+    /// What it does with each operand.
+    pub access: [OpAccess; 5],
+    /// Bit i: it may change general-purpose register i.
+    pub writes: u16,
+    /// Bit i: it uses general-purpose register i without naming it.
+    pub implied: u16,
+    /// What it does with the arithmetic flags.
+    pub flags: liveness::Flags,
+    /// The host may fault on it whatever it does with memory.
+    pub faults: bool,
+    /// It may touch vector registers or MXCSR.
+    pub vectors: bool,
+}
+
+impl Class {
+    /// The same instruction in the middle of a trace.
+    pub fn followed(self) -> Class {
+        let kind = match self.kind {
+            Kind::Call => Kind::CallInto,
+            Kind::Return => Kind::ReturnInto,
+            Kind::JumpIndirect => Kind::JumpInto,
+            Kind::CallIndirect => Kind::CallIndirectInto,
+            kind => kind,
+        };
+        Class { kind, ..self }
+    }
+
+    /// What the instruction does with its memory operand, if the host can execute it alone.
+    pub fn on_host(&self) -> Option<Operand> {
+        match self.kind {
+            Kind::Plain(operand) => Some(operand),
+            Kind::LoadControl => Some(Operand::Read),
+            _ => None,
+        }
+    }
+}
