@@ -145,18 +145,10 @@ impl Emitter<'_> {
         if !calls {
             self.keep_whole(2);
             dynasm!(self.ops ; .arch x64 ; jmp rsi);
-        } else if self.target.returns {
+        } else {
             let next = self.next_offset(insn);
             self.load_code_address(T1, next);
-            self.keep_whole(9);
-            dynasm!(self.ops
-                ; .arch x64
-                ; push rdi
-                ; gs call QWORD [at::SCRATCH]
-            );
-            self.landing(next);
-        } else {
-            dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::SCRATCH]);
+            self.call_found(next);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::flags::{Effect, FlagsPlace};
 use super::moving::{Follows, Mark};
 use super::places::{self, Places};
 use super::plain::Need;
+use super::whole_jumps::DIRECT;
 use crate::guest::Mode;
 use crate::interpret;
 use crate::interpret::extension::{self, Noted};
@@ -280,7 +281,7 @@ fn emit_once(
             let start = emitter.here();
             emitter.flags = FlagsPlace::HOST;
             emitter.save_flags();
-            emitter.keep_whole(5);
+            emitter.keep_whole(DIRECT);
             dynasm!(emitter.ops ; .arch x64 ; jmp =>label);
             start
         };

@@ -8,6 +8,7 @@ use super::moving::Follows;
 use super::operands::Address;
 use super::registers::{T0, T1, number, sized};
 use super::stubs::Stub;
+use super::whole_jumps::PUSH;
 use crate::guest::Register as Guest;
 use crate::record::classify;
 use crate::record::grouping::Place;
@@ -422,8 +423,15 @@ impl Emitter<'_> {
             ; gs mov [at::SCRATCH], rsi
         );
         let next = self.push_return(index, insn, true)?;
+        self.call_found(next);
+        Ok(())
+    }
+
+    /// Ends an indirect call: its target on the host is in the scratch word, the return address in T1.
+    pub(super) fn call_found(&mut self, next: u64) {
         if self.target.returns {
-            self.keep_whole(9);
+            // push, and a call with a prefix, through an absolute address.
+            self.keep_whole(PUSH + 8);
             dynasm!(self.ops
                 ; .arch x64
                 ; push rdi
@@ -433,6 +441,5 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::SCRATCH]);
         }
-        Ok(())
     }
 }

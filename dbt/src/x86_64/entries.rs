@@ -7,6 +7,7 @@ use super::exits::Inner;
 use super::flags::FlagsPlace;
 use super::moving::Follows;
 use super::stubs::Stub;
+use super::whole_jumps::DIRECT;
 use crate::record::recipe;
 use crate::run::{FlagsAt, Upcall, UpcallKind, at};
 
@@ -61,7 +62,7 @@ impl Emitter<'_> {
             self.restore_flags();
             dynasm!(self.ops ; .arch x64 ; =>back);
         }
-        self.keep_whole(5);
+        self.keep_whole(DIRECT);
         dynasm!(self.ops ; .arch x64 ; jmp =>entry);
         (start, after)
     }

@@ -6,6 +6,7 @@ use super::emitter::Emitter;
 use super::flags::{ExitFlags, FlagsPlace};
 use super::registers::T1;
 use super::stubs::Stub;
+use super::whole_jumps::{DIRECT, PUSH};
 use crate::cache::CodeOffset;
 use crate::record::classify::Kind;
 use crate::run::{UpcallKind, at};
@@ -103,7 +104,7 @@ impl Emitter<'_> {
         match condition {
             Some(condition) => self.jump_if(condition, inner.label),
             None => {
-                self.keep_whole(5);
+                self.keep_whole(DIRECT);
                 dynasm!(self.ops ; .arch x64 ; jmp =>inner.label);
             }
         }
@@ -143,7 +144,7 @@ impl Emitter<'_> {
                 self.ops.extend([0x0f, 0x80 | code].iter());
             }
             None => {
-                self.keep_whole(5);
+                self.keep_whole(DIRECT);
                 self.ops.push(0xe9);
             }
         }
@@ -163,7 +164,7 @@ impl Emitter<'_> {
     /// Emits a call of a known guest address, whose return address is in T1, and what its return
     /// leads to.
     pub(super) fn call_exit(&mut self, target: u64, next: u64, flags: ExitFlags) {
-        self.keep_whole(6);
+        self.keep_whole(PUSH + DIRECT);
         dynasm!(self.ops ; .arch x64 ; push rdi);
         self.ops.push(0xe8);
         self.linkable(target, ExitKind::Call, flags);
@@ -199,7 +200,7 @@ impl Emitter<'_> {
         self.calls[own].landing = Some(landing);
         let over = self.ops.new_dynamic_label();
         self.load_code_address(T1, call.next);
-        self.keep_whole(11);
+        self.keep_whole(PUSH + 2 * DIRECT);
         dynasm!(self.ops
             ; .arch x64
             ; push rdi
@@ -229,7 +230,7 @@ impl Emitter<'_> {
 
     /// Where a predicted return arrives: it goes on at a guest address.
     pub(super) fn landing(&mut self, next: u64) {
-        self.keep_whole(6);
+        self.keep_whole(PUSH + DIRECT);
         dynasm!(self.ops ; .arch x64 ; pop rdi);
         self.ops.push(0xe9);
         self.linkable(next, ExitKind::Return, ExitFlags::Saved);
@@ -262,7 +263,7 @@ impl Emitter<'_> {
         kind: ExitKind,
         flags: ExitFlags,
     ) {
-        self.keep_whole(5);
+        self.keep_whole(DIRECT);
         self.ops.push(0xe9);
         let (site, is_cold) = (self.address(), self.ops.is_cold());
         self.ops.push_u32(0);

@@ -13,6 +13,7 @@ use iced_x86::{Code, Instruction, Mnemonic, Register};
 use super::emitter::{Emitter, Unencodable};
 use super::operands::Address;
 use super::registers::{T0, number};
+use super::whole_jumps::{CONDITIONAL, DIRECT};
 use crate::guest::{CodeSize, Register as Guest};
 use crate::record::recipe::Recipe;
 use crate::run::at;
@@ -173,8 +174,9 @@ impl Emitter<'_> {
         }
         let (nonzero, zero) = if counts { (taken, next) } else { (next, taken) };
         // Nothing comes between the jumps then.
-        self.keep_whole(3 + usize::from(over));
-        self.bytes(&[0x67, 0xe3, over]);
+        let jump = [0x67, 0xe3, over as u8];
+        self.keep_whole(jump.len() + over);
+        self.bytes(&jump);
         let begin = self.here();
         if short {
             dynasm!(self.ops ; .arch x64 ; mov rcx, r8);
@@ -183,7 +185,7 @@ impl Emitter<'_> {
             self.direct_exit(next, Some(condition), flags);
         }
         self.direct_exit(nonzero, None, flags);
-        debug_assert_eq!(self.here() - begin, u32::from(over));
+        debug_assert_eq!(self.here() - begin, over as u32);
         if short {
             dynasm!(self.ops ; .arch x64 ; mov rcx, r8);
         }
@@ -195,7 +197,5 @@ impl Emitter<'_> {
 /// Conditions as encodings number them.
 const EQUAL: u8 = 4;
 const NOT_EQUAL: u8 = 5;
-/// Bytes of a jump out of the block, of a conditional one, and of `mov rcx, r8`.
-const DIRECT: u8 = 5;
-const CONDITIONAL: u8 = 6;
-const BACK: u8 = 3;
+/// Bytes of `mov rcx, r8`.
+const BACK: usize = 3;

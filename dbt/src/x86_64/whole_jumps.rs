@@ -12,8 +12,10 @@ use super::emitter::Emitter;
 use crate::cache::FETCHED;
 use crate::record::classify::Class;
 
-/// Bytes of `jcc rel32`.
-const CONDITIONAL: usize = 6;
+/// Bytes of `jcc rel32`, of `jmp rel32` and `call rel32`, and of a push or pop.
+pub(super) const CONDITIONAL: usize = 6;
+pub(super) const DIRECT: usize = 5;
+pub(super) const PUSH: usize = 1;
 
 /// Prefixes, and the bytes of the longest instruction (SDM volume 2, 2.3.11).
 const GS: u8 = 0x65;
