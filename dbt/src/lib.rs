@@ -5,6 +5,8 @@ pub mod decode;
 pub mod guest;
 pub mod interpret;
 mod platform;
+#[cfg(test)]
+mod random;
 pub mod record;
 pub mod run;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -45,9 +45,9 @@ impl Ahead {
         })
     }
 
-    /// Whether a slot is in a region that has not been written yet; from now on it has.
+    /// A slot is about to be written. Whether it is the first in its region.
     #[inline]
-    pub(crate) fn is_first(&mut self, slot: u32) -> bool {
+    pub(crate) fn touch(&mut self, slot: u32) -> bool {
         let region = &mut self.regions[(slot / REGION_SLOTS) as usize];
         !std::mem::replace(&mut region.touched, true)
     }
@@ -124,7 +124,7 @@ mod tests {
 
     fn touch(ahead: &mut Ahead, region: u32) -> Vec<(u32, usize)> {
         let slot = region * REGION_SLOTS + 7;
-        assert!(ahead.is_first(slot) && !ahead.is_first(slot));
+        assert!(ahead.touch(slot) && !ahead.touch(slot));
         let wanted = ahead.wanted(slot);
         wanted
             .map(|(slot, copy)| (slot / REGION_SLOTS, copy))

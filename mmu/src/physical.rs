@@ -209,11 +209,7 @@ impl PhysMem {
     #[inline]
     fn touch(&mut self, index: u32) {
         let slot = self.slot(index);
-        if self
-            .ahead
-            .as_mut()
-            .is_some_and(|ahead| ahead.is_first(slot))
-        {
+        if self.ahead.as_mut().is_some_and(|ahead| ahead.touch(slot)) {
             self.ask_ahead(slot);
         }
     }

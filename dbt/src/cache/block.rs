@@ -13,7 +13,7 @@ use super::ways::Ways;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
 use crate::x86_64::moving::{self, Mark};
-use crate::x86_64::{Emitted, ExitFlags, ExitKind, ExitSite, Places};
+use crate::x86_64::{Emitted, ExitFlags, ExitSite, Places};
 
 /// What a translation depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -107,26 +107,6 @@ impl Translation {
     }
 }
 
-/// A jump out of a block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Exit {
-    /// Where its displacement is.
-    pub site: CodeOffset,
-    /// Where it goes while unlinked.
-    pub stub: CodeOffset,
-    /// Guest RIP of its target.
-    pub target: u64,
-    /// The instruction that leads out.
-    pub insn: u16,
-    /// The check of a group of accesses failed: it goes to the rest of its own block, from this
-    /// instruction on, without groups.
-    pub ungrouped: Option<u16>,
-    /// What leads out.
-    pub kind: ExitKind,
-    /// How the flags leave.
-    pub flags: ExitFlags,
-}
-
 /// A translated block.
 pub struct Block {
     /// What it was made from.
@@ -213,9 +193,29 @@ impl Block {
             precise_flags: emitted.precise_flags,
             places: emitted.places,
         };
+        let place = ([base, cold_base], mapping);
+        Block::of(
+            key,
+            Arc::new(made),
+            (lowest, len),
+            further,
+            place,
+            jump_cache,
+        )
+    }
+
+    /// Nothing leads there or away yet. `place`: where the code and its slow paths are, and the mapping.
+    fn of(
+        key: Key,
+        made: Arc<Translation>,
+        (lowest, len): (GuestPhys, u32),
+        further: Box<[Further]>,
+        ([base, cold_base], mapping): ([CodeOffset; 2], u32),
+        jump_cache: usize,
+    ) -> Block {
         Block {
             key,
-            made: Arc::new(made),
+            made,
             lowest,
             len,
             further,
@@ -240,31 +240,25 @@ impl Block {
     }
 
     /// The same translation for another RIP and another place. What it leads to is not linked.
-    pub(super) fn at(&self, key: Key, mapping: u32, [base, cold_base]: [CodeOffset; 2]) -> Block {
+    pub(super) fn at(&self, key: Key, mapping: u32, bases: [CodeOffset; 2]) -> Block {
+        let made = self.made.clone();
+        let range = (self.lowest, self.len);
         Block {
-            key,
-            made: self.made.clone(),
-            lowest: self.lowest,
-            len: self.len,
-            further: Box::default(),
-            base,
-            cold_base,
-            outgoing: Vec::new(),
-            incoming: Vec::new(),
-            heat: 0,
             // A trace is one there too. Copies share the predictions of its checks.
             open: self.open,
             settled: self.settled,
-            vain: (0, 0),
-            ways: None,
             attempts: self.attempts,
             predicting: self.predicting,
             strays: self.strays,
-            mapping,
-            jump_cache: self.jump_cache,
             far_mode: self.far_mode,
-            area: 0,
-            page_place: 0,
+            ..Block::of(
+                key,
+                made,
+                range,
+                Box::default(),
+                (bases, mapping),
+                self.jump_cache,
+            )
         }
     }
 
@@ -289,21 +283,18 @@ impl Block {
     }
 
     /// One of its exits.
-    pub fn exit(&self, index: usize) -> Option<Exit> {
+    pub fn exit(&self, index: usize) -> Option<ExitSite> {
         let exit = self.made.exits.get(index)?;
-        Some(Exit {
+        Some(ExitSite {
             site: self.place(exit.site),
             stub: self.place(exit.stub),
             target: exit.target.wrapping_add(self.distance()),
-            insn: exit.insn,
-            ungrouped: exit.ungrouped,
-            kind: exit.kind,
-            flags: exit.flags,
+            ..*exit
         })
     }
 
     /// Its exits.
-    pub fn exits(&self) -> impl Iterator<Item = Exit> {
+    pub fn exits(&self) -> impl Iterator<Item = ExitSite> {
         (0..self.made.exits.len()).filter_map(|index| self.exit(index))
     }
 

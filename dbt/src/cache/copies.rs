@@ -64,10 +64,7 @@ impl BlockCache {
         way.adjust(code, marks);
         let copy = block.at(key, mapping, to);
         for exit in copy.exits() {
-            let cold = usize::from(exit.site.0.wrapping_sub(to[0].0) >= block.made.size);
-            let at = (exit.site.0 - to[cold].0) as usize;
-            let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
-            code[cold][at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+            exit.lead_to_stub(code, to);
         }
         Some(copy)
     }

@@ -18,7 +18,7 @@ mod trace;
 mod ways;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use block::{Block, Exit, Key, Translation};
+pub use block::{Block, Key, Translation};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use blocks::{BlockCache, FETCHED};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

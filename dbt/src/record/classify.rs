@@ -382,24 +382,38 @@ pub(crate) fn is_avx(feature: CpuidFeature) -> bool {
     )
 }
 
+/// Whether it is one of the extensions that work on general registers alone.
+pub(super) fn is_general(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::INTEL8086
+            | F::INTEL186
+            | F::INTEL386
+            | F::INTEL486
+            | F::X64
+            | F::CMOV
+            | F::POPCNT
+            | F::LZCNT
+            | F::BMI1
+            | F::BMI2
+            | F::ADX
+            | F::MOVBE
+            | F::MULTIBYTENOP
+    )
+}
+
+/// Whether it is one of the extensions that work on x87 and MMX registers.
+pub(super) fn is_x87(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+}
+
 /// Whether the mode lets the instruction's extension run without #NM or #UD.
 fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
-    use CpuidFeature as F;
     Some(match feature {
-        F::INTEL8086
-        | F::INTEL186
-        | F::INTEL386
-        | F::INTEL486
-        | F::X64
-        | F::CMOV
-        | F::POPCNT
-        | F::LZCNT
-        | F::BMI1
-        | F::BMI2
-        | F::ADX
-        | F::MOVBE
-        | F::MULTIBYTENOP => true,
-        F::FPU | F::FPU287 | F::FPU387 | F::MMX => mode.has(Mode::X87),
+        general if is_general(general) => true,
+        x87 if is_x87(x87) => mode.has(Mode::X87),
         sse if is_sse(sse) => mode.has(Mode::SSE),
         avx if is_avx(avx) => mode.has(Mode::AVX),
         _ => return None,

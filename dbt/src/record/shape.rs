@@ -5,7 +5,7 @@
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::classify::{Class, is_avx, is_immediate, is_sse};
+use super::classify::{Class, is_avx, is_general, is_immediate, is_sse, is_x87};
 use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
@@ -192,12 +192,7 @@ impl Known {
 
 /// Whether the host may fault on an instruction without a memory operand.
 pub(super) fn may_fault(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let extension = |feature: &CpuidFeature| {
-        matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
-            || is_sse(*feature)
-            || is_avx(*feature)
-    };
+    let extension = |&feature: &CpuidFeature| is_x87(feature) || is_sse(feature) || is_avx(feature);
     matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
         || insn.cpuid_features().iter().any(extension)
 }
@@ -205,29 +200,8 @@ pub(super) fn may_fault(insn: &Instruction) -> bool {
 /// Whether an instruction may touch vector registers or MXCSR (which conversions to MMX
 /// registers do too). The few of the SSE extensions that touch neither are common in kernels.
 pub(super) fn uses_vectors(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let extension = insn.cpuid_features().iter().any(|feature| {
-        !matches!(
-            feature,
-            F::INTEL8086
-                | F::INTEL186
-                | F::INTEL286
-                | F::INTEL386
-                | F::INTEL486
-                | F::X64
-                | F::CMOV
-                | F::FPU
-                | F::FPU287
-                | F::FPU387
-                | F::MMX
-                | F::POPCNT
-                | F::LZCNT
-                | F::BMI1
-                | F::BMI2
-                | F::ADX
-                | F::MOVBE
-                | F::MULTIBYTENOP
-        )
+    let extension = insn.cpuid_features().iter().any(|&feature| {
+        !(feature == CpuidFeature::INTEL286 || is_general(feature) || is_x87(feature))
     });
     extension
         && !matches!(
@@ -248,6 +222,7 @@ mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
     use super::*;
+    use crate::random::RandomBytes;
     use crate::record::classify::Classifier;
 
     /// Byte strings of all kinds, with short opcodes and many ways to name registers.
@@ -274,22 +249,14 @@ mod tests {
             (16, Mode::RING0 | Mode::X87),
         ];
         let mut classifier = Classifier::default();
-        let mut state = 0x1234_5678_9abc_def1u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut random = RandomBytes::new();
         let mut known = 0;
         for round in 0..1_500_000u32 {
             let (bits, mode) = modes[round as usize % modes.len()];
             let mode = Mode(mode);
-            let mut bytes = [0u8; 16];
-            bytes[..8].copy_from_slice(&next().to_le_bytes());
-            bytes[8..].copy_from_slice(&next().to_le_bytes());
+            let mut bytes = random.bytes();
             let prefix = [0x48, 0x0f, 0x66, 0xf2, 0xf3, 0x45, 0xc5, 0xc1];
-            let chosen = next();
+            let chosen = random.next();
             if chosen & 1 != 0 {
                 bytes[0] = prefix[(chosen >> 8) as usize % prefix.len()];
             }

@@ -38,10 +38,7 @@ impl Emitter<'_> {
         let word = self.width(insn);
         let expected = sized(number(T1) as u8, word as usize);
         self.spoil_flags_and(1 << Guest::RSP, true);
-        let code = match word {
-            8 => Code::Cmp_r64_rm64,
-            _ => Code::Cmp_r32_rm32,
-        };
+        let code = compare_of(word);
         let (load, compare) = if insn.op0_kind() == OpKind::Register {
             let guest = number(insn.op0_register());
             let target = self.places.pinned(guest).unwrap_or_else(|| {
@@ -69,10 +66,7 @@ impl Emitter<'_> {
             within: self.within,
         };
         self.stubs.push(Stub::Astray { label, astray });
-        self.load_code_address(T1, self.rips[index + 1]);
-        self.keep_fused(compare.len());
-        self.bytes(&compare);
-        dynasm!(self.ops ; .arch x64 ; jne =>label);
+        self.go_on_if_equal(index, &compare, label);
         Ok(())
     }
 
@@ -84,8 +78,8 @@ impl Emitter<'_> {
         insn: &Instruction,
     ) -> Result<(), Unencodable> {
         self.jump_into(index, insn)?;
-        self.push_followed(index, insn, true)?;
         let by = -(self.width(insn) as i32);
+        self.push_next(index, insn, true)?;
         if insn.op0_kind() == OpKind::Register {
             self.pass_stack(index, by);
         } else {
@@ -123,7 +117,7 @@ impl Emitter<'_> {
         self.move_stack(astray.ahead);
         // Functions overwrite the flags more often than they want them.
         if calls {
-            self.seal_or_save();
+            self.put_flags_out();
         } else {
             self.save_flags();
         }
@@ -133,13 +127,10 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
         if calls {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rsi);
-            self.push_followed(astray.index, insn, true)?;
+            self.push_next(astray.index, insn, true)?;
             self.move_stack(-(self.width(insn) as i32));
         }
-        if self.target.counted {
-            let left = self.rips.len() - (astray.index + 1);
-            self.add_to_budget(left as i32);
-        }
+        self.add_to_budget(self.behind(astray.index + 1));
         self.exchange_places();
         self.predict_returns(astray.within);
         if !calls {
@@ -151,5 +142,22 @@ impl Emitter<'_> {
             self.call_found(next);
         }
         Ok(())
+    }
+
+    /// Goes on where a trace goes on behind an instruction if `compare` finds that address, which it has in
+    /// T1, and elsewhere to `label`.
+    pub(super) fn go_on_if_equal(&mut self, index: usize, compare: &[u8], label: DynamicLabel) {
+        self.load_code_address(T1, self.rips[index + 1]);
+        self.keep_fused(compare.len());
+        self.bytes(compare);
+        dynasm!(self.ops ; .arch x64 ; jne =>label);
+    }
+}
+
+/// The comparison of a register with a register or memory, of so many bytes.
+pub(super) fn compare_of(word: u32) -> Code {
+    match word {
+        8 => Code::Cmp_r64_rm64,
+        _ => Code::Cmp_r32_rm32,
     }
 }

@@ -5,13 +5,11 @@ use iced_x86::Instruction;
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
-use super::entries::POLL;
 use super::exits::ExitSite;
 use super::flags::{Effect, FlagsPlace};
 use super::moving::{Follows, Mark};
 use super::places::{self, Places};
 use super::plain::Need;
-use super::whole_jumps::DIRECT;
 use crate::guest::Mode;
 use crate::interpret;
 use crate::interpret::extension::{self, Noted};
@@ -167,8 +165,7 @@ fn emit_once(
     });
     let poll_entry = emitter.here();
     emitter.entry_check(arriving, false, |emitter, label| {
-        emitter.keep_fused(POLL);
-        dynasm!(emitter.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>label);
+        emitter.poll(label);
         let record = emitter.record(UpcallKind::Leave, 0);
         emitter.count_entry(record);
     });
@@ -281,8 +278,7 @@ fn emit_once(
             let start = emitter.here();
             emitter.flags = FlagsPlace::HOST;
             emitter.save_flags();
-            emitter.keep_whole(DIRECT);
-            dynasm!(emitter.ops ; .arch x64 ; jmp =>label);
+            emitter.jump(label);
             start
         };
         (saving_entry, saving_forward) = (saving(guarded_label), saving(entry_label));

@@ -1,8 +1,9 @@
 //! Stack instructions and jumps.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 
+use super::astray::compare_of;
 use super::emitter::{Emitter, Unencodable};
 use super::moving::Follows;
 use super::operands::Address;
@@ -141,14 +142,26 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<u64, Unencodable> {
+        let next = self.push_next(index, insn, needed)?;
+        let by = std::mem::take(&mut self.stack_ahead) - self.width(insn) as i32;
+        self.move_stack(by);
+        Ok(next)
+    }
+
+    /// Likewise; the guest's stack pointer has yet to move.
+    pub(super) fn push_next(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<u64, Unencodable> {
         let word = self.width(insn);
         let next = self.next_offset(insn) & if word == 2 { 0xffff } else { u64::MAX };
-        let by = std::mem::take(&mut self.stack_ahead) - word as i32;
-        let slot = Address::based(Guest::RSP, by, self.target.mode);
+        let below = self.stack_ahead - word as i32;
+        let slot = Address::based(Guest::RSP, below, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
         self.load_code_address(T1, next);
         self.store_register(memory, T1, word)?;
-        self.move_stack(by);
         Ok(next)
     }
 
@@ -177,25 +190,9 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        self.push_followed(index, insn, needed)?;
+        self.push_next(index, insn, needed)?;
         self.pass_stack(index, -(self.width(insn) as i32));
         Ok(())
-    }
-
-    /// Pushes the return address of a call that a trace follows; the guest's stack pointer has yet to
-    /// move.
-    pub(super) fn push_followed(
-        &mut self,
-        index: usize,
-        insn: &Instruction,
-        needed: bool,
-    ) -> Result<(), Unencodable> {
-        let word = self.width(insn);
-        let below = self.stack_ahead - word as i32;
-        let slot = Address::based(Guest::RSP, below, self.target.mode);
-        let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
-        self.load_code_address(T1, self.next_offset(insn));
-        self.store_register(memory, T1, word)
     }
 
     /// Near RET that a trace follows to where its call came from; one to elsewhere is the
@@ -211,13 +208,8 @@ impl Emitter<'_> {
         self.spoil_flags_and(1 << Guest::RSP, true);
         let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
         let into = sized(number(T1) as u8, word as usize);
-        let code = if word == 8 {
-            Code::Cmp_r64_rm64
-        } else {
-            Code::Cmp_r32_rm32
-        };
-        let compare = Instruction::with2(code, into, memory.operand()).map_err(|_| Unencodable)?;
-        let compare = self.encode(&compare)?;
+        let compare = Instruction::with2(compare_of(word), into, memory.operand());
+        let compare = self.encode(&compare.map_err(|_| Unencodable)?)?;
         let record = self.record(UpcallKind::Interpret, index);
         let label = self.ops.new_dynamic_label();
         self.stubs.push(Stub::Elsewhere {
@@ -225,10 +217,7 @@ impl Emitter<'_> {
             ahead,
             record,
         });
-        self.load_code_address(T1, self.rips[index + 1]);
-        self.keep_fused(compare.len());
-        self.bytes(&compare);
-        dynasm!(self.ops ; .arch x64 ; jne =>label);
+        self.go_on_if_equal(index, &compare, label);
         self.pass_stack(index, word as i32 + classify::released(insn) as i32);
         Ok(())
     }

@@ -430,8 +430,19 @@ impl<'a> Emitter<'a> {
         self.ops.push_u32(to.0.wrapping_sub(end));
     }
 
+    /// How many instructions were counted in advance that a way out behind so many leaves out.
+    pub(super) fn behind(&self, executed: usize) -> i32 {
+        match self.target.counted {
+            true => (self.rips.len() - executed) as i32,
+            false => 0,
+        }
+    }
+
     /// Gives back instructions counted in advance; leaves the flags alone. Uses T1.
     pub(super) fn add_to_budget(&mut self, count: i32) {
+        if count == 0 {
+            return;
+        }
         let t1 = Self::scratch(T1);
         dynasm!(self.ops
             ; .arch x64
@@ -457,12 +468,7 @@ impl<'a> Emitter<'a> {
         let mut code = std::mem::take(self.code);
         self.ops.place(bases, &mut code);
         for exit in &self.exits {
-            let site = exit.site.0;
-            let cold = exit.is_cold;
-            let at = (site - bases[usize::from(cold)].0) as usize;
-            let code = &mut code[usize::from(cold)];
-            let displacement = exit.stub.0.wrapping_sub(exit.site.0 + 4);
-            code[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+            exit.lead_to_stub(&mut code, bases);
         }
         Finished {
             code,

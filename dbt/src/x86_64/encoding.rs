@@ -267,6 +267,7 @@ mod tests {
     use iced_x86::{Encoder, MemoryOperand};
 
     use super::*;
+    use crate::random::RandomBytes;
 
     const REGISTERS: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -345,20 +346,12 @@ mod tests {
     /// Byte strings of all kinds, as they are decoded.
     #[test]
     fn the_bytes_of_further_rows_are_those_of_iced() {
-        let mut state = 0x1234_5678_9abc_def1u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut random = RandomBytes::new();
         let mut compared = 0;
         let mut seen = std::collections::HashSet::new();
         for _ in 0..3_000_000 {
-            let mut bytes = [0u8; 16];
-            bytes[..8].copy_from_slice(&next().to_le_bytes());
-            bytes[8..].copy_from_slice(&next().to_le_bytes());
-            let chosen = next();
+            let mut bytes = random.bytes();
+            let chosen = random.next();
             let mut at = 0;
             if chosen & 1 != 0 {
                 bytes[at] = 0x40 | bytes[at] & 0xf;

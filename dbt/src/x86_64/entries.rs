@@ -7,12 +7,8 @@ use super::exits::Inner;
 use super::flags::FlagsPlace;
 use super::moving::Follows;
 use super::stubs::Stub;
-use super::whole_jumps::DIRECT;
 use crate::record::recipe;
 use crate::run::{FlagsAt, Upcall, UpcallKind, at};
-
-/// Bytes of the comparison that polls.
-pub(super) const POLL: usize = 9;
 
 impl Emitter<'_> {
     /// Makes sure that the guest's vector registers are in the host's.
@@ -49,8 +45,7 @@ impl Emitter<'_> {
         };
         let leave = self.leave_stub(record);
         self.compare_guard(guard, mapping, leave);
-        self.keep_fused(POLL);
-        dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
+        self.poll(leave);
         self.count_entry(record);
         let after = self.here();
         if !arriving.lost {
@@ -62,9 +57,14 @@ impl Emitter<'_> {
             self.restore_flags();
             dynasm!(self.ops ; .arch x64 ; =>back);
         }
-        self.keep_whole(DIRECT);
-        dynasm!(self.ops ; .arch x64 ; jmp =>entry);
+        self.jump(entry);
         (start, after)
+    }
+
+    /// Goes to `leave` if somebody asks to stop, or the stack of predicted returns is full.
+    pub(super) fn poll(&mut self, leave: dynasmrt::DynamicLabel) {
+        self.keep_fused(9);
+        dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
     }
 
     /// Counts an entry to a block that may become hot; after some thousand calls up. Spoils EFLAGS.
@@ -159,8 +159,7 @@ impl Emitter<'_> {
         self.flags = arriving;
         self.spoil_flags(!arriving.lost);
         let leave = self.give_back_stub(0);
-        self.keep_fused(POLL);
-        dynasm!(self.ops ; .arch x64 ; gs cmp rsp, [at::POLL] ; jb =>leave);
+        self.poll(leave);
         if self.target.counted {
             let leave = self.give_back_stub(len);
             dynasm!(self.ops ; .arch x64 ; gs sub QWORD [at::BUDGET], len);

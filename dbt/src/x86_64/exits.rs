@@ -12,7 +12,7 @@ use crate::record::classify::Kind;
 use crate::run::{UpcallKind, at};
 
 /// A jump out of the block to a known guest address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ExitSite {
     /// Where the displacement of the jump is.
     pub site: CodeOffset,
@@ -30,6 +30,16 @@ pub struct ExitSite {
     pub kind: ExitKind,
     /// How the flags leave.
     pub flags: ExitFlags,
+}
+
+impl ExitSite {
+    /// Has the jump lead to its stub, in the block's code and slow paths, which are at these places.
+    pub fn lead_to_stub(&self, code: &mut [Vec<u8>; 2], bases: [CodeOffset; 2]) {
+        let section = usize::from(self.is_cold);
+        let at = (self.site.0 - bases[section].0) as usize;
+        let displacement = self.stub.0.wrapping_sub(self.site.0 + 4);
+        code[section][at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+    }
 }
 
 /// What leads out of a block to a known address.
@@ -103,10 +113,7 @@ impl Emitter<'_> {
         self.flags_for_next_round(inner);
         match condition {
             Some(condition) => self.jump_if(condition, inner.label),
-            None => {
-                self.keep_whole(DIRECT);
-                dynasm!(self.ops ; .arch x64 ; jmp =>inner.label);
-            }
+            None => self.jump(inner.label),
         }
         true
     }
@@ -137,16 +144,13 @@ impl Emitter<'_> {
 
     /// Emits a jump out of the block to a known guest address. The flags must be in EFLAGS.
     pub(super) fn direct_exit(&mut self, target: u64, condition: Option<u8>, flags: ExitFlags) {
-        // jcc rel32, jmp rel32
         match condition {
             Some(code) => {
+                // jcc rel32
                 self.keep_conditional();
                 self.ops.extend([0x0f, 0x80 | code].iter());
             }
-            None => {
-                self.keep_whole(DIRECT);
-                self.ops.push(0xe9);
-            }
+            None => self.jump_opcode(),
         }
         let kind = self.exit_kind();
         self.linkable(target, kind, flags);
@@ -230,29 +234,51 @@ impl Emitter<'_> {
 
     /// Where a predicted return arrives: it goes on at a guest address.
     pub(super) fn landing(&mut self, next: u64) {
-        self.keep_whole(PUSH + DIRECT);
         dynasm!(self.ops ; .arch x64 ; pop rdi);
-        self.ops.push(0xe9);
+        self.jump_opcode();
         self.linkable(next, ExitKind::Return, ExitFlags::Saved);
     }
 
     /// The displacement of a jump or call out of the block, and its stub.
     fn linkable(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
+        let exit = self.displacement(target, None, kind, flags);
         let label = self.ops.new_dynamic_label();
-        let (site, is_cold) = (self.address(), self.ops.is_cold());
-        self.ops.push_u32(0);
-        let exit = self.exits.len();
+        self.stubs.push(Stub::Link { label, exit });
+    }
+
+    /// The displacement of a jump or call out of the block, whose stub is not known yet. Returns the exit's
+    /// number.
+    fn displacement(
+        &mut self,
+        target: u64,
+        ungrouped: Option<u16>,
+        kind: ExitKind,
+        flags: ExitFlags,
+    ) -> usize {
         self.exits.push(ExitSite {
-            site,
-            is_cold,
+            site: self.address(),
+            is_cold: self.ops.is_cold(),
             stub: CodeOffset(0),
             target,
             insn: self.current as u16,
-            ungrouped: None,
+            ungrouped,
             kind,
             flags,
         });
-        self.stubs.push(Stub::Link { label, exit });
+        self.ops.push_u32(0);
+        self.exits.len() - 1
+    }
+
+    /// The opcode of `jmp rel32`.
+    fn jump_opcode(&mut self) {
+        self.keep_whole(DIRECT);
+        self.ops.push(0xe9);
+    }
+
+    /// Emits a jump within the block.
+    pub(super) fn jump(&mut self, label: DynamicLabel) {
+        self.keep_whole(DIRECT);
+        dynasm!(self.ops ; .arch x64 ; jmp =>label);
     }
 
     /// Emits a jump out of the block and, behind it, what links it.
@@ -263,11 +289,9 @@ impl Emitter<'_> {
         kind: ExitKind,
         flags: ExitFlags,
     ) {
-        self.keep_whole(DIRECT);
-        self.ops.push(0xe9);
-        let (site, is_cold) = (self.address(), self.ops.is_cold());
-        self.ops.push_u32(0);
-        let stub = self.address();
+        self.jump_opcode();
+        let exit = self.displacement(target, ungrouped, kind, flags);
+        self.exits[exit].stub = self.address();
         self.flags = match flags {
             _ if kind == ExitKind::Return => FlagsPlace::SAVED,
             ExitFlags::Arrived | ExitFlags::Sealed => FlagsPlace::ARRIVED,
@@ -275,17 +299,7 @@ impl Emitter<'_> {
             _ => FlagsPlace::HOST,
         };
         let mut record = self.record(UpcallKind::Link, 0);
-        record.extra = self.exits.len() as u32;
-        self.exits.push(ExitSite {
-            site,
-            is_cold,
-            stub,
-            target,
-            insn: self.current as u16,
-            ungrouped,
-            kind,
-            flags,
-        });
+        record.extra = exit as u32;
         self.upcall(record);
     }
 
@@ -300,13 +314,12 @@ impl Emitter<'_> {
             return self.direct_exit(target, Some(condition), flags);
         }
         let label = self.ops.new_dynamic_label();
-        let left = (self.rips.len() - executed) as i32;
         self.stubs.push(Stub::SideExit {
             label,
             target,
             insn: self.current as u16,
             flags: self.flags,
-            give_back: if self.target.counted { left } else { 0 },
+            give_back: self.behind(executed),
             kind: self.exit_kind(),
             within: self.within,
         });

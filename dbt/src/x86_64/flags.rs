@@ -191,25 +191,30 @@ impl Emitter<'_> {
     /// Makes sure that the flags are in `exchange.saved_flags`, as a recipe if that will do, and that
     /// EFLAGS may be spoilt. Uses T2 only.
     pub(super) fn put_flags_away(&mut self) {
+        self.seal_or_save(Self::may_seal);
+    }
+
+    /// Likewise, on the way out of the middle of a block to a place that is not known.
+    pub(super) fn put_flags_out(&mut self) {
+        self.seal_or_save(Self::seals);
+    }
+
+    fn seal_or_save(&mut self, may_seal: impl FnOnce(&Self) -> bool) {
         match self.flags.recipe {
-            Some(recipe) if !self.flags.saved && self.may_seal() => self.seal(recipe),
+            Some(recipe) if !self.flags.saved && may_seal(self) => self.seal(recipe),
             _ => self.save_flags(),
         }
     }
 
-    /// Likewise, on the way out of the middle of a block to a place that is not known.
-    pub(super) fn seal_or_save(&mut self) {
-        let may_seal = self.target.lazy_flags && self.places.are_usual();
-        match self.flags.recipe {
-            Some(recipe) if !self.flags.saved && may_seal => self.seal(recipe),
-            _ => self.save_flags(),
-        }
+    /// Whether recipes are sealed at all here.
+    fn seals(&self) -> bool {
+        self.target.lazy_flags && self.places.are_usual()
     }
 
     /// Whether nobody needs the flags, as they are before the current instruction, in EFLAGS or as
     /// LAHF leaves them, up to where they are overwritten or leave with a call or return.
     fn may_seal(&self) -> bool {
-        if !self.target.lazy_flags || !self.places.are_usual() {
+        if !self.seals() {
             return false;
         }
         for effect in self.effects.iter().skip(self.current) {

@@ -100,12 +100,11 @@ impl Emitter<'_> {
     /// Adds a stub that goes on at an instruction without groups, with the flags as they are.
     pub(super) fn ungroup(&mut self, insn: usize) -> DynamicLabel {
         let label = self.ops.new_dynamic_label();
-        let left = (self.rips.len() - insn) as i32;
         self.stubs.push(Stub::Ungroup {
             label,
             insn: insn as u16,
             flags: self.flags,
-            give_back: if self.target.counted { left } else { 0 },
+            give_back: self.behind(insn),
             rip: self.rips[insn],
             within: self.within,
         });
@@ -191,9 +190,7 @@ impl Emitter<'_> {
                 within,
             } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
-                if give_back != 0 {
-                    self.add_to_budget(give_back);
-                }
+                self.add_to_budget(give_back);
                 self.flags = flags;
                 let flags = self.flags_for_exit();
                 self.exchange_places();
@@ -210,9 +207,7 @@ impl Emitter<'_> {
                 within,
             } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
-                if give_back != 0 {
-                    self.add_to_budget(give_back);
-                }
+                self.add_to_budget(give_back);
                 self.flags = flags;
                 self.predict_returns(within);
                 if !self.next_round(target, None) {
@@ -231,9 +226,7 @@ impl Emitter<'_> {
                 record,
             } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
-                if count != 0 {
-                    self.add_to_budget(count);
-                }
+                self.add_to_budget(count);
                 if inside {
                     self.exchange_places();
                 }

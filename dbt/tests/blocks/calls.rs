@@ -1,16 +1,15 @@
 //! Traces that follow calls: random loops that call functions on another page and on their own, and what may
 //! come in between, end as interpreted ones do, and stop at any instruction.
 
-use dbt::{EngineOptions, Stop};
+use dbt::EngineOptions;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
-use crate::machine::{CODE, HOLE, Machine, PAGE};
-use crate::places::{
-    CHANGING, assert_same_registers, both_go_on, interpreted, interpreter, looping, seen,
-};
+use crate::machine::{CODE, HOLE, PAGE};
+use crate::places::{CHANGING, looping};
 use crate::program::Program;
+use crate::side_by_side::{end_alike, machines, stop_anywhere};
 
 /// Rounds of a loop.
 const ROUNDS: u32 = 60;
@@ -242,28 +241,11 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
 
 #[test]
 fn calling_loops_end_as_interpreted_ones() {
-    let mut reference = interpreter();
-    let engines = engines(false).into_iter();
-    let mut engines: Vec<_> = engines
-        .map(|options| (options.clone(), Machine::new(options, 2)))
-        .collect();
+    let mut engines = machines(engines(false));
     let cases = setting("CALL_CASES", 300);
-    for seed in 0..cases {
-        let (happens, program) = program(seed);
-        let what = format!("seed {seed}");
-        let expected = interpreted(&mut reference, &program, 1_000_000, &what);
-        for (options, machine) in &mut engines {
-            machine.set_up(&program);
-            assert_eq!(machine.vcpu.run(), Stop::Halted, "seed {seed}");
-            let found = seen(machine);
-            let what = format!("seed {seed}, {happens:?}, {options:?}");
-            assert_same_registers(&found, &expected, &what);
-            if options.precise_flags {
-                assert!(found.3 == expected.3, "{what}: memory differs");
-            }
-            machine.vcpu.mem.audit().expect("the copies are equal");
-        }
-    }
+    end_alike(&mut engines, cases, program, |options| {
+        options.precise_flags
+    });
     for (options, machine) in &engines {
         let traces = machine.vcpu.statistics().traces;
         let some = options.long_traces.is_some();
@@ -273,22 +255,5 @@ fn calling_loops_end_as_interpreted_ones() {
 
 #[test]
 fn calling_loops_stop_anywhere() {
-    let mut reference = interpreter();
-    let engines = engines(true).into_iter();
-    let mut engines: Vec<_> = engines.map(|options| Machine::new(options, 2)).collect();
-    for seed in 0..setting("CALL_CASES", 300) / 6 {
-        let (happens, program) = program(seed ^ 0x5eed);
-        let mut random = Random::new(seed);
-        for (engine, machine) in engines.iter_mut().enumerate() {
-            reference.set_up(&program);
-            machine.set_up(&program);
-            for step in 1.. {
-                let more = 1 + random.below(97);
-                let what = format!("seed {seed}, {happens:?}, engine {engine}, stop {step}");
-                if both_go_on(&mut reference, machine, more, &what) == Stop::Halted {
-                    break;
-                }
-            }
-        }
-    }
+    stop_anywhere(engines(true), setting("CALL_CASES", 300) / 6, program);
 }

@@ -21,6 +21,7 @@ mod precise;
 mod program;
 mod reference;
 mod second_places;
+mod side_by_side;
 mod strings;
 mod tables;
 mod traces;

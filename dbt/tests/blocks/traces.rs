@@ -7,9 +7,9 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::Machine;
-use crate::places::{
-    CHANGING, assert_same_registers, both_go_on, interpreted, interpreter, looping, seen,
-};
+use crate::places::{CHANGING, looping};
+use crate::program::Program;
+use crate::side_by_side::{end_alike, machines, stop_anywhere};
 
 /// Rounds of a random loop.
 const ROUNDS: u32 = 400;
@@ -126,62 +126,33 @@ fn engines() -> impl Iterator<Item = EngineOptions> {
     })
 }
 
+/// Nothing happens in these.
+fn program(seed: u64) -> ((), Program) {
+    let code = code(&mut Random::new(seed)).expect("the loop can be assembled");
+    ((), looping(&code))
+}
+
 #[test]
 fn branching_loops_end_as_interpreted_ones() {
-    let mut reference = interpreter();
-    let mut engines: Vec<_> = engines()
-        .map(|options| (options.clone(), Machine::new(options, 2), 0))
-        .collect();
+    let mut engines = machines(engines());
     let cases = setting("TRACE_CASES", 200);
-    for seed in 0..cases {
-        let mut random = Random::new(seed);
-        let program = looping(&code(&mut random).expect("the loop can be assembled"));
-        let what = format!("seed {seed}");
-        let expected = interpreted(&mut reference, &program, 1_000_000, &what);
-        for (options, machine, traces) in &mut engines {
-            machine.set_up(&program);
-            assert_eq!(machine.vcpu.run(), Stop::Halted, "seed {seed}");
-            let found = seen(machine);
-            let what = format!("seed {seed}, {options:?}");
-            assert_same_registers(&found, &expected, &what);
-            assert!(found.3 == expected.3, "{what}: memory differs");
-            machine.vcpu.mem.audit().expect("the copies are equal");
-            *traces = machine.vcpu.statistics().traces;
-        }
-    }
-    for (options, _, traces) in &engines {
+    end_alike(&mut engines, cases, program, |_| true);
+    for (options, machine) in &engines {
+        let traces = machine.vcpu.statistics().traces;
         match options.traces {
-            None => assert_eq!(*traces, 0),
-            Some(_) => assert!(*traces >= cases, "{traces} traces: {options:?}"),
+            None => assert_eq!(traces, 0),
+            Some(_) => assert!(traces >= cases, "{traces} traces: {options:?}"),
         }
     }
 }
 
 #[test]
 fn branching_loops_stop_anywhere() {
-    let mut reference = interpreter();
-    let mut engines: Vec<_> = engines()
-        .map(|options| EngineOptions {
-            counted: true,
-            ..options
-        })
-        .map(|options| Machine::new(options, 2))
-        .collect();
-    for seed in 0..setting("TRACE_CASES", 200) / 10 {
-        let mut random = Random::new(seed ^ 0x5eed);
-        let program = looping(&code(&mut random).expect("the loop can be assembled"));
-        for (engine, machine) in engines.iter_mut().enumerate() {
-            reference.set_up(&program);
-            machine.set_up(&program);
-            for step in 1.. {
-                let more = 1 + random.below(97);
-                let what = format!("seed {seed}, engine {engine}, stop {step}");
-                if both_go_on(&mut reference, machine, more, &what) == Stop::Halted {
-                    break;
-                }
-            }
-        }
-    }
+    let counted = engines().map(|options| EngineOptions {
+        counted: true,
+        ..options
+    });
+    stop_anywhere(counted, setting("TRACE_CASES", 200) / 10, program);
 }
 
 /// A loop that changes its way gets a trace of the new one, and then nothing is made any more.

@@ -250,11 +250,11 @@ fn run(args: &[String], engine: &EngineOptions) -> Result<(), String> {
 /// The translator that a value of -accel asks for.
 fn engine(accel: &str) -> Result<EngineOptions, String> {
     let (name, settings) = accel.split_once(',').unwrap_or((accel, ""));
-    let settings = match settings {
-        "" => format!("{name},cold=off"),
-        settings => format!("{name},cold=off,{settings}"),
-    };
-    match Options::parse(["-accel".to_string(), settings])? {
+    let mut words = format!("{name},cold=off");
+    if !settings.is_empty() {
+        words += &format!(",{settings}");
+    }
+    match Options::parse(["-accel".to_string(), words])? {
         Parsed::Run(options) if options.interpret => {
             Err(format!("{name} is what the translator is compared with"))
         }
@@ -273,26 +273,23 @@ fn each_switch(args: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-fn compare(args: &[String]) -> Result<(), String> {
-    match args.first().map(String::as_str) {
-        Some("-each-switch") => each_switch(&args[1..]),
-        Some("-accel") => run(&args[2..], &engine(&args[1])?),
-        _ => run(args, &engine("tcg")?),
-    }
-}
-
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let options = match args.first().map(String::as_str) {
-        Some("-each-switch") => 1,
-        Some("-accel") => 2,
-        _ => 0,
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (each, accel, rest) = match words[..] {
+        ["-each-switch", ..] => (true, "tcg", &args[1..]),
+        ["-accel", accel, ..] => (false, accel, &args[2..]),
+        _ => (false, "tcg", &args[..]),
     };
-    if args.len() < options + 3 {
+    if rest.len() < 3 {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     }
-    match compare(&args) {
+    let compared = match each {
+        true => each_switch(rest),
+        false => engine(accel).and_then(|engine| run(rest, &engine)),
+    };
+    match compared {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lockstep: {error}");

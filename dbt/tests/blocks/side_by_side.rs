@@ -1,0 +1,68 @@
+//! Random loops in the interpreter and in several translators.
+
+use std::fmt::Debug;
+
+use dbt::{EngineOptions, Stop};
+
+use crate::common::Random;
+use crate::machine::Machine;
+use crate::places::{assert_same_registers, both_go_on, interpreted, interpreter, seen};
+use crate::program::Program;
+
+/// A machine for each.
+pub fn machines(engines: impl IntoIterator<Item = EngineOptions>) -> Vec<(EngineOptions, Machine)> {
+    let machine = |options: EngineOptions| (options.clone(), Machine::new(options, 2));
+    engines.into_iter().map(machine).collect()
+}
+
+/// The programs of all seeds end with the same registers and, where `exact`, the same memory. A program comes with
+/// what happens in it.
+pub fn end_alike<E: Debug>(
+    engines: &mut [(EngineOptions, Machine)],
+    seeds: u64,
+    program: impl Fn(u64) -> (E, Program),
+    exact: impl Fn(&EngineOptions) -> bool,
+) {
+    let mut reference = interpreter();
+    for seed in 0..seeds {
+        let (happens, program) = program(seed);
+        let what = format!("seed {seed}");
+        let expected = interpreted(&mut reference, &program, 1_000_000, &what);
+        for (options, machine) in &mut *engines {
+            machine.set_up(&program);
+            assert_eq!(machine.vcpu.run(), Stop::Halted, "seed {seed}");
+            let found = seen(machine);
+            let what = format!("seed {seed}, {happens:?}, {options:?}");
+            assert_same_registers(&found, &expected, &what);
+            if exact(options) {
+                assert!(found.3 == expected.3, "{what}: memory differs");
+            }
+            machine.vcpu.mem.audit().expect("the copies are equal");
+        }
+    }
+}
+
+/// Wherever instructions run out, they are where the interpreter is.
+pub fn stop_anywhere<E: Debug>(
+    engines: impl IntoIterator<Item = EngineOptions>,
+    seeds: u64,
+    program: impl Fn(u64) -> (E, Program),
+) {
+    let mut reference = interpreter();
+    let mut machines = machines(engines);
+    for seed in 0..seeds {
+        let (happens, program) = program(seed ^ 0x5eed);
+        let mut random = Random::new(seed);
+        for (engine, (_, machine)) in machines.iter_mut().enumerate() {
+            reference.set_up(&program);
+            machine.set_up(&program);
+            for step in 1.. {
+                let more = 1 + random.below(97);
+                let what = format!("seed {seed}, {happens:?}, engine {engine}, stop {step}");
+                if both_go_on(&mut reference, machine, more, &what) == Stop::Halted {
+                    break;
+                }
+            }
+        }
+    }
+}
