@@ -97,6 +97,7 @@ impl Engine {
             allotting: None,
             crossing: false,
             late_stack: false,
+            late_slots: false,
             whole_jumps: false,
             memory_operands: false,
             precise_flags: true,

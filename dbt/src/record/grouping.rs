@@ -50,6 +50,8 @@ pub struct Groups {
     groups: Vec<Group>,
     /// By instruction and place.
     members: Vec<[Option<Member>; 2]>,
+    /// The last instruction with an access of each group.
+    last: [usize; GROUPS],
 }
 
 impl Groups {
@@ -57,6 +59,11 @@ impl Groups {
     pub fn clear(&mut self) {
         self.groups.clear();
         self.members.clear();
+    }
+
+    /// The last instruction with an access of a group.
+    pub fn last(&self, group: usize) -> usize {
+        self.last[group]
     }
 
     /// The group of an access, if it has one.
@@ -185,6 +192,10 @@ impl Finder {
         for joined in &self.joined {
             let number = self.chosen.iter().position(|&open| open == joined.open);
             let (insn, place) = joined.access;
+            if let Some(group) = number {
+                // They were joined in the order of the instructions.
+                groups.last[group] = insn;
+            }
             groups.members[insn][place] = number.map(|group| Member {
                 group,
                 displacement: joined.displacement,

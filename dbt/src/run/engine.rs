@@ -49,6 +49,8 @@ pub struct EngineOptions {
     pub crossing: bool,
     /// Have pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// Keep what leads to accesses that share a check in memory only where a register cannot.
+    pub late_slots: bool,
     /// Jumps of hot code neither cross nor end at a boundary of 32 bytes. Usual where the host then need
     /// not decode them anew.
     pub whole_jumps: bool,
@@ -93,6 +95,7 @@ impl Default for EngineOptions {
             registers: Some(3),
             crossing: true,
             late_stack: true,
+            late_slots: true,
             whole_jumps: host_wants_whole_jumps(),
             memory_operands: true,
             moving: true,

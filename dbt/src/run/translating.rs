@@ -154,6 +154,7 @@ impl Vcpu {
             }),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
+            late_slots: self.options.late_slots,
             whole_jumps,
             memory_operands: self.options.memory_operands,
             heat: counted_entries.map(|_| heat_counter(key.physical)),

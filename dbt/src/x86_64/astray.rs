@@ -42,8 +42,8 @@ impl Emitter<'_> {
         let (load, compare) = if insn.op0_kind() == OpKind::Register {
             let guest = number(insn.op0_register());
             let target = self.places.pinned(guest).unwrap_or_else(|| {
+                self.leave_t0();
                 self.load_guest(T0, guest);
-                self.near = None;
                 Self::scratch(T0)
             });
             let target = sized(target, word as usize);

@@ -221,7 +221,7 @@ fn emit_once(
         emitter.keeps_t0 = keeps_t0(classes[index].kind);
         // The stack access of a direct call or a return comes first.
         if !emitter.keeps_t0 && !matches!(classes[index].kind, Kind::Call | Kind::Return) {
-            emitter.near = None;
+            emitter.leave_t0();
         }
         let flags = emitter.flags;
         let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());

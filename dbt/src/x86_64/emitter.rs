@@ -74,6 +74,8 @@ pub struct Target<'a> {
     pub crossing: bool,
     /// Pushes and pops in a row move the guest's stack pointer once.
     pub late_stack: bool,
+    /// What leads to a group is put into its slot when T0 is wanted for something else.
+    pub late_slots: bool,
     /// Jumps neither cross nor end at a boundary of 32 bytes.
     pub whole_jumps: bool,
     /// Guest registers that are in memory are operands where they stand.
@@ -241,6 +243,8 @@ pub struct Emitter<'a> {
     pub(super) groups: &'a Groups,
     /// What the slot of each group holds, once it has been checked.
     pub(super) established: [Option<Held>; GROUPS],
+    /// Bit i: the slot of group i holds that; else T0 does, or no later access wants it.
+    pub(super) slots: u8,
     /// What T0 holds for further accesses of a group.
     pub(super) near: Option<Near>,
     /// What the guest's stack pointer has yet to move by: see [`Emitter::pass_stack`].
@@ -314,6 +318,7 @@ impl<'a> Emitter<'a> {
             stashes: 0,
             groups: &workshop.groups,
             established: [None; GROUPS],
+            slots: 0,
             near: None,
             stack_ahead: 0,
             keeps_t0: false,

@@ -147,6 +147,9 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         if let Some((member, group)) = self.groups.of(insn, place) {
+            if self.near.is_some_and(|near| near.group != member.group) {
+                self.leave_t0();
+            }
             let held = match self.held(member) {
                 Some(held) => self.reuse(member, address, held)?,
                 None => self.check_group(insn, (place, address), member, group, needed)?,
@@ -158,7 +161,7 @@ impl Emitter<'_> {
             .filter(|_| self.keeps_t0 && self.may_skip != Some(insn));
             return Ok(());
         }
-        self.near = None;
+        self.leave_t0();
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
@@ -325,7 +328,6 @@ impl Emitter<'_> {
         let (tag, addend) = (tlb + right, tlb + at::ADDEND);
         let limit = (PAGE_SIZE as i64 - (group.high - group.low)) as i32;
         let below = (group.low - member.displacement) as i32;
-        let slot = at::group(member.group);
         let constant = address.constant();
         let simple = address.simple_base();
         self.spoil_flags(needed);
@@ -352,14 +354,32 @@ impl Emitter<'_> {
                 None => self.add_addend(addend),
             }
         }
-        dynasm!(self.ops ; .arch x64 ; gs mov [slot], rsi);
         let held = first_held(member, address);
         // Whoever comes here by way of the slow path of this instruction's other access has not
         // seen this check.
         if self.may_skip != Some(insn) {
             self.established[member.group] = Some(held);
+            self.slots &= !(1 << member.group);
+            if !(self.keeps_t0 && self.target.late_slots) {
+                self.fill_slot(member.group);
+            }
         }
         Ok(held)
+    }
+
+    /// Keeps what T0 holds for later accesses of a group, if there are any. Leaves the flags alone.
+    fn fill_slot(&mut self, group: usize) {
+        if self.slots >> group & 1 == 0 && self.groups.last(group) >= self.current {
+            dynasm!(self.ops ; .arch x64 ; gs mov [at::group(group)], rsi);
+            self.slots |= 1 << group;
+        }
+    }
+
+    /// T0 is about to hold something else than what leads to a group.
+    pub(super) fn leave_t0(&mut self) {
+        if let Some(near) = self.near.take() {
+            self.fill_slot(near.group);
+        }
     }
 
     /// A later access of a group, of which T0 or the slot holds this. Leaves the flags alone. Returns
@@ -373,6 +393,9 @@ impl Emitter<'_> {
         let slot = at::group(member.group);
         let near = self.near.is_some_and(|near| near.group == member.group);
         if held == Held::Addend && address.simple_base().is_none() {
+            if near {
+                self.fill_slot(member.group);
+            }
             self.linear(address)?;
             dynasm!(self.ops
                 ; .arch x64

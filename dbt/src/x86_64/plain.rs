@@ -311,7 +311,7 @@ impl Emitter<'_> {
 
     fn load_staged(&mut self, staging: &Staging) {
         if staging.staged.iter().any(|staged| staged.1 == T0) {
-            self.near = None;
+            self.leave_t0();
         }
         for (scratch, guest) in staging.loads() {
             self.load_guest(scratch, guest);

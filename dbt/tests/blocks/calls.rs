@@ -229,6 +229,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         registers: (bits & 1 != 0).then_some(1),
         grouping: bits & 4 == 0,
         late_stack: bits & 2 == 0,
+        late_slots: bits & 1 == 0,
         whole_jumps: bits & 1 == 0,
         precise_flags: bits != 3,
         returns: bits != 5,

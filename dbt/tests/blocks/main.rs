@@ -22,6 +22,7 @@ mod program;
 mod reference;
 mod second_places;
 mod side_by_side;
+mod slots;
 mod strings;
 mod tables;
 mod traces;
@@ -79,6 +80,7 @@ fn switches(copies: usize) -> EngineOptions {
         // Traces are made with one and with three copies.
         crossing: copies != 2,
         late_stack: copies != 4,
+        late_slots: copies != 3,
         whole_jumps: copies != 1,
         memory_operands: copies != 2,
         long_blocks: copies.is_multiple_of(2),

@@ -113,6 +113,7 @@ fn bench() -> Bench {
     Bench::of((0..12).map(|bits| EngineOptions {
         lazy_flags: bits & 1 != 0,
         late_stack: bits & 2 != 0,
+        late_slots: bits % 3 != 1,
         whole_jumps: bits & 4 != 0,
         memory_operands: bits % 5 != 1,
         long_blocks: bits & 5 != 1,

@@ -130,6 +130,7 @@ fn host_code_at(
         }),
         crossing: true,
         late_stack: true,
+        late_slots: true,
         whole_jumps: spot.whole_jumps,
         memory_operands: true,
         heat: None,

@@ -308,6 +308,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "late-slots=on|off",
+        help: "accesses that share a check find what leads there in a register as long as they can",
+        set: |engine, text| {
+            engine.late_slots = switch("late-slots", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "whole-jumps=on|off",
         help: "jumps of hot code stay within 32 bytes: usual on Intel's Skylake and its kin",
         set: |engine, text| {

@@ -140,6 +140,7 @@ impl Setup {
                 grouping: !random.one_in(4),
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
+                late_slots: !random.one_in(4),
                 whole_jumps: random.one_in(2),
                 long_blocks: !random.one_in(4),
                 memory_operands: !random.one_in(4),
