@@ -72,13 +72,13 @@ pub struct Tally {
     pub different: u64,
 }
 
-/// The case that runs, for the watchdog: mode and seed, and when it started.
+/// What runs, for the watchdog: a number for each run of a guest, mode and seed.
 static CURRENT: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// How the watchdog asks the machine that runs to stop.
 static STOP: Mutex<Option<(Sender<HostEvent>, Kicker)>> = Mutex::new(None);
 
-/// A case that takes longer is asked to stop: REP with a count of billions is no hang as long as
+/// A run that takes longer is asked to stop: REP with a count of billions is no hang as long as
 /// it listens.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Most host memory that cases may have left behind, in bytes.
@@ -88,7 +88,7 @@ const BUDGET: u64 = 20_000;
 /// How often memory is damaged in a case that does that, in instructions.
 const DAMAGE_EVERY: u64 = 500;
 
-/// Ends the process if one case takes longer than this: that is a hang.
+/// Ends the process if one run of a guest takes longer than this: that is a hang.
 pub fn watchdog(limit: Duration) -> std::thread::JoinHandle<()> {
     let start = Instant::now();
     let mut seen = (u64::MAX, start);
@@ -180,6 +180,8 @@ fn guest(
     interpret_only: bool,
     budget: u64,
 ) -> Result<(End, Machine, bool), String> {
+    // Looking for a difference takes many runs: each has the watchdog's patience.
+    CURRENT[0].fetch_add(1, Ordering::Relaxed);
     let mut random = Random::new(seed ^ (mode as u64) << 56);
     let setup = Setup::draw(&mut random, interpret_only);
     let mut machine = machine(&setup, seed)?;
@@ -253,7 +255,6 @@ pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(
     let name = MODES[mode as usize].0;
     CURRENT[1].store(mode as u64, Ordering::Relaxed);
     CURRENT[2].store(seed, Ordering::Relaxed);
-    CURRENT[0].fetch_add(1, Ordering::Relaxed);
     let failed = |what: String| format!("{what}: --mode {name} --seed {seed} --cases 1");
     let run = || {
         std::panic::catch_unwind(|| guest(mode, seed, false, BUDGET))
