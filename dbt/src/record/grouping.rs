@@ -33,6 +33,8 @@ pub struct Group {
     pub high: i64,
     /// Whether any of them stores.
     pub write: bool,
+    /// The last instruction with one of them.
+    pub last: usize,
 }
 
 /// An access that belongs to a group.
@@ -50,8 +52,6 @@ pub struct Groups {
     groups: Vec<Group>,
     /// By instruction and place.
     members: Vec<[Option<Member>; 2]>,
-    /// The last instruction with an access of each group.
-    last: [usize; GROUPS],
 }
 
 impl Groups {
@@ -63,7 +63,7 @@ impl Groups {
 
     /// The last instruction with an access of a group.
     pub fn last(&self, group: usize) -> usize {
-        self.last[group]
+        self.groups[group].last
     }
 
     /// The group of an access, if it has one.
@@ -192,10 +192,6 @@ impl Finder {
         for joined in &self.joined {
             let number = self.chosen.iter().position(|&open| open == joined.open);
             let (insn, place) = joined.access;
-            if let Some(group) = number {
-                // They were joined in the order of the instructions.
-                groups.last[group] = insn;
-            }
             groups.members[insn][place] = number.map(|group| Member {
                 group,
                 displacement: joined.displacement,
@@ -344,6 +340,7 @@ impl Finder {
                     low,
                     high: top,
                     write: open.group.write || write,
+                    last: access.0,
                 };
                 open.members += 1;
                 self.joined.push(Joined {
@@ -365,6 +362,7 @@ impl Finder {
                 low: displacement,
                 high,
                 write,
+                last: access.0,
             },
             members: 1,
         });

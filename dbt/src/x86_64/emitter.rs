@@ -241,10 +241,10 @@ pub struct Emitter<'a> {
     pub(super) stashes: u64,
     /// Accesses that share a check.
     pub(super) groups: &'a Groups,
-    /// What the slot of each group holds, once it has been checked.
+    /// What leads to each group, once it has been checked.
     pub(super) established: [Option<Held>; GROUPS],
-    /// Bit i: the slot of group i holds that; else T0 does, or no later access wants it.
-    pub(super) slots: u8,
+    /// Whether the slot of a group holds that; else T0 does, or no later access wants it.
+    pub(super) in_slot: [bool; GROUPS],
     /// What T0 holds for further accesses of a group.
     pub(super) near: Option<Near>,
     /// What the guest's stack pointer has yet to move by: see [`Emitter::pass_stack`].
@@ -318,7 +318,7 @@ impl<'a> Emitter<'a> {
             stashes: 0,
             groups: &workshop.groups,
             established: [None; GROUPS],
-            slots: 0,
+            in_slot: [false; GROUPS],
             near: None,
             stack_ahead: 0,
             keeps_t0: false,

@@ -359,7 +359,7 @@ impl Emitter<'_> {
         // seen this check.
         if self.may_skip != Some(insn) {
             self.established[member.group] = Some(held);
-            self.slots &= !(1 << member.group);
+            self.in_slot[member.group] = false;
             if !(self.keeps_t0 && self.target.late_slots) {
                 self.fill_slot(member.group);
             }
@@ -369,9 +369,9 @@ impl Emitter<'_> {
 
     /// Keeps what T0 holds for later accesses of a group, if there are any. Leaves the flags alone.
     fn fill_slot(&mut self, group: usize) {
-        if self.slots >> group & 1 == 0 && self.groups.last(group) >= self.current {
+        if !self.in_slot[group] && self.groups.last(group) >= self.current {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::group(group)], rsi);
-            self.slots |= 1 << group;
+            self.in_slot[group] = true;
         }
     }
 
@@ -391,11 +391,8 @@ impl Emitter<'_> {
         held: Held,
     ) -> Result<Held, Unencodable> {
         let slot = at::group(member.group);
-        let near = self.near.is_some_and(|near| near.group == member.group);
         if held == Held::Addend && address.simple_base().is_none() {
-            if near {
-                self.fill_slot(member.group);
-            }
+            self.fill_slot(member.group);
             self.linear(address)?;
             dynasm!(self.ops
                 ; .arch x64
@@ -404,7 +401,8 @@ impl Emitter<'_> {
             );
             return Ok(Held::Host(member.displacement));
         }
-        if !near {
+        // T0 leads to no other group any more.
+        if self.near.is_none() {
             dynasm!(self.ops ; .arch x64 ; gs mov rsi, [slot]);
         }
         Ok(held)
@@ -503,7 +501,7 @@ impl Emitter<'_> {
     }
 }
 
-/// What the first access of a group leaves in T0 and in its slot. With a base register alone the operand
+/// What the first access of a group leaves in T0, for its slot. With a base register alone the operand
 /// takes the addend, so that the access need not wait for a sum; any other address has been added up
 /// already, and no later one is.
 fn first_held(member: Member, address: &Address) -> Held {

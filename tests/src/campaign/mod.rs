@@ -181,6 +181,8 @@ fn guest(
     budget: u64,
 ) -> Result<(End, Machine, bool), String> {
     // Looking for a difference takes many runs: each has the watchdog's patience.
+    CURRENT[1].store(mode as u64, Ordering::Relaxed);
+    CURRENT[2].store(seed, Ordering::Relaxed);
     CURRENT[0].fetch_add(1, Ordering::Relaxed);
     let mut random = Random::new(seed ^ (mode as u64) << 56);
     let setup = Setup::draw(&mut random, interpret_only);
@@ -253,8 +255,6 @@ fn resident_bytes() -> u64 {
 /// One case; an error says what did not hold.
 pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(), String> {
     let name = MODES[mode as usize].0;
-    CURRENT[1].store(mode as u64, Ordering::Relaxed);
-    CURRENT[2].store(seed, Ordering::Relaxed);
     let failed = |what: String| format!("{what}: --mode {name} --seed {seed} --cases 1");
     let run = || {
         std::panic::catch_unwind(|| guest(mode, seed, false, BUDGET))
