@@ -3,6 +3,15 @@
 use crate::address::GuestPhys;
 use crate::physical::{PhysMem, page};
 
+/// A page whose translations have to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StalePage {
+    /// Its guest-physical address.
+    pub page: GuestPhys,
+    /// The host address that they lead to.
+    pub native: u64,
+}
+
 impl PhysMem {
     /// Remembers that translated code was made from this page: stores to it take the door, and
     /// are listed by [`PhysMem::take_code_writes`].
@@ -13,7 +22,7 @@ impl PhysMem {
                 *flags |= page::CODE;
                 if *flags & page::WRITE_CACHED != 0 {
                     *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                    self.stale_pages.push(gpa.page());
+                    self.forget_page(index, self.slot(index));
                 }
             }
         }
@@ -27,7 +36,7 @@ impl PhysMem {
             // Entries without a write tag are to be filled anew.
             if *flags & page::READ_CACHED != 0 {
                 *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                self.stale_pages.push(gpa.page());
+                self.forget_page(index, self.slot(index));
             }
         }
     }
@@ -50,18 +59,27 @@ impl PhysMem {
     }
 
     /// The pages whose TLB entries have to go: their frames or rights changed.
-    pub fn take_stale_pages(&mut self) -> Vec<GuestPhys> {
+    pub fn take_stale_pages(&mut self) -> Vec<StalePage> {
         std::mem::take(&mut self.stale_pages)
     }
 
-    /// A page's contents changed beneath the processor: its TLB entries and its code go.
-    pub(crate) fn page_changed(&mut self, index: u32, offset: usize, len: usize) {
+    /// The translations of a page have to go, which lead to a slot.
+    pub(crate) fn forget_page(&mut self, index: u32, slot: u32) {
+        self.stale_pages.push(StalePage {
+            page: self.page_address(index),
+            native: self.frame_pointer(self.frame_of_slot(slot, 0)) as u64,
+        });
+    }
+
+    /// A page's contents changed beneath the processor, or it moved away from a slot: its TLB entries and its
+    /// code go.
+    pub(crate) fn page_changed(&mut self, index: u32, slot: u32, offset: usize, len: usize) {
         let gpa = self.page_address(index);
         let flags = &mut self.flags[index as usize];
         if *flags & page::CODE != 0 {
             self.code_writes.push((gpa.add(offset as u64), len as u32));
         }
         *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-        self.stale_pages.push(gpa);
+        self.forget_page(index, slot);
     }
 }

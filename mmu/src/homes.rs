@@ -81,7 +81,11 @@ mod tests {
     use super::*;
     use crate::tlb::{TLB_ENTRIES, TlbEntry, TlbSet, View};
     use crate::walk::Mapping;
-    use crate::{Linear, MemoryConfig, PAGE_SIZE, PhysMem};
+    use crate::{Linear, MemoryConfig, PAGE_SIZE, PhysMem, StalePage};
+
+    fn stale(page: GuestPhys) -> StalePage {
+        StalePage { page, native: 0 }
+    }
 
     /// Fills entries at random, many of few pages and few of many, leaves and enters spaces, and
     /// forgets pages: then no entry of them is left, and those of other pages are.
@@ -125,7 +129,7 @@ mod tests {
                         (of_page.len(), others.len())
                     };
                     let before = used(&tlb);
-                    tlb.forget_physical(physical);
+                    tlb.forget_physical(stale(physical));
                     assert_eq!(used(&tlb), (0, before.1), "of {} entries", before.0);
                 }
                 _ => {
@@ -145,7 +149,7 @@ mod tests {
         }
         // What is kept of other spaces has been forgotten, too.
         let page = GuestPhys(PAGE_SIZE);
-        tlb.forget_physical(page);
+        tlb.forget_physical(stale(page));
         for next in 0..4 {
             tlb.switch(space, next, true);
             tlb.fetch_news = Default::default();

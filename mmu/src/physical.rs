@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use crate::address::{Frame, GuestPhys, PAGE_SHIFT, PAGE_SIZE};
 use crate::ahead::{Ahead, REGION_SLOTS};
+use crate::code_pages::StalePage;
+use crate::gather::Reserve;
 use crate::poison::PagePoison;
 
 /// Frames in a chunk: 512 MiB, so that the distance to the third mirror still fits 31 bits.
@@ -123,11 +125,14 @@ pub struct PhysMem {
     slots: Vec<u32>,
     pub(crate) flags: Vec<u8>,
     pub(crate) next_spare: u32,
+    spare_end: u32,
+    /// Where pages are brought together.
+    pub(crate) reserve: Reserve,
     slot_count: u32,
     pub(crate) poison: HashMap<u32, PagePoison>,
     pub(crate) events: Vec<crate::poison::MemoryEvent>,
     pub(crate) code_writes: Vec<(GuestPhys, u32)>,
-    pub(crate) stale_pages: Vec<GuestPhys>,
+    pub(crate) stale_pages: Vec<StalePage>,
     last_store: (GuestPhys, u32),
 }
 
@@ -149,7 +154,8 @@ impl PhysMem {
         let low_pages = (size.min(LOW_RAM_LIMIT) >> PAGE_SHIFT) as u32;
         let rom_pages = 4096;
         let spares = 1024 + ram_pages / 16;
-        let wanted = ram_pages + rom_pages + spares;
+        let spare_end = ram_pages + rom_pages + spares;
+        let wanted = spare_end + Reserve::slots_for(ram_pages);
         let chunk_pages = wanted.min(CHUNK_PAGES);
         let chunks = wanted.div_ceil(chunk_pages);
         let slot_count = chunks * chunk_pages;
@@ -188,6 +194,8 @@ impl PhysMem {
             slots: vec![0; (ram_pages + rom_pages) as usize],
             flags,
             next_spare: ram_pages + rom_pages,
+            spare_end,
+            reserve: Reserve::new(spare_end..wanted),
             slot_count,
             poison: HashMap::new(),
             events: Vec::new(),
@@ -207,7 +215,7 @@ impl PhysMem {
 
     /// A page is about to be written.
     #[inline]
-    fn touch(&mut self, index: u32) {
+    pub(crate) fn touch(&mut self, index: u32) {
         let slot = self.slot(index);
         if self.ahead.as_mut().is_some_and(|ahead| ahead.touch(slot)) {
             self.ask_ahead(slot);
@@ -280,7 +288,7 @@ impl PhysMem {
             let flags = &mut self.flags[index as usize];
             if (*flags & page::ROM != 0) != protected {
                 *flags ^= page::ROM;
-                self.stale_pages.push(at.add(offset).page());
+                self.forget_page(index, self.slot(index));
             }
         }
     }
@@ -327,7 +335,7 @@ impl PhysMem {
 
     /// Takes a spare slot, if any is left.
     pub(crate) fn take_spare(&mut self) -> Option<u32> {
-        (self.next_spare < self.slot_count).then(|| {
+        (self.next_spare < self.spare_end).then(|| {
             self.next_spare += 1;
             self.next_spare - 1
         })
@@ -336,7 +344,7 @@ impl PhysMem {
     /// Spare slots that pages have moved to, and spare slots in all.
     pub fn spares(&self) -> (u32, u32) {
         let first = self.flags.len() as u32;
-        (self.next_spare - first, self.slot_count - first)
+        (self.next_spare - first, self.spare_end - first)
     }
 
     /// The frame of one copy of a slot.

@@ -4,19 +4,19 @@
 //! Emitted code reads [`TlbEntry`] through its field offsets. A tag matches when
 //! `address ^ tag <= 4096 - size`, one compare for the page and for staying inside it. The tag
 //! of an empty entry names a page that would stand at another index, so it never matches where
-//! the address chose the entry. Emitted code may try another entry than that: the page is none
-//! that a canonical address can be in, and with an addend the host's address is not canonical
-//! either. The host processor then refuses the access, as the guest's has to.
+//! the address chose the entry, at its first place or its second; no canonical address is in that page.
 //!
 //! A page's place follows from its address. An entry that another page's would overwrite moves to a
 //! second place, where it may overwrite only one that has moved itself. Slow paths look there before
 //! they walk, so two pages that share a place do not cost a walk in each turn.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
+use crate::code_pages::StalePage;
 use crate::fetch::{FETCH_ENTRIES, FetchNews, FetchTlb};
 use crate::homes::{Hash, Homes};
 use crate::large::LargeRegions;
 use crate::physical::PhysMem;
+use crate::reach::Reaches;
 use crate::spaces::Spaces;
 use crate::used::Used;
 use crate::walk::Mapping;
@@ -131,6 +131,8 @@ pub struct TlbSet {
     pub spaces: Spaces,
     /// How often translations to a page were dropped because its frame or rights changed.
     pub forgotten: u64,
+    /// What the checks of hot loops remember of `data[View::User]`.
+    pub reaches: Reaches,
 }
 
 /// Where the entry of a page stands.
@@ -342,6 +344,23 @@ impl Tlb {
         true
     }
 
+    /// The addend and the guest-physical address of a page that may be read, or written, directly.
+    pub(crate) fn direct(&self, page: Linear, write: bool) -> Option<(u64, GuestPhys)> {
+        let number = page.page_number();
+        [first_place(number), second_place(number)]
+            .iter()
+            .map(|&index| &self.entries[index])
+            .find(|entry| {
+                page.0
+                    == if write {
+                        entry.write_tag
+                    } else {
+                        entry.read_tag
+                    }
+            })
+            .map(|entry| (entry.addend, GuestPhys(entry.physical & PAGE)))
+    }
+
     /// Remembers a translation if the page may be reached directly; returns whether it may
     /// (for a write if `write`).
     pub fn fill(
@@ -382,6 +401,7 @@ impl TlbSet {
             ..FetchNews::default()
         };
         self.spaces.forget_all();
+        self.reaches.clear();
         for tlb in &mut self.data {
             tlb.clear_all();
         }
@@ -406,6 +426,7 @@ impl TlbSet {
         self.fetch_news.entered = 0;
         self.fetch_news.user = true;
         self.fetch_news.supervisor |= global || !self.fetch[0].all_global();
+        self.reaches.forget();
         for tlb in &mut self.data {
             tlb.flush(global);
         }
@@ -444,6 +465,7 @@ impl TlbSet {
         if !keep {
             self.spaces.forget(to);
         }
+        self.reaches.forget();
         let known = self.spaces.find(to);
         let (left, space) = self.spaces.make(from, known);
         let [supervisor, user] = &mut self.fetch;
@@ -475,6 +497,11 @@ impl TlbSet {
 
     /// Forgets the translations of one linear page, global ones too (INVLPG).
     pub fn flush_page(&mut self, address: Linear) {
+        if self.data[View::User as usize].large.may_hold(address) {
+            self.reaches.forget();
+        } else {
+            self.reaches.forget_page(address);
+        }
         for tlb in &mut self.data {
             if tlb.large.may_hold(address) {
                 tlb.flush(true);
@@ -504,15 +531,23 @@ impl TlbSet {
     /// PKRU gives them other rights.
     pub fn forget_keys(&mut self, keys: u16) {
         self.spaces.drop_entries(|entry| entry.key() & keys != 0);
+        self.reaches.forget();
         for tlb in &mut self.data {
             tlb.forget_keys(keys);
         }
     }
 
+    /// Forgets what the checks of hot loops remember.
+    pub fn forget_reaches(&mut self) {
+        self.reaches.forget();
+    }
+
     /// Forgets every translation to a guest-physical page.
-    pub fn forget_physical(&mut self, page: GuestPhys) {
+    pub fn forget_physical(&mut self, stale: StalePage) {
+        let StalePage { page, native } = stale;
         self.forgotten = self.forgotten.wrapping_add(1);
         self.spaces.forget_physical(page);
+        self.reaches.forget_host(native);
         for tlb in &mut self.data {
             tlb.forget_physical(page);
         }

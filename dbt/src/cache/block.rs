@@ -139,7 +139,11 @@ pub struct Block {
     pub ways: Option<Box<Ways>>,
     /// How often a trace of it was recorded in vain.
     pub attempts: u8,
-    /// Its checks predict their TLB entries, or have been found to do better without.
+    /// It is a loop whose checks might predict, if it turns out to run for long.
+    pub loops: bool,
+    /// How often the processor was asked to do something else when it was about to run it.
+    pub seen: u8,
+    /// Its checks predict where they access memory, or have been found to do better without.
     pub predicting: bool,
     /// How many of them were wrong too often.
     pub strays: u8,
@@ -229,6 +233,8 @@ impl Block {
             vain: (0, 0),
             ways: None,
             attempts: 0,
+            loops: false,
+            seen: 0,
             predicting: false,
             strays: 0,
             mapping,
@@ -248,6 +254,7 @@ impl Block {
             open: self.open,
             settled: self.settled,
             attempts: self.attempts,
+            loops: self.loops,
             predicting: self.predicting,
             strays: self.strays,
             far_mode: self.far_mode,

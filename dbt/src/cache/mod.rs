@@ -37,6 +37,8 @@ pub struct CacheStatistics {
     pub translated: u64,
     /// Translations copied for the same code at another address.
     pub moved: u64,
+    /// Pages brought together on the host.
+    pub gathered: u64,
     /// Traces made of hot loops.
     pub traces: u64,
     /// Jumps and calls through registers and memory that these follow.

@@ -23,7 +23,7 @@ use crate::record::{self, Row};
 
 pub use memory::Access;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use memory::view;
+pub(crate) use memory::{paging, view};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use vector::follow_x87_control;
 

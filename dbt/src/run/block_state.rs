@@ -5,7 +5,7 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::mem::offset_of;
 use std::ptr::NonNull;
 
-use mmu::{TlbEntry, TlbSet, View};
+use mmu::{Reach, Reaches, SITES, TlbEntry, TlbSet, View};
 
 use super::return_stack::ReturnStack;
 use crate::guest::{Bounds, CpuState};
@@ -23,9 +23,6 @@ const _: () = assert!(JUMP_BITS + JUMP_SHIFT <= u32::BITS);
 pub const JUMP_CACHES: usize = 8;
 /// Entries of a page guard table.
 pub const GUARD_ENTRIES: usize = 65_536;
-
-/// Places in emitted code that predict a TLB entry, before their numbers are used again.
-pub const SITES: usize = 1 << 16;
 
 /// Counters of entries to blocks.
 pub const HEAT_COUNTERS: usize = 1 << 16;
@@ -148,9 +145,7 @@ pub struct CpuBlock {
     pub jumps: [[JumpEntry; JUMP_ENTRIES]; JUMP_CACHES],
     /// How often blocks may be entered before they are looked at.
     pub heat: [u16; HEAT_COUNTERS],
-    /// The offset of the TLB entry that each predicting check tries.
-    pub predicted: [u32; SITES],
-    /// How many times more each may be wrong before the run loop has a look at it.
+    /// How many times more each predicting check may be wrong before it calls up.
     pub patience: [u8; SITES],
 }
 
@@ -262,11 +257,31 @@ pub(crate) mod at {
     }
 
     pub const HEAT: i32 = offset_of!(CpuBlock, heat) as i32;
-    pub const PREDICTED: i32 = offset_of!(CpuBlock, predicted) as i32;
     pub const PATIENCE: i32 = offset_of!(CpuBlock, patience) as i32;
     pub const READ_TAG: i32 = offset_of!(TlbEntry, read_tag) as i32;
     pub const WRITE_TAG: i32 = offset_of!(TlbEntry, write_tag) as i32;
     pub const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+
+    /// What a predicting check remembers.
+    fn reach(number: u16) -> i32 {
+        let sites = offset_of!(CpuBlock, tlb.reaches) + offset_of!(Reaches, sites);
+        (sites + usize::from(number) * size_of::<Reach>()) as i32
+    }
+
+    /// Where it begins.
+    pub fn reach_base(number: u16) -> i32 {
+        reach(number) + offset_of!(Reach, base) as i32
+    }
+
+    /// How far it goes.
+    pub fn reach_len(number: u16) -> i32 {
+        reach(number) + offset_of!(Reach, len) as i32
+    }
+
+    /// What leads to it on the host.
+    pub fn reach_addend(number: u16) -> i32 {
+        reach(number) + offset_of!(Reach, addend) as i32
+    }
 
     /// The guard word of a linear page.
     pub fn guard(view: View, page: u64) -> i32 {

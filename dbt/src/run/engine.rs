@@ -39,9 +39,16 @@ pub struct EngineOptions {
     /// Leave flags to recipes where code ends in a return or an indirect jump, and let them stay where
     /// they are while code runs that only passes them on.
     pub lazy_flags: bool,
-    /// Let the checks of hot loops try the TLB entry that they found last; how often one may be
+    /// Let the checks of hot loops try the page that they found last; how often one may be
     /// wrong before it is looked at. `None`: none does.
     pub prediction: Option<u8>,
+    /// Have every loop predict, not only those that are seen running, and do at once what waits until it
+    /// seems to be worth it: for tests, which are over before.
+    pub eager_prediction: bool,
+    /// Let such a check remember a run of pages that follow each other on the host, instead of one.
+    pub wide_reach: bool,
+    /// Bring pages together on the host for which such checks are wrong too often.
+    pub gather: bool,
     /// Let the guest registers that a hot loop needs often change places with others, so that they
     /// are in host registers; how many loads and stores a round has to save. `None`: none do.
     pub registers: Option<u8>,
@@ -91,7 +98,10 @@ impl Default for EngineOptions {
             populate_ahead: true,
             precise_flags: true,
             lazy_flags: true,
-            prediction: Some(64),
+            prediction: Some(128),
+            eager_prediction: false,
+            wide_reach: true,
+            gather: true,
             registers: Some(3),
             crossing: true,
             late_stack: true,

@@ -39,7 +39,7 @@ mod vcpu;
 pub(crate) use block_state::at;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block_state::{
-    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock, SITES,
+    CpuBlock, Exchange, JUMP_CACHES, JUMP_ENTRIES, JUMP_SHIFT, JumpEntry, OwnedBlock,
 };
 pub use engine::{EngineOptions, Stop, VcpuError};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -1,39 +1,77 @@
-//! Prediction of TLB entries: a check of a hot loop tries the entry that it found last, so that the
-//! access does not wait for the address to be hashed. Where a check is wrong too often its block
-//! is translated again, with a check there that looks up the entry at once.
+//! Checks of hot loops that predict where their access goes: into the run of pages that they remember
+//! ([`mmu::Reach`]), so that the access does not wait for a TLB look-up, and may cross a page. A check that is wrong
+//! looks up the TLB entry, and calls up for another run of pages: every time at first, less and less often
+//! if it goes on being wrong. If its pages are all over the host they are brought together then; where that
+//! does not help the block is translated again, without a prediction there.
 //!
 //! Code of the kernel does not predict: it works on another stack and other objects after each
 //! switch of processes (pipe ping-pong took 4.6 of the time).
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use iced_x86::Instruction;
-use mmu::GuestPhys;
+use mmu::{GuestPhys, LONGEST_REACH, Linear, PAGE_SIZE, SITES, Site};
 use rustc_hash::FxHashSet;
 
+use super::block_state::CpuBlock;
 use super::translating::Tier;
 use super::upcall::Upcall;
 use super::vcpu::Vcpu;
 use crate::cache::Part;
 use crate::guest::Mode;
+use crate::interpret::paging;
 use crate::record::grouping::Place;
 
-/// All sites together may use up the patience of one in this time. With a patience of 64, wrong
-/// predictions then cost a hundredth of it.
+/// The time in which a site may be wrong once, on the average, and in which all together may call up once. What
+/// does more calls up less often: a call up then costs about a hundredth of the time.
 const RARE: Duration = Duration::from_micros(64);
+/// Calls up that all sites may make at once after a time without any.
+const BURST: u32 = 64;
+/// A site that is wrong more than once in this time, while it calls up as seldom as can be, ...
+const OFTEN: Duration = Duration::from_nanos(400);
+/// ... is looked at after such intervals: the guest may only now be taking its memory.
+const INTERVAL: Duration = Duration::from_millis(1);
+/// How often it is looked at before it stops predicting.
+const STRIKES: u8 = 6;
 /// Sites of a block that may go wrong before all of them stop predicting.
 const STRAYS: u8 = 3;
 /// Sites remembered at the most.
 const REMEMBERED: usize = 1 << 16;
+/// Sites that a block may have: two for each of its instructions.
+const SITES_OF_BLOCK: usize = 256;
+/// The time in which one page may be moved, on the average: it takes some hundredths of that. ...
+const FOR_PAGE: Duration = Duration::from_micros(20);
+/// ... Twice as much behind so many pages, ...
+const DEARER: u32 = 4096;
+/// ... and half as much behind such a time.
+const CHEAPER: Duration = Duration::from_secs(8);
 
-/// Which checks do not predict, because they were wrong too often.
+/// How often a loop is seen running before its checks predict.
+const SEEN: u8 = 2;
+
+/// A check that predicts.
+struct Predictor {
+    site: Site,
+    /// How many times it is wrong between two calls up.
+    patience: u8,
+    /// When it called up last.
+    last: Instant,
+    /// How often it was looked at because it is wrong often, and when last.
+    strikes: u8,
+    struck: Option<Instant>,
+}
+
+/// What is known of the checks that predict, and of those that do not because they were wrong too often.
 #[derive(Default)]
 pub struct Strayed {
     places: FxHashSet<(GuestPhys, u8)>,
-    /// When a site used up its patience last.
-    last: Option<Instant>,
-    /// The number of the next site.
-    next: u16,
+    /// The sites by their numbers.
+    predictors: Vec<Predictor>,
+    /// When pages may be brought together again, and the time for each.
+    next_gather: Option<(Instant, Duration)>,
+    /// When it would be time for the next call up, if they came evenly.
+    due: Option<Instant>,
 }
 
 impl Strayed {
@@ -44,13 +82,32 @@ impl Strayed {
 
     /// The number of the first site of the next block.
     pub(super) fn next_site(&self) -> u16 {
-        self.next
+        self.predictors.len() as u16
     }
 
-    /// Whether sites are wrong too often.
-    fn too_often(&mut self) -> bool {
+    /// Notes a call up; whether there are too many of them.
+    fn too_many(&mut self, now: Instant) -> bool {
+        let earliest = now.checked_sub(RARE * BURST).unwrap_or(now);
+        let due = self.due.map_or(earliest, |due| due.max(earliest)) + RARE;
+        // What is not allowed does not count: it comes less and less often.
+        let too_many = due > now;
+        self.due = Some(if too_many { due - RARE } else { due });
+        too_many
+    }
+
+    fn may_gather(&self) -> bool {
+        self.next_gather.is_none_or(|(at, _)| Instant::now() >= at)
+    }
+
+    /// Notes that so many pages have moved. What does it for long has no use for it.
+    fn gathered(&mut self, moved: u32) {
         let now = Instant::now();
-        self.last.replace(now).is_some_and(|last| now - last < RARE)
+        let price = self.next_gather.map_or(FOR_PAGE, |(at, price)| {
+            let halves = now.saturating_duration_since(at).as_secs_f64() / CHEAPER.as_secs_f64();
+            FOR_PAGE.max(price.div_f64(halves.exp2()))
+        });
+        let dearer = price.mul_f64(1.0 + f64::from(moved) / f64::from(DEARER));
+        self.next_gather = Some((now + INTERVAL + price * moved, dearer));
     }
 
     fn give_up(&mut self, at: GuestPhys, place: u8) {
@@ -62,20 +119,34 @@ impl Strayed {
 }
 
 impl Vcpu {
-    /// Notes the sites that a block has, all of which are new. Numbers are used again when they
-    /// have run out: sites that share one disturb each other's predictions and nothing else.
-    pub(super) fn new_sites(&mut self, count: u32) {
-        let patience = self.patience();
-        for _ in 0..count {
-            let site = self.strayed.next as usize;
-            self.block.get_mut().patience[site] = patience;
-            self.strayed.next = self.strayed.next.wrapping_add(1);
+    /// Before a block is emitted that may predict: numbers are given once. When they have run out the
+    /// blocks that predict are translated anew as they are needed.
+    pub(super) fn make_room_for_sites(&mut self) {
+        if self.strayed.predictors.len() + SITES_OF_BLOCK <= SITES {
+            return;
         }
+        for id in self.cache.ids() {
+            let predicts = self.cache.block(id).is_some_and(|block| block.predicting);
+            if predicts && let Some(block) = self.cache.remove(id) {
+                self.drop_blocks(&[block]);
+            }
+        }
+        self.block.get_mut().tlb.forget_reaches();
+        self.strayed.predictors.clear();
     }
 
-    /// How often a site may be wrong.
-    fn patience(&self) -> u8 {
-        self.options.prediction.unwrap_or(1).max(1)
+    /// Notes the sites that a block has.
+    pub(super) fn new_sites(&mut self, sites: &[Site]) {
+        for &site in sites {
+            self.block.get_mut().patience[self.strayed.predictors.len()] = 1;
+            self.strayed.predictors.push(Predictor {
+                site,
+                patience: 1,
+                last: Instant::now(),
+                strikes: 0,
+                struck: None,
+            });
+        }
     }
 
     /// Whether hot code of a mode is to predict. Elsewhere than in flat code RIP does not say where in its
@@ -84,23 +155,41 @@ impl Vcpu {
         self.options.prediction.is_some() && mode.has(Mode::USER) && !mode.segmented()
     }
 
-    /// Translates a hot loop again that is no more than one block: with checks that predict, and
-    /// registers in better places.
+    /// Translates a hot loop again that is no more than one block, with registers in better places.
     pub(super) fn improve(&mut self, id: u32) {
         let Some(block) = self.cache.block(id) else {
             return;
         };
-        let predicting = self.predicts(block.key.mode);
-        if (predicting && !block.predicting) || self.options.registers.is_some() {
-            self.replace(id, predicting);
+        let mode = block.key.mode;
+        let loops = self.predicts(mode);
+        let predicting = loops && self.options.eager_prediction;
+        let improved = if predicting || self.options.registers.is_some() {
+            self.replace(id, predicting)
+        } else {
+            Some(id)
+        };
+        if let Some(block) = improved.and_then(|id| self.cache.block_mut(id)) {
+            block.loops = loops;
+        }
+    }
+
+    /// The processor was asked to leave emitted code when it was about to run a block. The usual reason is a
+    /// timer, so a loop to which it happens takes much of the time, and its checks may predict.
+    pub(super) fn interrupted_in(&mut self, id: u32) {
+        let asked = self.cpu().exit_request.load(Ordering::Relaxed) != 0;
+        let block = self.cache.block_mut(id).filter(|_| asked);
+        let Some(block) = block.filter(|block| block.loops && !block.predicting) else {
+            return;
+        };
+        block.seen += 1;
+        if block.seen == SEEN {
+            self.replace(id, true);
         }
     }
 
     /// Translates a hot block again, with checks that predict or without.
-    fn replace(&mut self, id: u32, predicting: bool) {
-        let Some(old) = self.cache.remove(id) else {
-            return;
-        };
+    fn replace(&mut self, id: u32, predicting: bool) -> Option<u32> {
+        let old = self.cache.remove(id)?;
         let range = (old.lowest, old.len);
         let parts: Vec<Part> = old.further.iter().map(|further| further.part).collect();
         let tier = Tier::Hot { predicting };
@@ -108,40 +197,100 @@ impl Vcpu {
         let new = self.place(old.key, &insns, range, &parts, tier);
         if let Some(block) = new.and_then(|new| self.cache.block_mut(new)) {
             // What was found out about it stays true.
-            block.predicting = true;
+            block.predicting = predicting || old.predicting;
             block.settled = old.settled;
             block.strays = old.strays;
             block.attempts = old.attempts;
         }
         self.drop_blocks(&[old]);
+        new
     }
 
-    /// A site has used up its patience. Continues with its check, or leaves before its
-    /// instruction if that is to be translated again.
-    pub(super) fn strayed(&mut self, record: &Upcall, linear: u64) -> u64 {
+    /// A site was wrong; `behind` is where its code goes on if it still is. Continues there or with the check,
+    /// or leaves before its instruction if that is to be translated again.
+    pub(super) fn strayed(&mut self, record: &Upcall, behind: u64, value: u64) -> u64 {
+        let number = usize::from(record.size);
+        let most = self.options.prediction.unwrap_or(1).max(1);
+        let wide = self.cpu().mode.has(Mode::CODE64);
+        let longest = if self.options.wide_reach {
+            LONGEST_REACH
+        } else {
+            PAGE_SIZE
+        };
+        let now = Instant::now();
+        let too_many = self.strayed.too_many(now) && !self.options.eager_prediction;
+        let predictor = &mut self.strayed.predictors[number];
+        let site = predictor.site;
+        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
+        let registers = paging(cpu);
+        let limits = (wide, longest);
+        let reached = tlb.reach(&mut self.mem, &registers, (number, &site), value, limits);
+        let since = (now - predictor.last) / predictor.patience.into();
+        predictor.last = now;
+        let eager = self.options.eager_prediction;
+        let pause = predictor.struck.is_some_and(|at| now - at < INTERVAL);
+        let often = since < OFTEN && !pause || eager;
+        let strike = often && predictor.patience == most && !reached.extended;
+        if strike {
+            predictor.strikes += 1;
+            predictor.struck = Some(now);
+        } else if !often {
+            predictor.strikes = predictor.strikes.saturating_sub(1);
+        }
+        predictor.patience = if too_many || since < RARE && !reached.extended {
+            predictor.patience.saturating_mul(2).min(most)
+        } else {
+            1
+        };
+        let strayed = predictor.strikes == STRIKES;
+        let block = self.block.get_mut();
+        block.patience[number] = predictor.patience;
+        // Some checks find the address in the register that an upcall's result comes in.
+        block.exchange.result_host = value;
+        let stale = self.mem.has_news();
+        let together = strike && !strayed && reached.scattered && self.bring_together(&site, value);
+        if !(stale || together || strayed) {
+            return if reached.covered {
+                self.resume_check(record)
+            } else {
+                self.resume_check_at(record, behind)
+            };
+        }
+        // The block is left before this instruction, which has done nothing yet.
         let Some(block) = self.cache.block(record.block) else {
             unreachable!("an upcall from a block that is gone");
         };
         let index = record.insn as usize;
         let (total, rip) = (block.made.count(), block.rip(index));
         let at = block.physical(rip);
-        let patience = self.patience();
-        let shared = self.block.get_mut();
-        shared.patience[usize::from(record.size)] = patience;
-        // Some checks find the address in the register that an upcall's result comes in.
-        shared.exchange.result_host = linear;
-        if !self.strayed.too_often() {
-            return self.resume_check(record);
-        }
-        self.strayed.give_up(at, record.write);
-        // The block is left before this instruction, which has done nothing yet.
         self.cpu_mut().rip = rip;
         self.give_back(total, index);
-        if let Some(block) = self.cache.block_mut(record.block) {
-            block.strays += 1;
-            let predicting = block.strays < STRAYS;
-            self.replace(record.block, predicting);
+        if strayed {
+            self.strayed.give_up(at, record.write);
+            if let Some(block) = self.cache.block_mut(record.block) {
+                block.strays += 1;
+                let predicting = block.strays < STRAYS;
+                self.replace(record.block, predicting);
+            }
         }
         0
+    }
+
+    /// Has the pages around an access follow each other on the host. Whether any have moved.
+    fn bring_together(&mut self, site: &Site, value: u64) -> bool {
+        // Counted runs repeat, to the frames of their reports, and the host's time does not.
+        let timely = !self.options.counted && self.strayed.may_gather();
+        let may_gather = self.options.eager_prediction || timely;
+        if !self.options.gather || !may_gather {
+            return false;
+        }
+        let address = Linear(value.wrapping_add(site.displacement as u64));
+        let wide = self.cpu().mode.has(Mode::CODE64);
+        let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
+        let registers = paging(cpu);
+        let moved = tlb.gather(&mut self.mem, &registers, (address, site.write), wide);
+        self.strayed.gathered(moved as u32);
+        self.cache.statistics.gathered += moved as u64;
+        moved != 0
     }
 }

@@ -227,13 +227,15 @@ impl Vcpu {
             return;
         };
         let range = (first.lowest, first.len);
+        // What does not come back is entered with other objects each time.
+        let loops = self.predicts(key.mode) && trace.is_closed();
         let tier = Tier::Hot {
-            // What does not come back is entered with other objects each time.
-            predicting: self.predicts(key.mode) && trace.is_closed(),
+            predicting: loops && self.options.eager_prediction,
         };
         let made = self.place(key, trace.insns(), range, others, tier);
         if let Some(block) = made.and_then(|id| self.cache.block_mut(id)) {
             block.settled = true;
+            block.loops = loops;
             self.cache.statistics.traces += 1;
             self.cache.statistics.indirect += trace.indirect();
         }

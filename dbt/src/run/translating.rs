@@ -113,6 +113,9 @@ impl Vcpu {
         let may_be_hot = tier == Tier::First && key.grouped == self.options.grouping;
         let counted_entries = self.options.long_traces().filter(|_| may_be_hot);
         let start = Instant::now();
+        if predicting {
+            self.make_room_for_sites();
+        }
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
         let hot = tier != Tier::First || key.grouped != self.options.grouping;
@@ -195,7 +198,7 @@ impl Vcpu {
         let id = self.cache.insert(block, &emitted.code);
         self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
-        self.new_sites(emitted.sites);
+        self.new_sites(&emitted.sites);
         if let Some(entries) = counted_entries {
             self.count_entries(key, entries);
         }

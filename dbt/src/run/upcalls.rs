@@ -22,7 +22,9 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     // SAFETY: `Vcpu::run` put its own address into the exchange, it is waiting for the emitted
     // code that calls here, and touches nothing meanwhile. The record is in code that
     // emitted it behind the call.
-    let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
+    let (vcpu, behind) = unsafe { (&mut *vcpu, record.add(1) as u64) };
+    // SAFETY: likewise.
+    let record = unsafe { record.read_unaligned() };
     vcpu.returns_mode = vcpu.cpu().mode;
     if record.kind.is_inside() {
         vcpu.exchange_places(record.block);
@@ -32,15 +34,17 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     let address = match record.kind {
         UpcallKind::Memory => vcpu.memory(&record, Linear(linear)),
         UpcallKind::Interpret => vcpu.interpret_in_block(record.block, record.insn as usize),
-        UpcallKind::Strayed => vcpu.strayed(&record, linear),
+        UpcallKind::Strayed => vcpu.strayed(&record, behind, linear),
         UpcallKind::Link => vcpu.link(record.block, record.extra as usize),
         UpcallKind::Leave | UpcallKind::Alone | UpcallKind::Hot => {
             if let Some(block) = vcpu.cache.block(record.block) {
                 let rip = block.key.rip;
                 vcpu.cpu_mut().rip = rip;
             }
-            if record.kind == UpcallKind::Hot {
-                vcpu.entered_often(record.block);
+            match record.kind {
+                UpcallKind::Hot => vcpu.entered_often(record.block),
+                UpcallKind::Leave => vcpu.interrupted_in(record.block),
+                _ => {}
             }
             LEAVE
         }
@@ -152,12 +156,18 @@ impl Vcpu {
     /// Goes on within a check. The flags go back to where they were: the garbage of a dead
     /// EFLAGS too.
     pub(super) fn resume_check(&mut self, record: &Upcall) -> u64 {
+        let address = self.cache.region().address(CodeOffset(record.extra));
+        self.resume_check_at(record, address)
+    }
+
+    /// Likewise, at an address.
+    pub(super) fn resume_check_at(&mut self, record: &Upcall, address: u64) -> u64 {
         let exchange = &mut self.block.get_mut().exchange;
         if record.flags == FlagsAt::Host {
             exchange.saved_flags = exchange.host_flags;
         }
         self.resume_within(record.block);
-        self.cache.region().address(CodeOffset(record.extra))
+        address
     }
 
     /// Emitted code goes on in the middle of a block: the guest's registers are where that has

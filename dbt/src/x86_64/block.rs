@@ -36,8 +36,8 @@ pub struct Emitted {
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
     pub insn_starts: Vec<u32>,
-    /// How many checks predict.
-    pub sites: u32,
+    /// The checks that predict.
+    pub sites: Vec<mmu::Site>,
     /// The block works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
     /// Entry for direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
@@ -286,7 +286,7 @@ fn emit_once(
         (indirect_entry, return_entry) =
             emitter.indirect_entry(guard, mapping, entry_label, arriving);
     }
-    let sites = emitter.sites;
+    let sites = std::mem::take(&mut emitter.sites);
     let finished = emitter.finish();
     workshop.needed = needed;
     if helpers & !exposes != 0 {

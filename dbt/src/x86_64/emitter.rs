@@ -260,8 +260,8 @@ pub struct Emitter<'a> {
     pub(super) crossing_store: Crossing,
     /// RIP of each instruction.
     pub(super) rips: &'a mut Vec<u64>,
-    /// Sites that predict.
-    pub(super) sites: u32,
+    /// The checks that predict.
+    pub(super) sites: Vec<mmu::Site>,
     /// Calls that a trace follows.
     pub(super) calls: Vec<FollowedCall>,
     /// The one within which the code is.
@@ -326,7 +326,7 @@ impl<'a> Emitter<'a> {
             may_predict: false,
             crossing_store: Crossing::Never,
             rips: &mut workshop.rips,
-            sites: 0,
+            sites: Vec::new(),
             calls: Vec::new(),
             within: None,
             predicted: false,

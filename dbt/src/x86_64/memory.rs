@@ -9,7 +9,6 @@ use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
-use super::prediction::Site;
 use super::registers::{T0, T1, T2, number, pinned, sized};
 use super::stubs::Stub;
 use crate::interpret::view;
@@ -192,12 +191,13 @@ impl Emitter<'_> {
             record.wants_addend = 1;
             let stub = self.stub(Some(lea), record);
             let displacement = address.displacement as i32;
-            let site = self.site(insn, place);
-            let stub = self.mispredicted(insn, site, (base, displacement), (tag, limit), stub);
-            self.address_to_compare(base, displacement);
-            self.tlb_index(T2, site);
-            self.compare_tag(tag, limit, stub);
-            self.load_addend(addend);
+            let start = (base, displacement);
+            if !self.predict((insn, place), start, (size, write), stub) {
+                self.address_to_compare(base, displacement);
+                self.tlb_index(T2);
+                self.compare_tag(tag, limit, stub);
+                self.load_addend(addend);
+            }
         } else {
             if address.limited {
                 self.limited_linear(insn, address, size, write)?;
@@ -206,12 +206,13 @@ impl Emitter<'_> {
                 self.linear(address)?;
             }
             let stub = self.stub(None, record);
-            let site = self.site(insn, place);
-            let stub = self.mispredicted(insn, site, (T0_NUMBER, 0), (tag, limit), stub);
-            self.tlb_index(T0, site);
-            dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
-            self.compare_tag(tag, limit, stub);
-            self.add_addend(addend);
+            let start = (T0_NUMBER, 0);
+            if !self.predict((insn, place), start, (size, write), stub) {
+                self.tlb_index(T0);
+                dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
+                self.compare_tag(tag, limit, stub);
+                self.add_addend(addend);
+            }
         }
         let resume = self.address().0;
         if let Some(Stub::Upcall {
@@ -257,19 +258,15 @@ impl Emitter<'_> {
     }
 
     /// Loads the addend of the TLB entry whose offset is in T1 into T0.
-    fn load_addend(&mut self, addend: i32) {
+    pub(super) fn load_addend(&mut self, addend: i32) {
         match i8::try_from(addend) {
             Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [BYTE rdi + addend]),
             Err(_) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + addend]),
         }
     }
 
-    /// Puts the offset of the TLB entry for a scratch register's address into T1, or of the one
-    /// that a site predicts.
-    pub(super) fn tlb_index(&mut self, address: Register, site: Option<Site>) {
-        if let Some(site) = site {
-            return self.predicted_index(site);
-        }
+    /// Puts the offset of the TLB entry for a scratch register's address into T1.
+    pub(super) fn tlb_index(&mut self, address: Register) {
         let address = Self::scratch(address);
         let mask = ((TLB_ENTRIES - 1) * 32) as i32;
         if self.target.bmi2 {
@@ -344,14 +341,16 @@ impl Emitter<'_> {
                 Some(base) => (base, address.displacement as i32 + below),
                 None => (T0_NUMBER, below),
             };
-            let site = self.site(insn, place);
-            let stub = self.mispredicted(insn, site, (base, displacement), (tag, limit), stub);
-            self.address_to_compare(base, displacement);
-            self.tlb_index(T2, site);
-            self.compare_tag(tag, limit, stub);
-            match simple {
-                Some(_) => self.load_addend(addend),
-                None => self.add_addend(addend),
+            let start = (base, displacement);
+            let covers = ((group.high - group.low) as u32, group.write);
+            if !self.predict((insn, place), start, covers, stub) {
+                self.address_to_compare(base, displacement);
+                self.tlb_index(T2);
+                self.compare_tag(tag, limit, stub);
+                match simple {
+                    Some(_) => self.load_addend(addend),
+                    None => self.add_addend(addend),
+                }
             }
         }
         let held = first_held(member, address);

@@ -1,115 +1,120 @@
-//! Checks that predict their TLB entry.
-//!
-//! The tag of an empty entry can match a predicting check, for an address that is not canonical. What
-//! the host then accesses is not canonical either, and raises #GP: so only instructions predict
-//! whose faults on the host are the guest's.
+//! Checks that predict where their access goes: into the run of pages that they remember ([`mmu::Reach`]).
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use mmu::{PAGE_SIZE, Site};
 
 use super::emitter::Emitter;
-use super::registers::{T1, T2};
+use super::registers::{T0, T2};
 use super::stubs::Stub;
 use crate::cache::physical;
+use crate::interpret::view;
 use crate::record::grouping::Place;
 use crate::run::{Upcall, UpcallKind, at};
 
-/// A predicting check that is being emitted.
-#[derive(Clone, Copy)]
-pub(super) struct Site {
-    number: u16,
-    place: Place,
-    /// Where the check begins.
-    retry: DynamicLabel,
-    /// Likewise, in the region.
-    offset: u32,
-}
+/// Bytes of `sub r8, gs:[address]`, and of a comparison like it.
+const WITH_WORD: usize = 9;
 
 /// The way out of a check whose prediction was wrong.
 #[derive(Clone, Copy)]
 pub(super) struct Wrong {
+    number: u16,
     site: Site,
-    /// Base register and displacement of the linear address.
-    address: (u8, i32),
-    tag: i32,
-    limit: i32,
-    /// Where to go if the TLB does not have it.
+    /// Host register that holds the address, less the site's displacement.
+    base: u8,
+    /// Behind the check, with the addend in T0, or the host address if T0 is the base.
+    behind: DynamicLabel,
+    /// Where to go if the access is not one to be made directly.
     miss: DynamicLabel,
-    /// For a site that has been wrong too often.
     record: Upcall,
 }
 
 impl Emitter<'_> {
-    /// Begins the check of an access, here; `None` if it is not to predict.
-    pub(super) fn site(&mut self, insn: usize, place: Place) -> Option<Site> {
-        let predicting = self.target.prediction.filter(|_| self.may_predict)?;
+    /// Emits the check of an access of so many bytes from `[base + displacement]` on, if it is one that
+    /// predicts: T0 is the addend then, or the host address if it was the base. `miss` is where it goes if the
+    /// access is not to be made directly.
+    pub(super) fn predict(
+        &mut self,
+        (insn, place): (usize, Place),
+        (base, displacement): (u8, i32),
+        (size, write): (u32, bool),
+        miss: DynamicLabel,
+    ) -> bool {
+        let Some(predicting) = self.target.prediction.filter(|_| self.may_predict) else {
+            return false;
+        };
         let at = physical(predicting.page, self.target.further, self.rips[insn]);
         if !predicting.strayed.predicts(at, place) {
-            return None;
+            return false;
         }
-        let number = predicting.first.wrapping_add(self.sites as u16);
-        self.sites += 1;
-        let retry = self.ops.new_dynamic_label();
-        dynasm!(self.ops ; .arch x64 ; =>retry);
-        Some(Site {
-            number,
-            place,
-            retry,
-            offset: self.address().0,
-        })
-    }
-
-    /// Puts the predicted offset of the TLB entry into T1.
-    pub(super) fn predicted_index(&mut self, site: Site) {
-        let place = at::PREDICTED + 4 * i32::from(site.number);
-        let t1 = Self::scratch(T1);
-        dynasm!(self.ops ; .arch x64 ; gs mov Rd(t1), [place]);
-    }
-
-    /// Where a predicting check fails: looks up `[base + displacement]`, and goes to `miss` if it
-    /// is not there. Any other check fails there at once.
-    pub(super) fn mispredicted(
-        &mut self,
-        insn: usize,
-        site: Option<Site>,
-        address: (u8, i32),
-        (tag, limit): (i32, i32),
-        miss: DynamicLabel,
-    ) -> DynamicLabel {
-        let Some(site) = site else {
-            return miss;
+        let number = predicting.first + self.sites.len() as u16;
+        let site = Site {
+            displacement: displacement.into(),
+            size: size.into(),
+            write,
         };
+        self.sites.push(site);
         let mut record = self.record(UpcallKind::Strayed, insn);
-        record.size = site.number;
-        record.write = site.place as u8;
-        record.extra = site.offset;
+        record.size = number;
+        record.write = place as u8;
+        record.extra = self.address().0;
         let label = self.ops.new_dynamic_label();
+        let behind = self.ops.new_dynamic_label();
+        let t2 = Self::scratch(T2);
+        dynasm!(self.ops ; .arch x64 ; mov Rq(t2), Rq(base));
+        self.keep_fused_behind(WITH_WORD, WITH_WORD);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs sub Rq(t2), [at::reach_base(number)]
+            ; gs cmp Rq(t2), [at::reach_len(number)]
+            ; jae =>label
+        );
+        let addend = at::reach_addend(number);
+        if base == Self::scratch(T0) {
+            dynasm!(self.ops ; .arch x64 ; gs add rsi, [addend]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; gs mov rsi, [addend]);
+        }
+        dynasm!(self.ops ; .arch x64 ; =>behind);
         let wrong = Wrong {
+            number,
             site,
-            address,
-            tag,
-            limit,
+            base,
+            behind,
             miss,
             record,
         };
         self.stubs.push(Stub::Wrong { label, wrong });
-        label
+        true
     }
 
-    /// Behind the block: looks up the entry. If it is there, the check predicts it from now on,
-    /// and is tried again.
+    /// Behind the block: looks up the TLB entry; or, now and then, calls up to have a run of pages remembered,
+    /// upon which the check is tried again, or goes where any other check does that fails.
     pub(super) fn wrong(&mut self, wrong: Wrong) {
-        let (base, displacement) = wrong.address;
-        let number = i32::from(wrong.site.number);
-        let predicted = at::PREDICTED + 4 * number;
-        let patience = at::PATIENCE + number;
-        let tag = wrong.tag;
-        self.address_to_compare(base, displacement);
-        self.tlb_index(T2, None);
-        dynasm!(self.ops ; .arch x64 ; gs mov [predicted], edi);
-        self.compare_tag(tag, wrong.limit, wrong.miss);
-        dynasm!(self.ops ; .arch x64 ; gs dec BYTE [patience]);
-        self.keep_conditional();
-        dynasm!(self.ops ; .arch x64 ; jnz =>wrong.site.retry);
+        let Wrong { site, base, .. } = wrong;
+        let look = self.ops.new_dynamic_label();
+        let t0 = Self::scratch(T0);
+        let patience = at::PATIENCE + i32::from(wrong.number);
+        dynasm!(self.ops ; .arch x64 ; gs dec BYTE [patience] ; jnz =>look);
+        if base != t0 {
+            dynasm!(self.ops ; .arch x64 ; mov Rq(t0), Rq(base));
+        }
         self.upcall(wrong.record);
+        dynasm!(self.ops ; .arch x64 ; jmp =>wrong.miss ; =>look);
+        let tlb = at::tlb(view(self.target.mode));
+        let tag = if site.write {
+            at::WRITE_TAG
+        } else {
+            at::READ_TAG
+        };
+        let limit = PAGE_SIZE as i32 - site.size as i32;
+        self.address_to_compare(base, site.displacement as i32);
+        self.tlb_index(T2);
+        self.compare_tag(tlb + tag, limit, wrong.miss);
+        if base == t0 {
+            self.add_addend(tlb + at::ADDEND);
+        } else {
+            self.load_addend(tlb + at::ADDEND);
+        }
+        dynasm!(self.ops ; .arch x64 ; jmp =>wrong.behind);
     }
 }

@@ -70,7 +70,7 @@ impl Emitter<'_> {
         let tag = at::tlb(view(self.target.mode)) + right;
         let limit = PAGE - (1 << shift);
         self.address_to_compare(index, 0);
-        self.tlb_index(T2, None);
+        self.tlb_index(T2);
         self.compare_tag(tag, limit, miss);
     }
 

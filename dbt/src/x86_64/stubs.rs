@@ -19,7 +19,7 @@ pub(super) enum Stub {
         record: Upcall,
         crossing: Crossing,
     },
-    /// A check predicted the wrong entry.
+    /// A check predicted wrong.
     Wrong { label: DynamicLabel, wrong: Wrong },
     /// The unlinked end of an exit.
     Link { label: DynamicLabel, exit: usize },

@@ -26,7 +26,7 @@ impl Emitter<'_> {
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
         let limit = PAGE_SIZE as i32 - size as i32;
-        self.tlb_index(T0, None);
+        self.tlb_index(T0);
         dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
         self.compare_tag(tag, limit, miss);
         self.add_addend(addend);

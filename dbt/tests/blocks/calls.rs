@@ -234,6 +234,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         precise_flags: bits != 3,
         returns: bits != 5,
         prediction: Some(1),
+        eager_prediction: true,
         cold: 0,
         ..EngineOptions::default()
     };

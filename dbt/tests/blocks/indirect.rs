@@ -378,6 +378,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         lazy_flags: bits != 1,
         returns: bits != 5,
         prediction: Some(1),
+        eager_prediction: true,
         cold: 0,
         ..EngineOptions::default()
     };

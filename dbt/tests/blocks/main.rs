@@ -77,6 +77,9 @@ fn switches(copies: usize) -> EngineOptions {
         long_traces: [Some(2), Some(1), None, Some(5)][copies - 1],
         indirect_traces: copies != 4,
         prediction,
+        eager_prediction: true,
+        wide_reach: copies != 1,
+        gather: copies != 2,
         // Traces are made with one and with three copies.
         crossing: copies != 2,
         late_stack: copies != 4,

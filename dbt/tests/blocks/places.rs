@@ -255,6 +255,7 @@ fn engines() -> impl Iterator<Item = EngineOptions> {
         grouping: bits & 1 != 0,
         precise_flags: bits & 2 != 0,
         prediction: (bits & 4 != 0).then_some(1),
+        eager_prediction: true,
         registers: (bits & 8 != 0).then_some(1),
         traces: Some(2),
         cold: 0,

@@ -64,6 +64,7 @@ fn pages_that_share_a_place() {
         second_places,
         grouping,
         prediction,
+        eager_prediction: true,
         traces: Some(2),
         cold: 0,
         ..EngineOptions::default()

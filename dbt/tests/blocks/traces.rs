@@ -120,6 +120,7 @@ fn engines() -> impl Iterator<Item = EngineOptions> {
         returns: bits & 6 != 4,
         long_blocks: bits & 3 != 2,
         prediction: Some(1),
+        eager_prediction: true,
         long_traces: [Some(1), Some(7), None][bits % 3],
         cold: 0,
         ..EngineOptions::default()

@@ -6,7 +6,7 @@ use std::ops::Range;
 use dbt::guest::{CpuState, Segment};
 use dbt::run::CpuBlock;
 use iced_x86::{Instruction, OpKind, Register, SymbolResolver, SymbolResult};
-use mmu::{Tlb, TlbEntry, TlbSet};
+use mmu::{Reach, Reaches, Tlb, TlbEntry, TlbSet};
 
 const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -77,9 +77,19 @@ fn behind_gs(offset: usize) -> Option<String> {
             return Some(name.to_string());
         }
     }
-    let predicted = offset_of!(CpuBlock, predicted);
-    if (predicted..offset_of!(CpuBlock, patience)).contains(&offset) {
-        return Some(format!("predicted.{}", (offset - predicted) / 4));
+    let sites = offset_of!(CpuBlock, tlb.reaches) + offset_of!(Reaches, sites);
+    if (sites..sites + size_of::<[Reach; mmu::SITES]>()).contains(&offset) {
+        let (number, field) = (
+            (offset - sites) / size_of::<Reach>(),
+            (offset - sites) % size_of::<Reach>(),
+        );
+        let names = [
+            (offset_of!(Reach, base), "base"),
+            (offset_of!(Reach, len), "len"),
+            (offset_of!(Reach, addend), "addend"),
+        ];
+        let name = names.iter().find(|&&(at, _)| at == field)?.1;
+        return Some(format!("reach[{number}].{name}"));
     }
     let groups = offset_of!(CpuBlock, exchange.groups);
     if (groups..groups + 64).contains(&offset) && offset < offset_of!(CpuBlock, exchange.host_mxcsr)
@@ -92,7 +102,7 @@ fn behind_gs(offset: usize) -> Option<String> {
     if (guards..jumps.max(guards)).contains(&offset) {
         return Some("guard".to_string());
     }
-    if (jumps..offset_of!(CpuBlock, predicted)).contains(&offset) {
+    if (jumps..offset_of!(CpuBlock, heat)).contains(&offset) {
         return Some(format!("jump_cache+{}", (offset - jumps) % 16));
     }
     let data = tlb + offset_of!(TlbSet, data);

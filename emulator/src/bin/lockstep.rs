@@ -250,7 +250,7 @@ fn run(args: &[String], engine: &EngineOptions) -> Result<(), String> {
 /// The translator that a value of -accel asks for.
 fn engine(accel: &str) -> Result<EngineOptions, String> {
     let (name, settings) = accel.split_once(',').unwrap_or((accel, ""));
-    let mut words = format!("{name},cold=off");
+    let mut words = format!("{name},cold=off,eager-prediction=on");
     if !settings.is_empty() {
         words += &format!(",{settings}");
     }

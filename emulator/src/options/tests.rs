@@ -154,6 +154,8 @@ fn optimisations_have_switches() {
             && usual.precise_flags
             && usual.lazy_flags
             && usual.prediction.is_some()
+            && usual.wide_reach
+            && usual.gather
             && usual.registers.is_some()
             && usual.crossing
             && usual.late_stack
@@ -168,7 +170,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,registers=off,crossing=off,late-stack=off,late-slots=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,wide-reach=off,gather=off,registers=off,crossing=off,late-stack=off,late-slots=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -183,6 +185,8 @@ fn optimisations_have_switches() {
             && !off.precise_flags
             && !off.lazy_flags
             && off.prediction.is_none()
+            && !off.wide_reach
+            && !off.gather
             && off.registers.is_none()
             && !off.crossing
             && !off.late_stack

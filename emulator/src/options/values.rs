@@ -268,10 +268,34 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
-        form: "prediction=64|N|off",
-        help: "how often a loop's check may try the wrong TLB entry before it stops to predict",
+        form: "prediction=128|N|off",
+        help: "how often a loop's check may try the wrong page before it stops to predict",
         set: |engine, text| {
             engine.prediction = count(text, EngineOptions::default().prediction, u8::MAX)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "eager-prediction=off|on",
+        help: "every loop's checks predict, not only those of loops that take long: for tests",
+        set: |engine, text| {
+            engine.eager_prediction = switch("eager-prediction", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "wide-reach=on|off",
+        help: "such a check tries a run of pages that are neighbours on the host, not only one page",
+        set: |engine, text| {
+            engine.wide_reach = switch("wide-reach", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "gather=on|off",
+        help: "pages for which such checks fail often are brought together on the host",
+        set: |engine, text| {
+            engine.gather = switch("gather", text)?;
             Ok(())
         },
     },

@@ -147,7 +147,10 @@ impl Setup {
                 moving: !random.one_in(4),
                 registers: random.pick(&[Some(1), Some(3), None]),
                 returns: !random.one_in(4),
-                prediction: random.pick(&[Some(1), Some(64), None]),
+                prediction: random.pick(&[Some(1), Some(2), Some(64), None]),
+                eager_prediction: !random.one_in(8),
+                wide_reach: !random.one_in(4),
+                gather: !random.one_in(4),
                 ..EngineOptions::default()
             },
         }
