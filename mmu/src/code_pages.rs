@@ -22,7 +22,7 @@ impl PhysMem {
                 *flags |= page::CODE;
                 if *flags & page::WRITE_CACHED != 0 {
                     *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                    self.forget_page(index, self.slot(index));
+                    self.forget_page(gpa.page(), self.slot(index));
                 }
             }
         }
@@ -36,7 +36,7 @@ impl PhysMem {
             // Entries without a write tag are to be filled anew.
             if *flags & page::READ_CACHED != 0 {
                 *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                self.forget_page(index, self.slot(index));
+                self.forget_page(gpa.page(), self.slot(index));
             }
         }
     }
@@ -64,9 +64,9 @@ impl PhysMem {
     }
 
     /// The translations of a page have to go, which lead to a slot.
-    pub(crate) fn forget_page(&mut self, index: u32, slot: u32) {
+    pub(crate) fn forget_page(&mut self, page: GuestPhys, slot: u32) {
         self.stale_pages.push(StalePage {
-            page: self.page_address(index),
+            page,
             native: self.frame_pointer(self.frame_of_slot(slot, 0)) as u64,
         });
     }
@@ -80,6 +80,6 @@ impl PhysMem {
             self.code_writes.push((gpa.add(offset as u64), len as u32));
         }
         *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-        self.forget_page(index, slot);
+        self.forget_page(gpa, slot);
     }
 }

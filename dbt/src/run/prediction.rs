@@ -173,10 +173,10 @@ impl Vcpu {
         }
     }
 
-    /// The processor was asked to leave emitted code when it was about to run a block. The usual reason is a
-    /// timer, so a loop to which it happens takes much of the time, and its checks may predict.
+    /// The processor left emitted code when it was about to run a block: it was asked to, or (counted mode) the
+    /// budget is used up. The usual reason is a timer, so a loop to which it happens takes much of the time, and its checks may predict.
     pub(super) fn interrupted_in(&mut self, id: u32) {
-        let asked = self.cpu().exit_request.load(Ordering::Relaxed) != 0;
+        let asked = self.options.counted || self.cpu().exit_request.load(Ordering::Relaxed) != 0;
         let block = self.cache.block_mut(id).filter(|_| asked);
         let Some(block) = block.filter(|block| block.loops && !block.predicting) else {
             return;
@@ -232,7 +232,7 @@ impl Vcpu {
         let often = since < OFTEN && !pause || eager;
         let strike = often && predictor.patience == most && !reached.extended;
         if strike {
-            predictor.strikes += 1;
+            predictor.strikes = predictor.strikes.saturating_add(1);
             predictor.struck = Some(now);
         } else if !often {
             predictor.strikes = predictor.strikes.saturating_sub(1);
@@ -242,7 +242,8 @@ impl Vcpu {
         } else {
             1
         };
-        let strayed = predictor.strikes == STRIKES;
+        // Copies of the block have the same sites, and may have been translated again already.
+        let strayed = strike && predictor.strikes >= STRIKES;
         let block = self.block.get_mut();
         block.patience[number] = predictor.patience;
         // Some checks find the address in the register that an upcall's result comes in.
