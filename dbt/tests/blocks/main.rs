@@ -19,6 +19,7 @@ mod passing;
 mod places;
 mod precise;
 mod program;
+mod reach;
 mod reference;
 mod second_places;
 mod side_by_side;
