@@ -228,9 +228,9 @@ impl Vcpu {
         let since = (now - predictor.last) / predictor.patience.into();
         predictor.last = now;
         let eager = self.options.eager_prediction;
-        let pause = predictor.struck.is_some_and(|at| now - at < INTERVAL);
-        let often = since < OFTEN && !pause || eager;
-        let strike = often && predictor.patience == most && !reached.extended;
+        let often = since < OFTEN || eager;
+        let pause = !eager && predictor.struck.is_some_and(|at| now - at < INTERVAL);
+        let strike = often && !pause && predictor.patience == most && !reached.extended;
         if strike {
             predictor.strikes = predictor.strikes.saturating_add(1);
             predictor.struck = Some(now);
