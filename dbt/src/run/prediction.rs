@@ -237,7 +237,8 @@ impl Vcpu {
         } else if !often {
             predictor.strikes = predictor.strikes.saturating_sub(1);
         }
-        predictor.patience = if too_many || since < RARE && !reached.extended {
+        let soon = since < RARE || eager;
+        predictor.patience = if too_many || soon && !reached.extended {
             predictor.patience.saturating_mul(2).min(most)
         } else {
             1
