@@ -39,8 +39,8 @@ pub struct EngineOptions {
     /// Leave flags to recipes where code ends in a return or an indirect jump, and let them stay where
     /// they are while code runs that only passes them on.
     pub lazy_flags: bool,
-    /// Let the checks of hot loops try the page that they found last; how often one may be
-    /// wrong before it is looked at. `None`: none does.
+    /// Let the checks of loops that take long try the pages that they remember; how often one may be
+    /// wrong, at the most, before it looks for others. `None`: none does.
     pub prediction: Option<u8>,
     /// Have every loop predict, not only those that are seen running, and do at once what waits until it
     /// seems to be worth it: for tests, which are over before.

@@ -269,7 +269,7 @@ pub const SWITCHES: &[Switch] = &[
     },
     Switch {
         form: "prediction=128|N|off",
-        help: "how often a loop's check may try the wrong page before it stops to predict",
+        help: "how often the check of a loop may try wrong pages, at the most, before it looks for others",
         set: |engine, text| {
             engine.prediction = count(text, EngineOptions::default().prediction, u8::MAX)?;
             Ok(())
