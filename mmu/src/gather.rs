@@ -55,7 +55,7 @@ impl PhysMem {
     }
 
     /// Moves pages, each of which is there once and may be moved, to slots that follow each other. Returns how
-    /// many have moved: all, or none if there is no room for so many.
+    /// many have moved: all, or none if there is no room for so many; then no other has either.
     pub(crate) fn gather(&mut self, pages: &[GuestPhys]) -> usize {
         let count = pages.len() as u32;
         let slots = self.reserve.owners.len() as u32;
@@ -74,17 +74,16 @@ impl PhysMem {
             self.reserve.next
         };
         self.reserve.next = start + count;
-        for at in start..start + count {
-            let owner = std::mem::replace(&mut self.reserve.owners[at as usize], NOBODY);
-            if owner == NOBODY || self.slot(owner) != self.reserve.first + at {
-                continue;
-            }
-            if !self.may_gather(self.page_address(owner)) {
-                // It stays, and what is before it remains free.
-                self.reserve.owners[at as usize] = owner;
-                return 0;
-            }
+        let owners = start..start + count;
+        let owners = owners.filter_map(|at| Some((at, self.owner(at)?)));
+        let owners: Vec<(u32, u32)> = owners.collect();
+        let stays = |&(_, owner): &(u32, u32)| !self.may_gather(self.page_address(owner));
+        if owners.iter().any(stays) {
+            return 0;
+        }
+        for (at, owner) in owners {
             self.move_to_slot(owner, owner);
+            self.reserve.owners[at as usize] = NOBODY;
         }
         for (at, &page) in (start..).zip(pages) {
             if let Some(index) = self.page_index(page) {
@@ -93,6 +92,12 @@ impl PhysMem {
             }
         }
         pages.len()
+    }
+
+    /// The page that is in a slot of the reserve.
+    fn owner(&self, at: u32) -> Option<u32> {
+        let owner = self.reserve.owners[at as usize];
+        (owner != NOBODY && self.slot(owner) == self.reserve.first + at).then_some(owner)
     }
 
     /// Moves a page, in all copies. Its translations are stale then.

@@ -380,6 +380,13 @@ mod tests {
             (self.seed >> 33) % below
         }
 
+        fn gather(&mut self, first: u64) -> usize {
+            let Machine {
+                tlb, mem, paging, ..
+            } = self;
+            tlb.gather(mem, paging, (Linear(first), false), false)
+        }
+
         fn settle(&mut self) -> usize {
             let stale = self.mem.take_stale_pages();
             for &page in &stale {
@@ -518,10 +525,7 @@ mod tests {
             }
             machine.tlb.flush(true);
             let first = 16 * PAGE_SIZE;
-            let Machine {
-                tlb, mem, paging, ..
-            } = &mut machine;
-            let moved = tlb.gather(mem, paging, (Linear(first), false), false);
+            let moved = machine.gather(first);
             // Those of the last round are in the reserve already.
             assert!(moved == 0 || moved == PAGES as usize, "{moved}");
             machine.settle();
@@ -549,6 +553,39 @@ mod tests {
                 .audit()
                 .expect("copies are equal, in different frames");
         }
+    }
+
+    /// Where the reserve is handed out again and a page in it has to stay, nothing moves at all.
+    #[test]
+    fn a_page_that_stays_keeps_all_where_they_are() {
+        let mut machine = Machine::new();
+        let first = 16 * PAGE_SIZE;
+        assert_eq!(machine.gather(first), PAGES as usize);
+        machine.settle();
+        // The reserve is full; one of its last pages has code, and all others would have to make room.
+        let frame = |number: u64| GuestPhys((100 + number) * PAGE_SIZE);
+        machine.mem.mark_code(frame(60));
+        for page in 0..PAGES {
+            machine.map(16 + page, 200 + page * 37 % PAGES, true);
+        }
+        machine.tlb.flush(true);
+        machine.settle();
+        let before: Vec<_> = (0..PAGES)
+            .map(|page| machine.mem.frame(frame(page), 0))
+            .collect();
+        assert_eq!(machine.gather(first), 0);
+        assert!(!machine.mem.has_news());
+        let after: Vec<_> = (0..PAGES)
+            .map(|page| machine.mem.frame(frame(page), 0))
+            .collect();
+        assert_eq!(before, after);
+        machine.mem.unmark_code(frame(60));
+        machine.settle();
+        assert_eq!(machine.gather(first), PAGES as usize);
+        machine
+            .mem
+            .audit()
+            .expect("copies are equal, in different frames");
     }
 
     /// A run goes by the host address of one of its pages, and no other does.

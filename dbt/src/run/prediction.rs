@@ -249,9 +249,12 @@ impl Vcpu {
         block.patience[number] = predictor.patience;
         // Some checks find the address in the register that an upcall's result comes in.
         block.exchange.result_host = value;
+        if strike && !strayed && reached.scattered {
+            self.bring_together(&site, value);
+        }
+        // What the block has found of pages that have moved holds no longer.
         let stale = self.mem.has_news();
-        let together = strike && !strayed && reached.scattered && self.bring_together(&site, value);
-        if !(stale || together || strayed) {
+        if !(stale || strayed) {
             return if reached.covered {
                 self.resume_check(record)
             } else {
@@ -278,13 +281,13 @@ impl Vcpu {
         0
     }
 
-    /// Has the pages around an access follow each other on the host. Whether any have moved.
-    fn bring_together(&mut self, site: &Site, value: u64) -> bool {
+    /// Has the pages around an access follow each other on the host, if it is time for that.
+    fn bring_together(&mut self, site: &Site, value: u64) {
         // Counted runs repeat, to the frames of their reports, and the host's time does not.
         let timely = !self.options.counted && self.strayed.may_gather();
         let may_gather = self.options.eager_prediction || timely;
         if !self.options.gather || !may_gather {
-            return false;
+            return;
         }
         let address = Linear(value.wrapping_add(site.displacement as u64));
         let wide = self.cpu().mode.has(Mode::CODE64);
@@ -293,6 +296,5 @@ impl Vcpu {
         let moved = tlb.gather(&mut self.mem, &registers, (address, site.write), wide);
         self.strayed.gathered(moved as u32);
         self.cache.statistics.gathered += moved as u64;
-        moved != 0
     }
 }
