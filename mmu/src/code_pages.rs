@@ -1,6 +1,6 @@
 //! Pages that translated code was made from, and those whose TLB entries have to go.
 
-use crate::address::GuestPhys;
+use crate::address::{GuestPhys, PAGE_SIZE};
 use crate::physical::{PhysMem, page};
 
 /// A page whose translations have to go.
@@ -21,8 +21,7 @@ impl PhysMem {
             if *flags & page::CODE == 0 {
                 *flags |= page::CODE;
                 if *flags & page::WRITE_CACHED != 0 {
-                    *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                    self.forget_page(gpa.page(), self.slot(index));
+                    self.forget_page(gpa, index, self.slot(index));
                 }
             }
         }
@@ -35,8 +34,7 @@ impl PhysMem {
             *flags &= !page::CODE;
             // Entries without a write tag are to be filled anew.
             if *flags & page::READ_CACHED != 0 {
-                *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-                self.forget_page(gpa.page(), self.slot(index));
+                self.forget_page(gpa, index, self.slot(index));
             }
         }
     }
@@ -64,22 +62,21 @@ impl PhysMem {
     }
 
     /// The translations of a page have to go, which lead to a slot.
-    pub(crate) fn forget_page(&mut self, page: GuestPhys, slot: u32) {
+    pub(crate) fn forget_page(&mut self, gpa: GuestPhys, index: u32, slot: u32) {
+        self.flags[index as usize] &= !(page::WRITE_CACHED | page::READ_CACHED);
         self.stale_pages.push(StalePage {
-            page,
+            page: gpa.page(),
             native: self.frame_pointer(self.frame_of_slot(slot, 0)) as u64,
         });
     }
 
-    /// A page's contents changed beneath the processor, or it moved away from a slot: its TLB entries and its
+    /// A page's contents, which are or were in a slot, changed beneath the processor: its TLB entries and its
     /// code go.
-    pub(crate) fn page_changed(&mut self, index: u32, slot: u32, offset: usize, len: usize) {
+    pub(crate) fn page_changed(&mut self, index: u32, slot: u32) {
         let gpa = self.page_address(index);
-        let flags = &mut self.flags[index as usize];
-        if *flags & page::CODE != 0 {
-            self.code_writes.push((gpa.add(offset as u64), len as u32));
+        if self.flags[index as usize] & page::CODE != 0 {
+            self.code_writes.push((gpa, PAGE_SIZE as u32));
         }
-        *flags &= !(page::WRITE_CACHED | page::READ_CACHED);
-        self.forget_page(gpa, slot);
+        self.forget_page(gpa, index, slot);
     }
 }

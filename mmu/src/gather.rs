@@ -111,6 +111,6 @@ impl PhysMem {
         }
         self.set_slot(index, to);
         self.touch(index);
-        self.page_changed(index, from, 0, 0);
+        self.forget_page(self.page_address(index), index, from);
     }
 }

@@ -288,7 +288,7 @@ impl PhysMem {
             let flags = &mut self.flags[index as usize];
             if (*flags & page::ROM != 0) != protected {
                 *flags ^= page::ROM;
-                self.forget_page(at.add(offset).page(), self.slot(index));
+                self.forget_page(at.add(offset), index, self.slot(index));
             }
         }
     }

@@ -3,7 +3,7 @@
 //! This is the `poison` detection model: simulated ECC reports a line of 64 bytes as
 //! uncorrectable, as hardware does; what is not marked is good.
 
-use crate::address::{GuestPhys, PAGE_SIZE};
+use crate::address::GuestPhys;
 use crate::physical::{AccessError, MAX_COPIES, PhysMem, page};
 
 /// Bytes in a line, the unit of poison.
@@ -122,7 +122,7 @@ impl PhysMem {
         } else {
             page::MIRROR_POISON
         };
-        self.page_changed(index, self.slot(index), 0, PAGE_SIZE as usize);
+        self.page_changed(index, self.slot(index));
         fresh
     }
 
@@ -283,7 +283,7 @@ impl PhysMem {
             poison.touches = 0;
         }
         self.refresh_flags(index);
-        self.page_changed(index, old, 0, PAGE_SIZE as usize);
+        self.page_changed(index, old);
     }
 
     fn refresh_flags(&mut self, index: u32) {

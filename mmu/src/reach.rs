@@ -5,7 +5,7 @@
 //! [`Reach::base`] is less than [`Reach::len`]. A run holds translations that a TLB may hold: it goes when one
 //! of them has to, whatever the TLB's own entries have become meanwhile.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 
 use crate::address::{GuestPhys, Linear, PAGE_SIZE};
 use crate::physical::PhysMem;
@@ -83,7 +83,7 @@ impl Reaches {
 
     /// Forgets all runs.
     #[inline]
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         for &site in &self.live[..usize::from(self.live_count)] {
             self.sites[usize::from(site)].len = 0;
         }
@@ -174,6 +174,23 @@ impl Finder<'_> {
     fn addend(&mut self, page: u64) -> Option<u64> {
         self.page(page).map(|(addend, _)| addend)
     }
+
+    /// Addends and guest-physical addresses of pages, up to the first that is not there or may not be moved.
+    fn plain_run(&mut self, pages: impl Iterator<Item = u64>) -> Vec<(u64, GuestPhys)> {
+        let mut run: Vec<(u64, GuestPhys)> = Vec::new();
+        for page in pages {
+            let found = self.page(page);
+            let Some(found) = found.filter(|&(_, physical)| self.mem.may_gather(physical)) else {
+                break;
+            };
+            // The page of zeros, say, is there many times.
+            if run.last().is_some_and(|before| before.1 == found.1) {
+                break;
+            }
+            run.push(found);
+        }
+        run
+    }
 }
 
 impl TlbSet {
@@ -222,23 +239,18 @@ impl TlbSet {
         let most = if extended { FURTHER } else { FIRST };
         let longest = longest.min(high - low + most);
         let mut scattered = false;
-        while high - low < longest {
-            match finder.addend(high) {
-                Some(further) if further == addend => high += PAGE_SIZE,
-                found => {
-                    scattered |= found.is_some();
-                    break;
-                }
+        let mut goes_on = |page| match finder.addend(page) {
+            Some(further) if further == addend => true,
+            found => {
+                scattered |= found.is_some();
+                false
             }
+        };
+        while high - low < longest && goes_on(high) {
+            high += PAGE_SIZE;
         }
-        while high - low < longest && low != 0 {
-            match finder.addend(low - PAGE_SIZE) {
-                Some(further) if further == addend => low -= PAGE_SIZE,
-                found => {
-                    scattered |= found.is_some();
-                    break;
-                }
-            }
+        while high - low < longest && low != 0 && goes_on(low - PAGE_SIZE) {
+            low -= PAGE_SIZE;
         }
         let covered = first + site.size <= high && !mem.has_news();
         if covered {
@@ -276,45 +288,17 @@ impl TlbSet {
             top: if wide { LOWER_HALF } else { 1 << 32 },
             walks: 2 * GATHERED as u32,
         };
-        let mut run = VecDeque::new();
-        let mut together = true;
-        let mut take = |page: u64, before: Option<u64>, up: bool| {
-            let (addend, physical) = finder.page(page)?;
-            // The page of zeros, say, is there many times.
-            let again = if up { run.back() } else { run.front() } == Some(&physical);
-            if again || !finder.mem.may_gather(physical) {
-                return None;
-            }
-            together &= before.is_none_or(|before| before == addend);
-            if up {
-                run.push_back(physical);
-            } else {
-                run.push_front(physical);
-            }
-            Some(addend)
-        };
-        let Some(addend) = take(page, None, true) else {
-            return 0;
-        };
-        let mut before = addend;
-        for distance in 1..=GATHERED {
-            match take(page + distance * PAGE_SIZE, Some(before), true) {
-                Some(addend) => before = addend,
-                None => break,
-            }
-        }
-        before = addend;
-        for distance in 1..=GATHERED.min(page / PAGE_SIZE) {
-            match take(page - distance * PAGE_SIZE, Some(before), false) {
-                Some(addend) => before = addend,
-                None => break,
-            }
-        }
-        let distinct: HashSet<_> = run.iter().collect();
-        if together || distinct.len() < run.len() || mem.has_news() {
+        let up = finder.plain_run((0..=GATHERED).map(|at| page + at * PAGE_SIZE));
+        let below = GATHERED.min(page / PAGE_SIZE);
+        let down = finder.plain_run((0..=below).map(|at| page - at * PAGE_SIZE));
+        let run: Vec<_> = down.into_iter().skip(1).rev().chain(up).collect();
+        let together = run.iter().all(|&(addend, _)| addend == run[0].0);
+        let pages: Vec<GuestPhys> = run.iter().map(|&(_, physical)| physical).collect();
+        let distinct = HashSet::<&GuestPhys>::from_iter(&pages).len() == pages.len();
+        if together || !distinct || mem.has_news() {
             return 0;
         }
-        mem.gather(run.make_contiguous())
+        mem.gather(&pages)
     }
 }
 

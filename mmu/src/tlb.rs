@@ -68,6 +68,11 @@ impl TlbEntry {
         mapping.physical.page().0 | global | key
     }
 
+    /// What an access has to match.
+    pub fn tag(&self, write: bool) -> u64 {
+        if write { self.write_tag } else { self.read_tag }
+    }
+
     /// The hash of its page; `None` if it is empty.
     fn hash(&self) -> Option<Hash> {
         (self.physical != u64::MAX).then(|| Hash::of(self.physical))
@@ -350,14 +355,7 @@ impl Tlb {
         [first_place(number), second_place(number)]
             .iter()
             .map(|&index| &self.entries[index])
-            .find(|entry| {
-                page.0
-                    == if write {
-                        entry.write_tag
-                    } else {
-                        entry.read_tag
-                    }
-            })
+            .find(|entry| page.0 == entry.tag(write))
             .map(|entry| (entry.addend, GuestPhys(entry.physical & PAGE)))
     }
 
@@ -535,11 +533,6 @@ impl TlbSet {
         for tlb in &mut self.data {
             tlb.forget_keys(keys);
         }
-    }
-
-    /// Forgets what the checks of hot loops remember.
-    pub fn forget_reaches(&mut self) {
-        self.reaches.forget();
     }
 
     /// Forgets every translation to a guest-physical page.

@@ -131,7 +131,7 @@ impl Vcpu {
                 self.drop_blocks(&[block]);
             }
         }
-        self.block.get_mut().tlb.forget_reaches();
+        self.block.get_mut().tlb.reaches.forget();
         self.strayed.predictors.clear();
     }
 
@@ -174,7 +174,8 @@ impl Vcpu {
     }
 
     /// The processor left emitted code when it was about to run a block: it was asked to, or (counted mode) the
-    /// budget is used up. The usual reason is a timer, so a loop to which it happens takes much of the time, and its checks may predict.
+    /// budget is used up. The usual reason is a timer, so a loop to which it happens takes much of the time, and
+    /// its checks may predict.
     pub(super) fn interrupted_in(&mut self, id: u32) {
         let asked = self.options.counted || self.cpu().exit_request.load(Ordering::Relaxed) != 0;
         let block = self.cache.block_mut(id).filter(|_| asked);

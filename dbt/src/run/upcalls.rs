@@ -19,12 +19,11 @@ const LEAVE: u64 = 0;
 /// Called by the upcall trampoline with the guest's registers put away. Returns the host
 /// address at which to continue, or [`LEAVE`].
 pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, linear: u64) -> u64 {
+    let behind = record.wrapping_add(1) as u64;
     // SAFETY: `Vcpu::run` put its own address into the exchange, it is waiting for the emitted
     // code that calls here, and touches nothing meanwhile. The record is in code that
     // emitted it behind the call.
-    let (vcpu, behind) = unsafe { (&mut *vcpu, record.add(1) as u64) };
-    // SAFETY: likewise.
-    let record = unsafe { record.read_unaligned() };
+    let (vcpu, record) = unsafe { (&mut *vcpu, record.read_unaligned()) };
     vcpu.returns_mode = vcpu.cpu().mode;
     if record.kind.is_inside() {
         vcpu.exchange_places(record.block);
@@ -134,11 +133,7 @@ impl Vcpu {
                 return LEAVE;
             }
             let entry = cx.tlb.data[view as usize].entry(linear);
-            let tag = if write {
-                entry.write_tag
-            } else {
-                entry.read_tag
-            };
+            let tag = entry.tag(write);
             let addend = entry.addend;
             let settled = !cx.mem.has_news() && cx.tlb.forgotten == self.forgotten;
             if linear.0 ^ tag <= mmu::PAGE_SIZE - size as u64 && settled {

@@ -3,7 +3,7 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
-use mmu::{PAGE_SIZE, TLB_ENTRIES};
+use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
@@ -161,10 +161,6 @@ impl Emitter<'_> {
             return Ok(());
         }
         self.leave_t0();
-        let tlb = at::tlb(view(self.target.mode));
-        let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
-        let addend = tlb + at::ADDEND;
-        let limit = PAGE_SIZE as i32 - size as i32;
         self.spoil_flags(needed);
         self.may_skip = Some(insn);
         let mut record = self.record(UpcallKind::Memory, insn);
@@ -183,9 +179,7 @@ impl Emitter<'_> {
         });
         if let Some(constant) = constant {
             let stub = self.stub(None, record);
-            let entry = self.compare_constant(address, constant, tag, stub);
-            dynasm!(self.ops ; .arch x64 ; gs add rsi, [entry + addend]);
-            self.mark_relative(address, Follows::Entry);
+            self.translate_constant(address, constant, write, stub);
         } else if let Some(base) = address.simple_base() {
             let lea = self.lea(address)?;
             record.wants_addend = 1;
@@ -193,10 +187,7 @@ impl Emitter<'_> {
             let displacement = address.displacement as i32;
             let start = (base, displacement);
             if !self.predict((insn, place), start, (size, write), stub) {
-                self.address_to_compare(base, displacement);
-                self.tlb_index(T2);
-                self.compare_tag(tag, limit, stub);
-                self.load_addend(addend);
+                self.look_up(start, (size, write), stub);
             }
         } else {
             if address.limited {
@@ -208,10 +199,7 @@ impl Emitter<'_> {
             let stub = self.stub(None, record);
             let start = (T0_NUMBER, 0);
             if !self.predict((insn, place), start, (size, write), stub) {
-                self.tlb_index(T0);
-                dynasm!(self.ops ; .arch x64 ; mov r8, rsi);
-                self.compare_tag(tag, limit, stub);
-                self.add_addend(addend);
+                self.translate_linear(size, write, stub);
             }
         }
         let resume = self.address().0;
@@ -223,6 +211,27 @@ impl Emitter<'_> {
             *crossing = crosses;
         }
         Ok(())
+    }
+
+    /// Looks up the TLB entry of an access of so many bytes from `[base + displacement]` on: T0 is its addend
+    /// then, or the host address if T0 was the base. `miss` is where it goes if the access is not to be made
+    /// directly.
+    pub(super) fn look_up(
+        &mut self,
+        (base, displacement): (u8, i32),
+        (size, write): (u32, bool),
+        miss: DynamicLabel,
+    ) {
+        let tlb = at::tlb(view(self.target.mode));
+        let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
+        self.address_to_compare(base, displacement);
+        self.tlb_index(T2);
+        self.compare_tag(tag, PAGE_SIZE as i32 - size as i32, miss);
+        if base == T0_NUMBER {
+            self.add_addend(tlb + at::ADDEND);
+        } else {
+            self.load_addend(tlb + at::ADDEND);
+        }
     }
 
     /// Puts a base register and a displacement into T2.
@@ -258,7 +267,7 @@ impl Emitter<'_> {
     }
 
     /// Loads the addend of the TLB entry whose offset is in T1 into T0.
-    pub(super) fn load_addend(&mut self, addend: i32) {
+    fn load_addend(&mut self, addend: i32) {
         match i8::try_from(addend) {
             Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [BYTE rdi + addend]),
             Err(_) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + addend]),
@@ -284,25 +293,30 @@ impl Emitter<'_> {
         }
     }
 
-    /// Puts a known address into T0 and goes to `stub` unless its page is in the TLB. Returns
-    /// the offset of the entry.
-    fn compare_constant(
+    /// Puts the host address of a known address into T0, and goes to `stub` unless its page is in the TLB.
+    fn translate_constant(
         &mut self,
         address: &Address,
         constant: u64,
-        tag: i32,
+        write: bool,
         stub: DynamicLabel,
-    ) -> i32 {
+    ) {
         let offset = (constant % PAGE_SIZE) as i32;
-        let entry = ((constant >> 12) as usize % TLB_ENTRIES * 32) as i32;
+        let entry = (constant >> 12) as usize % TLB_ENTRIES * size_of::<TlbEntry>();
+        let entry = at::tlb(view(self.target.mode)) + entry as i32;
+        let tag = entry + if write { at::WRITE_TAG } else { at::READ_TAG };
         dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
         self.mark_relative(address, Follows::Address);
         dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset]);
         self.keep_fused(9);
-        dynasm!(self.ops ; .arch x64 ; gs cmp r8, [entry + tag]);
+        dynasm!(self.ops ; .arch x64 ; gs cmp r8, [tag]);
         self.mark_relative(address, Follows::Entry);
-        dynasm!(self.ops ; .arch x64 ; jne =>stub);
-        entry
+        dynasm!(self.ops
+            ; .arch x64
+            ; jne =>stub
+            ; gs add rsi, [entry + at::ADDEND]
+        );
+        self.mark_relative(address, Follows::Entry);
     }
 
     /// The first check of a group: covers all that its members touch, with all their rights, and
@@ -316,14 +330,6 @@ impl Emitter<'_> {
         group: Group,
         needed: bool,
     ) -> Result<Held, Unencodable> {
-        let tlb = at::tlb(view(self.target.mode));
-        let right = if group.write {
-            at::WRITE_TAG
-        } else {
-            at::READ_TAG
-        };
-        let (tag, addend) = (tlb + right, tlb + at::ADDEND);
-        let limit = (PAGE_SIZE as i64 - (group.high - group.low)) as i32;
         let below = (group.low - member.displacement) as i32;
         let constant = address.constant();
         let simple = address.simple_base();
@@ -333,9 +339,7 @@ impl Emitter<'_> {
         }
         let stub = self.ungroup(insn);
         if let Some(constant) = constant {
-            let entry = self.compare_constant(address, constant, tag, stub);
-            dynasm!(self.ops ; .arch x64 ; gs add rsi, [entry + addend]);
-            self.mark_relative(address, Follows::Entry);
+            self.translate_constant(address, constant, group.write, stub);
         } else {
             let (base, displacement) = match simple {
                 Some(base) => (base, address.displacement as i32 + below),
@@ -344,13 +348,7 @@ impl Emitter<'_> {
             let start = (base, displacement);
             let covers = ((group.high - group.low) as u32, group.write);
             if !self.predict((insn, place), start, covers, stub) {
-                self.address_to_compare(base, displacement);
-                self.tlb_index(T2);
-                self.compare_tag(tag, limit, stub);
-                match simple {
-                    Some(_) => self.load_addend(addend),
-                    None => self.add_addend(addend),
-                }
+                self.look_up(start, covers, stub);
             }
         }
         let held = first_held(member, address);

@@ -1,13 +1,12 @@
 //! Checks that predict where their access goes: into the run of pages that they remember ([`mmu::Reach`]).
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use mmu::{PAGE_SIZE, Site};
+use mmu::Site;
 
 use super::emitter::Emitter;
 use super::registers::{T0, T2};
 use super::stubs::Stub;
 use crate::cache::physical;
-use crate::interpret::view;
 use crate::record::grouping::Place;
 use crate::run::{Upcall, UpcallKind, at};
 
@@ -100,21 +99,8 @@ impl Emitter<'_> {
         }
         self.upcall(wrong.record);
         dynasm!(self.ops ; .arch x64 ; jmp =>wrong.miss ; =>look);
-        let tlb = at::tlb(view(self.target.mode));
-        let tag = if site.write {
-            at::WRITE_TAG
-        } else {
-            at::READ_TAG
-        };
-        let limit = PAGE_SIZE as i32 - site.size as i32;
-        self.address_to_compare(base, site.displacement as i32);
-        self.tlb_index(T2);
-        self.compare_tag(tlb + tag, limit, wrong.miss);
-        if base == t0 {
-            self.add_addend(tlb + at::ADDEND);
-        } else {
-            self.load_addend(tlb + at::ADDEND);
-        }
+        let start = (base, site.displacement as i32);
+        self.look_up(start, (site.size as u32, site.write), wrong.miss);
         dynasm!(self.ops ; .arch x64 ; jmp =>wrong.behind);
     }
 }
