@@ -3,7 +3,8 @@
 //! The host clears a page when it is first written, while the guest waits: for native copies 2 MiB at a time,
 //! for mirrors 4 KiB. Guests take fresh memory in order, up or down. So where the second of two neighbouring
 //! regions is touched, a thread of its own has the host provide the next one, in all copies, and what is missing
-//! of the mirrors of this one. It changes no contents (`MADV_POPULATE_WRITE`, madvise(2)).
+//! of the mirrors of this one. It changes no contents (`MADV_POPULATE_WRITE`, madvise(2)). Where the guest does not
+//! wait for it, a mirror may be on large pages of the host, too.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,8 +14,21 @@ use memmap2::MmapRaw;
 /// Slots in a region: 2 MiB.
 pub(crate) const REGION_SLOTS: u32 = 512;
 
-/// A piece of the mapping: offset and length in bytes.
-pub(crate) type Piece = (usize, usize);
+/// What a large page of the host measures.
+#[cfg(target_os = "linux")]
+const LARGE_PAGE: usize = 2 << 20;
+
+/// A piece of the mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// Where it begins, in bytes.
+    pub offset: usize,
+    /// How many bytes it has.
+    pub len: usize,
+    /// It is a mirror of what the guest has not touched: the large page of the host in which it begins may
+    /// become one.
+    pub large: bool,
+}
 
 /// What is known of a region.
 #[derive(Clone, Copy, Default)]
@@ -68,7 +82,8 @@ impl Ahead {
             (None, Some(_)) => here.checked_sub(1),
             (Some(_), Some(_)) | (None, None) => None,
         };
-        let both = [(Some(here).filter(|_| next.is_some()), 1), (next, 0)];
+        // The next one first: this one's mirrors end in the same large pages of the host.
+        let both = [(next, 0), (Some(here).filter(|_| next.is_some()), 1)];
         both.map(|(region, copy)| {
             let region = region?;
             let asked = &mut self.regions.get_mut(region)?.asked;
@@ -98,9 +113,16 @@ impl Ahead {
 /// Asks the host for one piece after the other, until it refuses.
 #[cfg(target_os = "linux")]
 fn provide(map: &MmapRaw, pieces: &Receiver<Piece>) {
-    for (offset, len) in pieces {
+    let start = map.as_ptr() as usize;
+    for piece in pieces {
+        if piece.large {
+            let first = ((start + piece.offset) & !(LARGE_PAGE - 1)).max(start) - start;
+            // Refusing costs speed only.
+            let len = LARGE_PAGE.min(map.len() - first);
+            let _ = map.advise_range(memmap2::Advice::HugePage, first, len);
+        }
         let advice = memmap2::Advice::PopulateWrite;
-        if map.advise_range(advice, offset, len).is_err() {
+        if map.advise_range(advice, piece.offset, piece.len).is_err() {
             break;
         }
     }
@@ -135,12 +157,12 @@ mod tests {
     fn follows_the_guest_up_and_down() {
         let mut up = ahead();
         assert_eq!(touch(&mut up, 5), []);
-        assert_eq!(touch(&mut up, 6), [(6, 1), (7, 0)]);
+        assert_eq!(touch(&mut up, 6), [(7, 0), (6, 1)]);
         // It was asked for, and nothing is behind it.
         assert_eq!(touch(&mut up, 7), []);
         let mut down = ahead();
         assert_eq!(touch(&mut down, 2), []);
-        assert_eq!(touch(&mut down, 1), [(1, 1), (0, 0)]);
+        assert_eq!(touch(&mut down, 1), [(0, 0), (1, 1)]);
         assert_eq!(touch(&mut down, 0), []);
         // Nothing is known of a way between two.
         assert_eq!(touch(&mut down, 4), []);

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::address::{Frame, GuestPhys, PAGE_SHIFT, PAGE_SIZE};
-use crate::ahead::{Ahead, REGION_SLOTS};
+use crate::ahead::{Ahead, Piece, REGION_SLOTS};
 use crate::code_pages::StalePage;
 use crate::gather::Reserve;
 use crate::poison::PagePoison;
@@ -227,12 +227,16 @@ impl PhysMem {
         let Some(mut ahead) = self.ahead.take() else {
             return;
         };
-        for (first, copy) in ahead.wanted(slot) {
+        for (first, lowest) in ahead.wanted(slot) {
             let len = REGION_SLOTS.min(self.slot_count - first);
-            for copy in copy..self.copies {
+            for copy in lowest..self.copies {
                 let frame = self.frame_of_slot(first, copy);
                 let bytes = |pages: u32| pages as usize * PAGE_SIZE as usize;
-                ahead.ask((bytes(frame.0), bytes(len)));
+                ahead.ask(Piece {
+                    offset: bytes(frame.0),
+                    len: bytes(len),
+                    large: lowest == 0 && copy > 0,
+                });
             }
         }
         self.ahead = Some(ahead);

@@ -26,6 +26,9 @@ const MOVES: i32 = 6;
 /// Code that does not close on itself is worth a look from so many instructions on.
 const LONG: usize = 24;
 
+/// If it is a trace, from so many on: that is likely to be executed up to its end.
+const LIKELY: usize = 8;
+
 /// Which code may have registers change places, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Allotting {
@@ -100,7 +103,7 @@ impl Places {
                 return places;
             }
         } else {
-            if insns.len() < LONG {
+            if insns.len() < if allotting.loops { LIKELY } else { LONG } {
                 return places;
             }
             least += MOVES;
@@ -114,7 +117,7 @@ impl Places {
                 // The interpreter finds every register in its own place.
                 Kind::Helper | Kind::Nop | Kind::Jump => {}
                 Kind::Branch => {
-                    if !closes && certain.is_none() {
+                    if !closes && !allotting.loops && certain.is_none() {
                         certain = Some(needs);
                     }
                 }
