@@ -153,7 +153,7 @@ impl Vcpu {
             lazy_flags: self.options.lazy_flags && self.options.precise_flags,
             allotting: self.options.registers.map(|least| Allotting {
                 least,
-                loops: tier != Tier::First,
+                hot: tier != Tier::First,
             }),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,

@@ -26,7 +26,7 @@ const MOVES: i32 = 6;
 /// Code that does not close on itself is worth a look from so many instructions on.
 const LONG: usize = 24;
 
-/// If it is a trace, from so many on: that is likely to be executed up to its end.
+/// If it is a trace, from so many on.
 const LIKELY: usize = 8;
 
 /// Which code may have registers change places, and for what.
@@ -35,8 +35,9 @@ pub struct Allotting {
     /// What a pair has to save in a round, counted as [`uses`] does, to change places, which takes
     /// three moves for each at the entry and at the way out.
     pub least: u8,
-    /// Whether loops are known to be hot, so that these moves do not count.
-    pub loops: bool,
+    /// Whether the code is known to be hot: a loop, for which these moves do not count, or a trace, which is likely
+    /// to be executed to its end.
+    pub hot: bool,
 }
 
 /// The place of each guest register, named by the register whose own it is.
@@ -99,11 +100,11 @@ impl Places {
         let mut least = i32::from(allotting.least);
         let closes = closes(insns);
         if closes {
-            if !allotting.loops {
+            if !allotting.hot {
                 return places;
             }
         } else {
-            if insns.len() < if allotting.loops { LIKELY } else { LONG } {
+            if insns.len() < if allotting.hot { LIKELY } else { LONG } {
                 return places;
             }
             least += MOVES;
@@ -117,7 +118,7 @@ impl Places {
                 // The interpreter finds every register in its own place.
                 Kind::Helper | Kind::Nop | Kind::Jump => {}
                 Kind::Branch => {
-                    if !closes && !allotting.loops && certain.is_none() {
+                    if !closes && !allotting.hot && certain.is_none() {
                         certain = Some(needs);
                     }
                 }

@@ -126,7 +126,7 @@ fn host_code_at(
         lazy_flags: true,
         allotting: case.allotting.then_some(Allotting {
             least: 3,
-            loops: true,
+            hot: true,
         }),
         crossing: true,
         late_stack: true,
