@@ -210,6 +210,40 @@ fn straight_program(middle: Code) -> Program {
     looping(&assemble().expect("the code can be assembled"))
 }
 
+/// A function around the middle that calls itself, twice: it does not use the same registers from its first
+/// branch on as before.
+fn recursive_program(middle: Code) -> Program {
+    let assemble = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let (mut function, mut last, mut out) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.mov(r13d, 9)?;
+        a.set_label(&mut function)?;
+        a.inc(r11)?;
+        a.cmp(r11, 120)?;
+        a.jae(out)?;
+        for _ in 0..3 {
+            a.add(r8, 1)?;
+            a.lea(r9, ptr(r9 + r8 * 4 + 7))?;
+            a.xor(r10, r9)?;
+        }
+        middle(&mut a)?;
+        a.add(qword_ptr(rdi + 16), r10)?;
+        a.test(r13, r13)?;
+        a.je(last)?;
+        a.dec(r13)?;
+        a.call(function)?;
+        a.call(function)?;
+        a.inc(r13)?;
+        a.set_label(&mut last)?;
+        a.ret()?;
+        a.set_label(&mut out)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    };
+    looping(&assemble().expect("the function can be assembled"))
+}
+
 /// A program that is this code, at [`CHANGING`].
 pub fn looping(code: &[u8]) -> Program {
     let mut program = Recipe {
@@ -334,6 +368,21 @@ fn loops_end_as_interpreted_ones() {
     }
 }
 
+/// Runs a program until it halts; where instructions are counted, with stops in the middle of blocks.
+fn run_to_the_end(machine: &mut Machine, counted: bool, what: &str) {
+    if !counted {
+        assert_eq!(machine.vcpu.run(), Stop::Halted, "{what}");
+        return;
+    }
+    for more in (50..80).cycle() {
+        let goal = machine.vcpu.instructions() + more;
+        machine.vcpu.set_goal(goal);
+        if machine.vcpu.run() == Stop::Halted {
+            break;
+        }
+    }
+}
+
 /// Long straight code has its registers change places too: at each block's entry, and back.
 #[test]
 fn straight_code_ends_as_interpreted() {
@@ -353,18 +402,7 @@ fn straight_code_ends_as_interpreted() {
         for (options, machine) in &mut engines {
             let allotted = machine.vcpu.statistics().allotted;
             machine.set_up(&program);
-            if options.counted {
-                // Stops in the middle of blocks.
-                for more in (50..80).cycle() {
-                    let goal = machine.vcpu.instructions() + more;
-                    machine.vcpu.set_goal(goal);
-                    if machine.vcpu.run() == Stop::Halted {
-                        break;
-                    }
-                }
-            } else {
-                assert_eq!(machine.vcpu.run(), Stop::Halted, "{middle_name}");
-            }
+            run_to_the_end(machine, options.counted, middle_name);
             let found = seen(machine);
             let what = format!("{middle_name}, {options:?}");
             assert_same_registers(&found, &expected, &what);
@@ -374,6 +412,43 @@ fn straight_code_ends_as_interpreted() {
             machine.vcpu.mem.audit().expect("the copies are equal");
             let changed = machine.vcpu.statistics().allotted > allotted;
             assert_eq!(options.registers.is_some(), changed, "{what}");
+        }
+    }
+}
+
+/// Traces of code that does not lead back to itself, either, though what they need is behind a branch.
+#[test]
+fn calls_of_itself_end_as_interpreted() {
+    let mut reference = interpreter();
+    let mut engines: Vec<_> = engines()
+        .enumerate()
+        .map(|(bits, options)| EngineOptions {
+            counted: bits & 2 != 0,
+            long_traces: (bits & 4 != 0).then_some(4),
+            ..options
+        })
+        .map(|options| (options.clone(), Machine::new(options, 2)))
+        .collect();
+    for (middle_name, middle) in MIDDLES {
+        let program = recursive_program(*middle);
+        let expected = interpreted(&mut reference, &program, 100_000, middle_name);
+        for (options, machine) in &mut engines {
+            let allotted = machine.vcpu.statistics().allotted;
+            machine.set_up(&program);
+            run_to_the_end(machine, options.counted, middle_name);
+            let found = seen(machine);
+            let what = format!("{middle_name}, {options:?}");
+            assert_same_registers(&found, &expected, &what);
+            if options.precise_flags {
+                assert!(found.3 == expected.3, "{what}: memory differs");
+            }
+            machine.vcpu.mem.audit().expect("the copies are equal");
+            let changed = machine.vcpu.statistics().allotted > allotted;
+            // Stops come in the way of traces.
+            if *middle_name == "nothing" && !options.counted {
+                let wanted = options.registers.is_some() && options.long_traces.is_some();
+                assert_eq!(wanted, changed, "{what}");
+            }
         }
     }
 }
