@@ -62,6 +62,41 @@ struct Predictor {
     struck: Option<Instant>,
 }
 
+/// How checks are judged.
+#[derive(Clone, Copy)]
+struct Rules {
+    /// How often one may be wrong between two calls up, at the most.
+    most: u8,
+    /// At once, whatever the time.
+    eager: bool,
+}
+
+impl Predictor {
+    /// Notes a call up, which has led to a longer run or not. `spared`: there are too many calls up altogether. Returns
+    /// whether it is wrong often, for all that.
+    fn called_up(&mut self, extended: bool, now: Instant, spared: bool, rules: Rules) -> bool {
+        let Rules { most, eager } = rules;
+        let since = (now - self.last) / self.patience.into();
+        self.last = now;
+        let often = since < OFTEN || eager;
+        let pause = !eager && self.struck.is_some_and(|at| now - at < INTERVAL);
+        let strike = often && !pause && self.patience == most && !extended;
+        if strike {
+            self.strikes = self.strikes.saturating_add(1);
+            self.struck = Some(now);
+        } else if !often {
+            self.strikes = self.strikes.saturating_sub(1);
+        }
+        let soon = since < RARE || eager;
+        self.patience = if spared || soon && !extended {
+            self.patience.saturating_mul(2).min(most)
+        } else {
+            1
+        };
+        strike
+    }
+}
+
 /// What is known of the checks that predict, and of those that do not because they were wrong too often.
 #[derive(Default)]
 pub struct Strayed {
@@ -211,7 +246,10 @@ impl Vcpu {
     /// or leaves before its instruction if that is to be translated again.
     pub(super) fn strayed(&mut self, record: &Upcall, behind: u64, value: u64) -> u64 {
         let number = usize::from(record.size);
-        let most = self.options.prediction.unwrap_or(1).max(1);
+        let rules = Rules {
+            most: self.options.prediction.unwrap_or(1).max(1),
+            eager: self.options.eager_prediction,
+        };
         let wide = self.cpu().mode.has(Mode::CODE64);
         let longest = if self.options.wide_reach {
             LONGEST_REACH
@@ -219,31 +257,14 @@ impl Vcpu {
             PAGE_SIZE
         };
         let now = Instant::now();
-        let too_many = self.strayed.too_many(now) && !self.options.eager_prediction;
+        let spared = self.strayed.too_many(now) && !rules.eager;
         let predictor = &mut self.strayed.predictors[number];
         let site = predictor.site;
         let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
         let registers = paging(cpu);
         let limits = (wide, longest);
         let reached = tlb.reach(&mut self.mem, &registers, (number, &site), value, limits);
-        let since = (now - predictor.last) / predictor.patience.into();
-        predictor.last = now;
-        let eager = self.options.eager_prediction;
-        let often = since < OFTEN || eager;
-        let pause = !eager && predictor.struck.is_some_and(|at| now - at < INTERVAL);
-        let strike = often && !pause && predictor.patience == most && !reached.extended;
-        if strike {
-            predictor.strikes = predictor.strikes.saturating_add(1);
-            predictor.struck = Some(now);
-        } else if !often {
-            predictor.strikes = predictor.strikes.saturating_sub(1);
-        }
-        let soon = since < RARE || eager;
-        predictor.patience = if too_many || soon && !reached.extended {
-            predictor.patience.saturating_mul(2).min(most)
-        } else {
-            1
-        };
+        let strike = predictor.called_up(reached.extended, now, spared, rules);
         // Copies of the block have the same sites, and may have been translated again already.
         let strayed = strike && predictor.strikes >= STRIKES;
         let block = self.block.get_mut();
@@ -262,7 +283,12 @@ impl Vcpu {
                 self.resume_check_at(record, behind)
             };
         }
-        // The block is left before this instruction, which has done nothing yet.
+        self.leave_astray(record, strayed);
+        0
+    }
+
+    /// Leaves a block before an instruction, which has done nothing yet. `strayed`: it predicts no more.
+    fn leave_astray(&mut self, record: &Upcall, strayed: bool) {
         let Some(block) = self.cache.block(record.block) else {
             unreachable!("an upcall from a block that is gone");
         };
@@ -279,7 +305,6 @@ impl Vcpu {
                 self.replace(record.block, predicting);
             }
         }
-        0
     }
 
     /// Has the pages around an access follow each other on the host, if it is time for that.
