@@ -11,12 +11,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use memmap2::MmapRaw;
 
-/// Slots in a region: 2 MiB.
+#[cfg(target_os = "linux")]
+use crate::address::PAGE_SIZE;
+
+/// Slots in a region: 2 MiB, what a large page of the host measures.
 pub(crate) const REGION_SLOTS: u32 = 512;
 
-/// What a large page of the host measures.
 #[cfg(target_os = "linux")]
-const LARGE_PAGE: usize = 2 << 20;
+const LARGE_PAGE: usize = REGION_SLOTS as usize * PAGE_SIZE as usize;
 
 /// A piece of the mapping.
 #[derive(Clone, Copy, Debug)]

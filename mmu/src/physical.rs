@@ -167,7 +167,8 @@ impl PhysMem {
             .map_anon()
             .inspect(|map| {
                 // Large pages spare the host's own TLB; refusing them costs speed only. Nothing
-                // waits for a store to a mirror, so those are spared the clearing of large pages.
+                // waits for a store to a mirror, so those are spared the clearing of large pages, but where
+                // they are provided ahead.
                 #[cfg(target_os = "linux")]
                 for chunk in 0..chunks as usize {
                     let native = chunk * config.copies * stride;

@@ -99,14 +99,15 @@ impl Places {
         let mut places = Places::default();
         let mut least = i32::from(allotting.least);
         let closes = closes(insns);
-        if closes {
-            if !allotting.hot {
-                return places;
-            }
-        } else {
-            if insns.len() < if allotting.hot { LIKELY } else { LONG } {
-                return places;
-            }
+        let enough = match (closes, allotting.hot) {
+            (true, hot) => hot,
+            (false, true) => insns.len() >= LIKELY,
+            (false, false) => insns.len() >= LONG,
+        };
+        if !enough {
+            return places;
+        }
+        if !closes {
             least += MOVES;
         }
         let mut needs = [0; 16];
@@ -118,7 +119,7 @@ impl Places {
                 // The interpreter finds every register in its own place.
                 Kind::Helper | Kind::Nop | Kind::Jump => {}
                 Kind::Branch => {
-                    if !closes && !allotting.hot && certain.is_none() {
+                    if !allotting.hot && certain.is_none() {
                         certain = Some(needs);
                     }
                 }

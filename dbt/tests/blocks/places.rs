@@ -332,42 +332,6 @@ pub fn both_go_on(reference: &mut Machine, machine: &mut Machine, more: u64, wha
 /// Undefined arithmetic flags may differ; what the loops leave in memory is defined.
 const DEFINED: u64 = !dbt::guest::flags::ARITHMETIC;
 
-#[test]
-fn loops_end_as_interpreted_ones() {
-    let mut reference = interpreter();
-    let mut engines: Vec<_> = engines()
-        .map(|options| (options.clone(), Machine::new(options, 2)))
-        .collect();
-    for (middle_name, middle) in MIDDLES {
-        for (end_name, end) in ENDS {
-            let program = program(*middle, *end);
-            let expected = interpreted(&mut reference, &program, 100_000, middle_name);
-            for (options, machine) in &mut engines {
-                let allotted = machine.vcpu.statistics().allotted;
-                machine.set_up(&program);
-                assert_eq!(machine.vcpu.run(), Stop::Halted, "{middle_name}");
-                let found = seen(machine);
-                let what = format!("{middle_name}, {end_name}, {options:?}");
-                assert_same_registers(&found, &expected, &what);
-                // Imprecise flags may differ in the frame of an exception.
-                if options.precise_flags || expected.3[0x5fe8..0x6000] == [0; 24] {
-                    assert!(found.3 == expected.3, "{what}: memory differs");
-                }
-                machine.vcpu.mem.audit().expect("the copies are equal");
-                let changed = machine.vcpu.statistics().allotted > allotted;
-                assert!(options.registers.is_some() || !changed, "{what}");
-                // Instructions that name their registers, and loops that go in two ways, keep
-                // all of them where they are.
-                let excused = ["flags that a frame", "a branch", "its own code"];
-                let plain = !excused.iter().any(|name| middle_name.starts_with(name));
-                if options.registers.is_some() && plain && *end_name == "a condition" {
-                    assert!(changed, "no registers change places: {what}");
-                }
-            }
-        }
-    }
-}
-
 /// Runs a program until it halts; where instructions are counted, with stops in the middle of blocks.
 fn run_to_the_end(machine: &mut Machine, counted: bool, what: &str) {
     if !counted {
@@ -379,6 +343,52 @@ fn run_to_the_end(machine: &mut Machine, counted: bool, what: &str) {
         machine.vcpu.set_goal(goal);
         if machine.vcpu.run() == Stop::Halted {
             break;
+        }
+    }
+}
+
+/// Runs a program to its end, which is as expected. Whether registers have changed places in what was translated.
+fn ends_as(
+    expected: &Seen,
+    program: &Program,
+    (options, machine): (&EngineOptions, &mut Machine),
+    what: &str,
+) -> bool {
+    let allotted = machine.vcpu.statistics().allotted;
+    machine.set_up(program);
+    run_to_the_end(machine, options.counted, what);
+    let found = seen(machine);
+    assert_same_registers(&found, expected, what);
+    // Imprecise flags may differ in the frame of an exception.
+    if options.precise_flags || expected.3[0x5fe8..0x6000] == [0; 24] {
+        assert!(found.3 == expected.3, "{what}: memory differs");
+    }
+    machine.vcpu.mem.audit().expect("the copies are equal");
+    machine.vcpu.statistics().allotted > allotted
+}
+
+#[test]
+fn loops_end_as_interpreted_ones() {
+    let mut reference = interpreter();
+    let mut engines: Vec<_> = engines()
+        .map(|options| (options.clone(), Machine::new(options, 2)))
+        .collect();
+    for (middle_name, middle) in MIDDLES {
+        for (end_name, end) in ENDS {
+            let program = program(*middle, *end);
+            let expected = interpreted(&mut reference, &program, 100_000, middle_name);
+            for (options, machine) in &mut engines {
+                let what = format!("{middle_name}, {end_name}, {options:?}");
+                let changed = ends_as(&expected, &program, (options, machine), &what);
+                assert!(options.registers.is_some() || !changed, "{what}");
+                // Instructions that name their registers, and loops that go in two ways, keep
+                // all of them where they are.
+                let excused = ["flags that a frame", "a branch", "its own code"];
+                let plain = !excused.iter().any(|name| middle_name.starts_with(name));
+                if options.registers.is_some() && plain && *end_name == "a condition" {
+                    assert!(changed, "no registers change places: {what}");
+                }
+            }
         }
     }
 }
@@ -400,17 +410,8 @@ fn straight_code_ends_as_interpreted() {
         let program = straight_program(*middle);
         let expected = interpreted(&mut reference, &program, 100_000, middle_name);
         for (options, machine) in &mut engines {
-            let allotted = machine.vcpu.statistics().allotted;
-            machine.set_up(&program);
-            run_to_the_end(machine, options.counted, middle_name);
-            let found = seen(machine);
             let what = format!("{middle_name}, {options:?}");
-            assert_same_registers(&found, &expected, &what);
-            if options.precise_flags || expected.3[0x5fe8..0x6000] == [0; 24] {
-                assert!(found.3 == expected.3, "{what}: memory differs");
-            }
-            machine.vcpu.mem.audit().expect("the copies are equal");
-            let changed = machine.vcpu.statistics().allotted > allotted;
+            let changed = ends_as(&expected, &program, (options, machine), &what);
             assert_eq!(options.registers.is_some(), changed, "{what}");
         }
     }
@@ -433,17 +434,8 @@ fn calls_of_itself_end_as_interpreted() {
         let program = recursive_program(*middle);
         let expected = interpreted(&mut reference, &program, 100_000, middle_name);
         for (options, machine) in &mut engines {
-            let allotted = machine.vcpu.statistics().allotted;
-            machine.set_up(&program);
-            run_to_the_end(machine, options.counted, middle_name);
-            let found = seen(machine);
             let what = format!("{middle_name}, {options:?}");
-            assert_same_registers(&found, &expected, &what);
-            if options.precise_flags {
-                assert!(found.3 == expected.3, "{what}: memory differs");
-            }
-            machine.vcpu.mem.audit().expect("the copies are equal");
-            let changed = machine.vcpu.statistics().allotted > allotted;
+            let changed = ends_as(&expected, &program, (options, machine), &what);
             // Stops come in the way of traces.
             if *middle_name == "nothing" && !options.counted {
                 let wanted = options.registers.is_some() && options.long_traces.is_some();
