@@ -424,7 +424,7 @@ mod tests {
         let sites: Vec<Site> = (0..48u64)
             .map(|at| Site {
                 displacement: [0, -24, 4096, -70_000][at as usize % 4],
-                size: [1, 8, 64, 500][at as usize / 4 % 4],
+                size: [1, 8, 500, 4096][at as usize / 4 % 4],
                 write: at % 3 == 0,
             })
             .collect();
@@ -482,7 +482,7 @@ mod tests {
                 }
             }
         }
-        assert!(covered > 20_000, "{covered} accesses covered");
+        assert!(covered > 18_000, "{covered} accesses covered");
         assert!(crossing > 60, "{crossing} of them cross a page");
         assert!(gathered > 60, "{gathered} pages were brought together");
         machine

@@ -98,6 +98,8 @@ impl Engine {
             crossing: false,
             late_stack: false,
             late_slots: false,
+            slot_registers: false,
+            hoisting: false,
             whole_jumps: false,
             memory_operands: false,
             precise_flags: true,

@@ -15,6 +15,10 @@ pub const GROUPS: usize = 8;
 /// Bytes that a group may span. Wide groups fail more often at the ends of pages.
 const SPAN: i64 = 512;
 
+/// Bytes that a group may span whose check remembers a run of pages: they are as many as a TLB entry covers, since one
+/// that is wrong looks there.
+const WIDE_SPAN: i64 = PAGE_SIZE as i64;
+
 /// Which of an instruction's accesses is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
@@ -37,6 +41,30 @@ pub struct Group {
     pub last: usize,
 }
 
+/// How the address of a group is made that is the same in each round of a loop, from registers as they are before
+/// the round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Steady {
+    /// The coordinate counts from the beginning of this page.
+    Page {
+        /// Its number.
+        page: u64,
+        /// The address follows RIP.
+        relative: bool,
+    },
+    /// The coordinate counts from their sum.
+    Registers {
+        /// Number of the base register.
+        base: Option<usize>,
+        /// Number of the index register, and its scale.
+        index: Option<(usize, u32)>,
+        /// FS, GS or none.
+        segment: Register,
+        /// The sum wraps at 32 bits.
+        narrow: bool,
+    },
+}
+
 /// An access that belongs to a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Member {
@@ -50,6 +78,9 @@ pub struct Member {
 #[derive(Default)]
 pub struct Groups {
     groups: Vec<Group>,
+    steady: Vec<Option<Steady>>,
+    /// How often other accesses come between those of each group, and one.
+    runs: Vec<u32>,
     /// By instruction and place.
     members: Vec<[Option<Member>; 2]>,
 }
@@ -58,7 +89,24 @@ impl Groups {
     /// No groups.
     pub fn clear(&mut self) {
         self.groups.clear();
+        self.steady.clear();
+        self.runs.clear();
         self.members.clear();
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The bytes of a group that is the same in each round, with how its address is made.
+    pub fn steady(&self, group: usize) -> Option<(Group, Steady)> {
+        Some((self.groups[group], self.steady[group]?))
+    }
+
+    /// How often what leads to a group is to be fetched from where it is kept.
+    pub fn fetches(&self, group: usize) -> u32 {
+        self.runs[group] - u32::from(self.steady[group].is_none())
     }
 
     /// The last instruction with an access of a group.
@@ -84,8 +132,8 @@ struct Value {
 /// Accesses with equal keys differ by known displacements only.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
-    /// In this page.
-    Page(u64),
+    /// In this page; whether the address follows RIP.
+    Page(u64, bool),
     /// Base and index (versions; the index's scale), segment, address size.
     Registers {
         base: Option<u32>,
@@ -101,6 +149,10 @@ struct Open {
     group: Group,
     /// How many accesses are in it.
     members: usize,
+    /// How many of them do not come behind another one of it.
+    runs: u32,
+    /// The bytes that it may span.
+    span: i64,
 }
 
 /// An access that is in a group.
@@ -121,6 +173,8 @@ pub struct Finder {
     joined: Vec<Joined>,
     /// The groups that there is room for, by their place in `found`.
     chosen: Vec<usize>,
+    /// The one of the access before.
+    latest: Option<usize>,
     /// Those before this one are not joined any more.
     first_open: usize,
     code64: bool,
@@ -138,6 +192,7 @@ impl Default for Finder {
             found: Vec::new(),
             joined: Vec::new(),
             chosen: Vec::new(),
+            latest: None,
             first_open: 0,
             code64: false,
         }
@@ -153,41 +208,50 @@ fn accesses(class: &Class) -> usize {
 }
 
 impl Finder {
-    /// Finds the groups of a block.
+    /// Finds the groups of a block. `rounds`: it is a loop, of which some may be the same in each round. `wide`: says of
+    /// the first access of a group whether its check remembers a run of pages.
     pub fn find(
         &mut self,
-        insns: &[Instruction],
-        classes: &[Class],
+        (insns, classes): (&[Instruction], &[Class]),
         mode: Mode,
+        rounds: bool,
+        wide: impl Fn(usize, Place) -> bool,
         groups: &mut Groups,
     ) {
         groups.clear();
-        if classes.iter().map(accesses).sum::<usize>() < 2 {
+        if classes.iter().map(accesses).sum::<usize>() < 2 - usize::from(rounds) {
             return;
         }
         self.next_version = 0;
         self.found.clear();
         self.joined.clear();
+        self.latest = None;
         self.code64 = mode.has(Mode::CODE64);
         self.forget_all();
         for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
-            self.accesses(index, insn, class);
+            self.accesses(index, insn, class, &wide);
             self.results(insn, class);
         }
         // The largest first, where there are more than fit; the rest by position: a block must
         // always be translated to the same code.
+        let mut chosen = std::mem::take(&mut self.chosen);
         let found = &self.found;
-        let shared = (0..found.len()).filter(|&open| found[open].members > 1);
-        self.chosen.clear();
-        self.chosen.extend(shared);
+        let steady = |open: &Open| self.steady(open).filter(|_| rounds);
+        let saved = |open: &Open| open.members - usize::from(steady(open).is_none());
+        chosen.clear();
+        chosen.extend((0..found.len()).filter(|&open| saved(&found[open]) > 0));
+        chosen.sort_unstable_by_key(|&open| (std::cmp::Reverse(saved(&found[open])), open));
+        chosen.truncate(GROUPS);
+        let of_chosen = chosen.iter().map(|&open| &found[open]);
+        for open in of_chosen {
+            groups.groups.push(open.group);
+            groups.steady.push(steady(open));
+            groups.runs.push(open.runs);
+        }
+        self.chosen = chosen;
         if self.chosen.is_empty() {
             return;
         }
-        self.chosen
-            .sort_unstable_by_key(|&open| (std::cmp::Reverse(found[open].members), open));
-        self.chosen.truncate(GROUPS);
-        let of_chosen = self.chosen.iter().map(|&open| found[open].group);
-        groups.groups.extend(of_chosen);
         groups.members.resize(insns.len(), [None; 2]);
         for joined in &self.joined {
             let number = self.chosen.iter().position(|&open| open == joined.open);
@@ -197,6 +261,40 @@ impl Finder {
                 displacement: joined.displacement,
             });
         }
+    }
+
+    /// How the address of a group is made before each round, if it is then the same one: the registers that it
+    /// names hold what they held before this one.
+    fn steady(&self, open: &Open) -> Option<Steady> {
+        let same = |version: u32| {
+            let register = version as usize - 1;
+            let value = self.values.get(register)?;
+            (value.version == version && value.offset == 0).then_some(register)
+        };
+        i32::try_from(open.group.low).ok()?;
+        if open.group.high - open.group.low > SPAN && !matches!(open.key, Key::Page(..)) {
+            return None;
+        }
+        Some(match open.key {
+            Key::Page(page, relative) => Steady::Page { page, relative },
+            Key::Registers {
+                base,
+                index,
+                segment,
+                narrow,
+            } => Steady::Registers {
+                base: match base {
+                    Some(base) => Some(same(base)?),
+                    None => None,
+                },
+                index: match index {
+                    Some((index, scale)) => Some((same(index)?, scale)),
+                    None => None,
+                },
+                segment,
+                narrow,
+            },
+        })
     }
 
     fn word(&self) -> i64 {
@@ -219,7 +317,14 @@ impl Finder {
     }
 
     /// Notes an instruction's accesses, with the registers as they are before it.
-    fn accesses(&mut self, index: usize, insn: &Instruction, class: &Class) {
+    fn accesses(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: &Class,
+        wide: impl Fn(usize, Place) -> bool,
+    ) {
+        let span = |place| if wide(index, place) { WIDE_SPAN } else { SPAN };
         let word = self.word();
         let stack = |below: i64| (Guest::RSP, below);
         let (operand_written, slot) = match class.kind {
@@ -244,7 +349,8 @@ impl Finder {
             };
             if let Some((key, displacement)) = self.operand_key(insn, size) {
                 let access = (index, Place::Operand as usize);
-                self.join(key, access, displacement, size, operand_written);
+                let span = span(Place::Operand);
+                self.join(key, access, displacement, (size, span), operand_written);
             }
         }
         if let Some((register, below)) = slot {
@@ -261,7 +367,8 @@ impl Finder {
                 word
             };
             let access = (index, Place::Stack as usize);
-            self.join(key, access, value.offset + below, size, below < 0);
+            let span = span(Place::Stack);
+            self.join(key, access, value.offset + below, (size, span), below < 0);
         }
     }
 
@@ -278,7 +385,8 @@ impl Finder {
             let within = (address % PAGE_SIZE) as i64;
             let fits = within + size <= PAGE_SIZE as i64 && segment == Register::None;
             let plain = base != Register::EIP && (self.code64 || address <= u32::MAX.into());
-            return (fits && plain).then_some((Key::Page(address / PAGE_SIZE), within));
+            let key = Key::Page(address / PAGE_SIZE, base.is_ip());
+            return (fits && plain).then_some((key, within));
         }
         let mut narrow = !self.code64;
         if base.is_gpr32() || insn.memory_index().is_gpr32() {
@@ -320,7 +428,7 @@ impl Finder {
         key: Key,
         access: (usize, usize),
         displacement: i64,
-        size: i64,
+        (size, span): (i64, i64),
         write: bool,
     ) {
         let Some(high) = displacement.checked_add(size) else {
@@ -333,8 +441,8 @@ impl Finder {
             let open = &mut self.found[number];
             let low = open.group.low.min(displacement);
             let top = open.group.high.max(high);
-            let near = matches!(key, Key::Page(_))
-                || top.checked_sub(low).is_some_and(|span| span <= SPAN);
+            let near = matches!(key, Key::Page(..))
+                || top.checked_sub(low).is_some_and(|all| all <= open.span);
             if near {
                 open.group = Group {
                     low,
@@ -343,6 +451,8 @@ impl Finder {
                     last: access.0,
                 };
                 open.members += 1;
+                open.runs += u32::from(self.latest != Some(number));
+                self.latest = Some(number);
                 self.joined.push(Joined {
                     open: number,
                     access,
@@ -351,6 +461,7 @@ impl Finder {
                 return;
             }
         }
+        self.latest = Some(self.found.len());
         self.joined.push(Joined {
             open: self.found.len(),
             access,
@@ -365,6 +476,8 @@ impl Finder {
                 last: access.0,
             },
             members: 1,
+            runs: 1,
+            span,
         });
     }
 

@@ -58,6 +58,10 @@ pub struct EngineOptions {
     pub late_stack: bool,
     /// Keep what leads to accesses that share a check in memory only where a register cannot.
     pub late_slots: bool,
+    /// What leads to a group of accesses may be in a register that a trace does not need.
+    pub slot_registers: bool,
+    /// Checks that are the same in each round of a hot loop are made before its first one.
+    pub hoisting: bool,
     /// Jumps of hot code neither cross nor end at a boundary of 32 bytes. Usual where the host then need
     /// not decode them anew.
     pub whole_jumps: bool,
@@ -106,6 +110,8 @@ impl Default for EngineOptions {
             crossing: true,
             late_stack: true,
             late_slots: true,
+            slot_registers: true,
+            hoisting: true,
             whole_jumps: host_wants_whole_jumps(),
             memory_operands: true,
             moving: true,

@@ -158,6 +158,8 @@ impl Vcpu {
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
             late_slots: self.options.late_slots,
+            slot_registers: self.options.slot_registers,
+            hoisting: self.options.hoisting && tier != Tier::First,
             whole_jumps,
             memory_operands: self.options.memory_operands,
             heat: counted_entries.map(|_| heat_counter(key.physical)),

@@ -177,7 +177,8 @@ impl Vcpu {
     /// has for them and their own.
     fn exchange_places(&mut self, id: u32) {
         if let Some(block) = self.cache.block(id) {
-            block.made.places.exchange(&mut self.block.get_mut().cpu);
+            let state = self.block.get_mut();
+            (block.made.places).exchange(&mut state.cpu, &mut state.exchange.groups);
         }
     }
 
@@ -397,7 +398,8 @@ impl Vcpu {
         };
         let block = self.cache.block(id).expect("found by its code");
         let (total, rip) = (block.made.count(), block.rip(index));
-        block.made.places.exchange(&mut self.block.get_mut().cpu);
+        let state = self.block.get_mut();
+        (block.made.places).exchange(&mut state.cpu, &mut state.exchange.groups);
         let arithmetic = match block.made.recipe(index) {
             Some(recipe) => recipe.flags(self.cpu(), self.kept()),
             None if block.made.flags_away >> index & 1 != 0 => self.saved_flags(),

@@ -101,7 +101,7 @@ impl Emitter<'_> {
         self.current = astray.index;
         self.flags = astray.flags;
         self.within = astray.within;
-        self.established = Default::default();
+        self.established = self.hoisted;
         self.near = None;
         self.stack_ahead = 0;
         dynasm!(self.ops ; .arch x64 ; =>label);
@@ -131,7 +131,7 @@ impl Emitter<'_> {
             self.move_stack(-(self.width(insn) as i32));
         }
         self.add_to_budget(self.behind(astray.index + 1));
-        self.exchange_places();
+        self.restore_places();
         self.predict_returns(astray.within);
         if !calls {
             self.keep_whole(2);

@@ -14,6 +14,7 @@ use crate::guest::Mode;
 use crate::interpret;
 use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
+use crate::record::grouping::Place;
 use crate::record::liveness;
 use crate::record::recipe::Recipe;
 use crate::run::{UpcallKind, at};
@@ -92,8 +93,12 @@ pub fn emit(
     }
     let precise = target.precise_flags;
     let mut exposes = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
+    find_groups(workshop, insns, &classes, target);
     let places = target.allotting.map_or(Places::default(), |allotting| {
-        Places::choose(insns, &classes, allotting)
+        // Each way in and out of a loop costs a move; they have to be few.
+        let busy = target.slot_registers && target.prediction.is_some();
+        let groups = Some(&workshop.groups).filter(|_| busy);
+        Places::choose(insns, &classes, groups, allotting)
     });
     let emitted = loop {
         match emit_once(workshop, insns, &classes, exposes, (rip, places), target) {
@@ -103,6 +108,30 @@ pub fn emit(
     };
     workshop.classes = classes;
     emitted
+}
+
+/// Finds the accesses that share checks, into the workshop.
+fn find_groups(
+    workshop: &mut Workshop,
+    insns: &[Instruction],
+    classes: &[Class],
+    target: Target<'_>,
+) {
+    let Workshop { finder, groups, .. } = workshop;
+    // What wraps or is cut by a limit is near nothing.
+    if !target.grouping || target.mode.segmented() {
+        return groups.clear();
+    }
+    let rounds = target.hoisting && places::closes(insns);
+    let wide = |index: usize, place| {
+        let plain = matches!(classes[index].kind, Kind::Plain(_));
+        let predicting = target
+            .prediction
+            .filter(|_| plain && place == Place::Operand);
+        predicting
+            .is_some_and(|predicting| predicting.predicts(insns[index].ip(), target.further, place))
+    };
+    finder.find((insns, classes), target.mode, rounds, wide, groups);
 }
 
 /// Instructions, a bit each, that had to be left to helpers where none were expected: helpers see
@@ -140,13 +169,6 @@ fn emit_once(
         Some(_) => FlagsPlace::LOST,
         None => FlagsPlace::HOST,
     };
-    let Workshop { finder, groups, .. } = workshop;
-    // What wraps or is cut by a limit is near nothing.
-    if target.grouping && !mode.segmented() {
-        finder.find(insns, classes, mode, groups);
-    } else {
-        groups.clear();
-    }
     let mut emitter = Emitter::new(target, workshop);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
 
@@ -190,12 +212,11 @@ fn emit_once(
     if vectors {
         emitter.bring_vectors(arriving);
     }
-    if !places.are_usual() {
-        emitter.places = places;
-        emitter.exchange_places();
-        if places::closes(insns) {
-            emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
-        }
+    emitter.places = places;
+    emitter.leave_places();
+    let hoists = emitter.hoist_checks(arriving);
+    if hoists || (!places.are_usual() && places::closes(insns)) {
+        emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
     }
     emitter.flags = arriving;
     let effects = classes.iter().enumerate();
@@ -463,7 +484,7 @@ impl Emitter<'_> {
         let record = self.record(UpcallKind::Interpret, index);
         self.upcall(record);
         // It may have changed what the groups' checks saw.
-        self.established = Default::default();
+        self.established = self.hoisted;
         self.near = None;
         self.flags = FlagsPlace::BOTH;
     }

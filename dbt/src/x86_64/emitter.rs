@@ -76,6 +76,10 @@ pub struct Target<'a> {
     pub late_stack: bool,
     /// What leads to a group is put into its slot when T0 is wanted for something else.
     pub late_slots: bool,
+    /// What leads to a group may be in a register that the code does not need.
+    pub slot_registers: bool,
+    /// The code is hot, and if it is a loop, checks that are the same in each round are made before the first one.
+    pub hoisting: bool,
     /// Jumps neither cross nor end at a boundary of 32 bytes.
     pub whole_jumps: bool,
     /// Guest registers that are in memory are operands where they stand.
@@ -243,6 +247,8 @@ pub struct Emitter<'a> {
     pub(super) groups: &'a Groups,
     /// What leads to each group, once it has been checked.
     pub(super) established: [Option<Held>; GROUPS],
+    /// Likewise of those that were checked before the loop's first round.
+    pub(super) hoisted: [Option<Held>; GROUPS],
     /// Whether the slot of a group holds that; else T0 does, or no later access wants it.
     pub(super) in_slot: [bool; GROUPS],
     /// What T0 holds for further accesses of a group.
@@ -318,6 +324,7 @@ impl<'a> Emitter<'a> {
             stashes: 0,
             groups: &workshop.groups,
             established: [None; GROUPS],
+            hoisted: [None; GROUPS],
             in_slot: [false; GROUPS],
             near: None,
             stack_ahead: 0,

@@ -77,9 +77,23 @@ pub(super) struct Inner {
 }
 
 impl Emitter<'_> {
-    /// Registers that are not in their own places go there, or come back. Uses T1; the flags
-    /// stay.
-    pub(super) fn exchange_places(&mut self) {
+    /// Registers leave their own places when the block is entered. Uses T1; the flags stay.
+    pub(super) fn leave_places(&mut self) {
+        self.exchange_pairs();
+        for (slot, host) in self.places.given_way() {
+            dynasm!(self.ops ; .arch x64 ; gs mov [slot], Rq(host));
+        }
+    }
+
+    /// Registers that are not in their own places go there. Uses T1; the flags stay.
+    pub(super) fn restore_places(&mut self) {
+        self.exchange_pairs();
+        for (slot, host) in self.places.given_way() {
+            dynasm!(self.ops ; .arch x64 ; gs mov Rq(host), [slot]);
+        }
+    }
+
+    fn exchange_pairs(&mut self) {
         let t1 = Self::scratch(T1);
         for (memory, host) in self.places.swaps() {
             let slot = at::gpr(memory);
@@ -121,7 +135,7 @@ impl Emitter<'_> {
     /// Emits the jumps at the block's end to known guest addresses, each with its condition if it
     /// has one. The flags must be in EFLAGS, or wherever a single jump takes them.
     pub(super) fn last_exits(&mut self, exits: &[(u64, Option<u8>)]) {
-        if self.places.are_usual() {
+        if self.places.are_usual() && self.inner.is_none() {
             let flags = self.flags_for_exit();
             for &(target, condition) in exits {
                 self.direct_exit(target, condition, flags);
@@ -137,7 +151,7 @@ impl Emitter<'_> {
                 continue;
             }
             let flags = self.flags_for_exit();
-            self.exchange_places();
+            self.restore_places();
             self.direct_exit(target, None, flags);
         }
     }
@@ -308,7 +322,8 @@ impl Emitter<'_> {
     pub(super) fn side_exit(&mut self, target: u64, condition: u8, executed: usize) {
         let described =
             !self.flags.saved && self.flags.recipe.is_some() && self.target.precise_flags;
-        let usual = self.places.are_usual() && self.within.is_none();
+        let away = self.inner.is_none_or(|inner| inner.rip != target);
+        let usual = self.places.are_usual() && self.within.is_none() && away;
         if !self.target.counted && !described && usual {
             let flags = self.describe_flags();
             return self.direct_exit(target, Some(condition), flags);

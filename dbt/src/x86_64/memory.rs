@@ -109,8 +109,21 @@ impl Emitter<'_> {
             .unwrap_or_else(|| first_held(member, address))
         {
             Held::Addend => address.host_memory(),
-            Held::Host(held) => HostMemory::AT_T0.further((member.displacement - held) as i32),
+            Held::Host(held) => {
+                let base = self.register_of(member.group).unwrap_or(T0);
+                HostMemory {
+                    base,
+                    ..HostMemory::AT_T0
+                }
+                .further((member.displacement - held) as i32)
+            }
         }
+    }
+
+    /// The register of a group that has been checked, if it has one.
+    fn register_of(&self, group: usize) -> Option<Register> {
+        self.established[group]?;
+        Some(sized(self.places.of_group(group)?, 8))
     }
 
     /// What T0 or the slot of a group holds, if it has been checked.
@@ -146,6 +159,9 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         if let Some((member, group)) = self.groups.of(insn, place) {
+            if self.register_of(member.group).is_some() {
+                return Ok(());
+            }
             if self.near.is_some_and(|near| near.group != member.group) {
                 self.leave_t0();
             }
@@ -157,7 +173,8 @@ impl Emitter<'_> {
                 group: member.group,
                 held,
             })
-            .filter(|_| self.keeps_t0 && self.may_skip != Some(insn));
+            .filter(|_| self.keeps_t0 && self.may_skip != Some(insn))
+            .filter(|_| self.register_of(member.group).is_none());
             return Ok(());
         }
         self.leave_t0();
@@ -294,7 +311,7 @@ impl Emitter<'_> {
     }
 
     /// Puts the host address of a known address into T0, and goes to `stub` unless its page is in the TLB.
-    fn translate_constant(
+    pub(super) fn translate_constant(
         &mut self,
         address: &Address,
         constant: u64,
@@ -354,7 +371,13 @@ impl Emitter<'_> {
         let held = first_held(member, address);
         // Whoever comes here by way of the slow path of this instruction's other access has not
         // seen this check.
-        if self.may_skip != Some(insn) {
+        if self.may_skip == Some(insn) {
+            return Ok(held);
+        }
+        if let Some(register) = self.places.of_group(member.group) {
+            let leads = self.fill_register(register, held, member, address);
+            self.established[member.group] = Some(leads);
+        } else {
             self.established[member.group] = Some(held);
             self.in_slot[member.group] = false;
             if !(self.keeps_t0 && self.target.late_slots) {
@@ -362,6 +385,26 @@ impl Emitter<'_> {
             }
         }
         Ok(held)
+    }
+
+    /// Puts the host address that T0 leads to into a group's register, and says of what. Leaves the flags alone.
+    fn fill_register(
+        &mut self,
+        register: u8,
+        held: Held,
+        member: Member,
+        address: &Address,
+    ) -> Held {
+        match (held, address.simple_base()) {
+            (Held::Addend, Some(base)) => {
+                dynasm!(self.ops ; .arch x64 ; lea Rq(register), [rsi + Rq(base)]);
+                Held::Host(member.displacement - i64::from(address.displacement as i32))
+            }
+            _ => {
+                dynasm!(self.ops ; .arch x64 ; mov Rq(register), rsi);
+                held
+            }
+        }
     }
 
     /// Keeps what T0 holds for later accesses of a group, if there are any. Leaves the flags alone.

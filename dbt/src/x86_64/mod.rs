@@ -16,6 +16,7 @@ mod evaluate;
 mod exits;
 mod fast_call;
 mod flags;
+mod hoisting;
 mod interrupt_return;
 mod memory;
 pub mod moving;

@@ -11,6 +11,7 @@ use iced_x86::{FlowControl, Instruction, OpAccess, OpKind, Register};
 use super::registers::{is_high_byte, number, pinned, sized};
 use crate::guest::{CpuState, Register as Guest};
 use crate::record::classify::{Class, Kind};
+use crate::record::grouping::{GROUPS, Groups};
 use crate::run::at;
 
 /// Guest registers whose own places are in memory.
@@ -40,7 +41,11 @@ pub struct Allotting {
     pub hot: bool,
 }
 
-/// The place of each guest register, named by the register whose own it is.
+/// Places from here on are the slots of groups of accesses.
+const SLOTS: usize = 16;
+
+/// The place of each guest register, named by the register whose own it is, or by the group whose slot it is: then
+/// what leads to the accesses of the group is in the guest register's own place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Places([u8; 16]);
 
@@ -58,12 +63,37 @@ impl Places {
 
     /// The host register that holds a guest register; `None`: it is in memory.
     pub fn pinned(&self, guest: usize) -> Option<u8> {
-        pinned(self.of(guest))
+        let place = self.of(guest);
+        if place < SLOTS { pinned(place) } else { None }
     }
 
     /// Where a guest register is in memory, if it is: an offset from GS.
     pub fn slot(&self, guest: usize) -> i32 {
-        at::gpr(self.of(guest))
+        let place = self.of(guest);
+        match place.checked_sub(SLOTS) {
+            Some(group) => at::group(group),
+            None => at::gpr(place),
+        }
+    }
+
+    /// The host register that holds what leads to the accesses of a group; `None`: that is in its slot.
+    pub fn of_group(&self, group: usize) -> Option<u8> {
+        self.with_groups()
+            .find_map(|(other, guest)| (other == group).then(|| pinned(guest)))?
+    }
+
+    /// Groups that have a register, with the guest register whose own place that is.
+    fn with_groups(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let places = self.0;
+        (0..16)
+            .filter_map(move |guest| Some((usize::from(places[guest]).checked_sub(SLOTS)?, guest)))
+    }
+
+    /// The registers that have given way to groups: where each is, as an offset from GS, and the host register that is
+    /// its own place.
+    pub fn given_way(&self) -> impl Iterator<Item = (i32, u8)> + use<> {
+        self.with_groups()
+            .filter_map(|(group, guest)| Some((at::group(group), pinned(guest)?)))
     }
 
     /// The host register for a guest register of any size, or `None` if it is in memory.
@@ -88,14 +118,23 @@ impl Places {
 
     /// Exchanges the pairs among registers that have been put away: from the block's places to
     /// their own, or back.
-    pub fn exchange(&self, cpu: &mut CpuState) {
+    pub fn exchange(&self, cpu: &mut CpuState, slots: &mut [u64; GROUPS]) {
         for guest in IN_MEMORY {
             cpu.gpr.swap(guest, self.of(guest));
         }
+        for (group, guest) in self.with_groups() {
+            std::mem::swap(&mut cpu.gpr[guest], &mut slots[group]);
+        }
     }
 
-    /// Chooses the places for a run of instructions: what it needs often is not to be in memory.
-    pub fn choose(insns: &[Instruction], classes: &[Class], allotting: Allotting) -> Places {
+    /// Chooses the places for a run of instructions: what it needs often is not to be in memory. `groups`: those of
+    /// its accesses that may have a register.
+    pub fn choose(
+        insns: &[Instruction],
+        classes: &[Class],
+        groups: Option<&Groups>,
+        allotting: Allotting,
+    ) -> Places {
         let mut places = Places::default();
         let mut least = i32::from(allotting.least);
         let closes = closes(insns);
@@ -114,6 +153,7 @@ impl Places {
         // What is behind a branch may not be executed.
         let mut certain = None;
         let mut stays: u16 = 1 << Guest::RSP;
+        let mut high = 0;
         for (insn, class) in insns.iter().zip(classes) {
             match class.kind {
                 // The interpreter finds every register in its own place.
@@ -137,7 +177,8 @@ impl Places {
                 | Kind::BitString
                 | Kind::LoadControl
                 | Kind::CompareSixteen => {
-                    stays |= class.implied | high_bytes(insn);
+                    high |= high_bytes(insn);
+                    stays |= class.implied | high;
                     uses(insn, class, &mut needs);
                 }
                 // Others name the registers they work on.
@@ -154,14 +195,32 @@ impl Places {
             .filter(|&guest| pinned(guest).is_some() && stays >> guest & 1 == 0)
             .collect();
         giving.sort_by_key(|&guest| needs[guest]);
-        for (memory, register) in wanting.into_iter().zip(giving) {
+        let mut given = 0;
+        for (memory, &register) in wanting.into_iter().zip(&giving) {
             if needs[memory] - needs[register] < least {
                 break;
             }
             places.0.swap(memory, register);
+            given += 1;
+        }
+        // With AH and its like no operand may be addressed by a register that a REX prefix names.
+        if let Some(groups) = groups.filter(|_| closes && high == 0) {
+            let idle = giving[given..].iter().filter(|&&guest| needs[guest] == 0);
+            for (group, &guest) in by_fetches(groups).zip(idle) {
+                places.0[guest] = (SLOTS + group) as u8;
+            }
         }
         places
     }
+}
+
+/// The groups whose slot is read at all, those first that read it most often.
+fn by_fetches(groups: &Groups) -> impl Iterator<Item = usize> + use<> {
+    let mut found: Vec<usize> = (0..groups.count())
+        .filter(|&group| groups.fetches(group) > 0)
+        .collect();
+    found.sort_by_key(|&group| std::cmp::Reverse(groups.fetches(group)));
+    found.into_iter()
 }
 
 /// Whether the last instruction of a run may lead back to its first one.

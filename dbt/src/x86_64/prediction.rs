@@ -3,10 +3,10 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use mmu::Site;
 
-use super::emitter::Emitter;
+use super::emitter::{Emitter, Predicting};
 use super::registers::{T0, T2};
 use super::stubs::Stub;
-use crate::cache::physical;
+use crate::cache::{Further, physical};
 use crate::record::grouping::Place;
 use crate::run::{Upcall, UpcallKind, at};
 
@@ -27,6 +27,14 @@ pub(super) struct Wrong {
     record: Upcall,
 }
 
+impl Predicting<'_> {
+    /// Whether the check of an access of the instruction at an address is to predict.
+    pub(super) fn predicts(&self, rip: u64, further: &[Further], place: Place) -> bool {
+        let at = physical(self.page, further, rip);
+        self.strayed.predicts(at, place)
+    }
+}
+
 impl Emitter<'_> {
     /// Emits the check of an access of so many bytes from `[base + displacement]` on, if it is one that
     /// predicts: T0 is the addend then, or the host address if it was the base. `miss` is where it goes if the
@@ -41,8 +49,7 @@ impl Emitter<'_> {
         let Some(predicting) = self.target.prediction.filter(|_| self.may_predict) else {
             return false;
         };
-        let at = physical(predicting.page, self.target.further, self.rips[insn]);
-        if !predicting.strayed.predicts(at, place) {
+        if !predicting.predicts(self.rips[insn], self.target.further, place) {
             return false;
         }
         let number = predicting.first + self.sites.len() as u16;

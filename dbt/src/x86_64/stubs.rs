@@ -193,7 +193,7 @@ impl Emitter<'_> {
                 self.add_to_budget(give_back);
                 self.flags = flags;
                 let flags = self.flags_for_exit();
-                self.exchange_places();
+                self.restore_places();
                 self.predict_returns(within);
                 self.exit_here(rip, Some(insn), ExitKind::Jump, flags);
             }
@@ -212,7 +212,7 @@ impl Emitter<'_> {
                 self.predict_returns(within);
                 if !self.next_round(target, None) {
                     let flags = self.describe_flags();
-                    self.exchange_places();
+                    self.restore_places();
                     self.exit_here(target, None, kind, flags);
                     if let Some(exit) = self.exits.last_mut() {
                         exit.insn = insn;
@@ -228,7 +228,7 @@ impl Emitter<'_> {
                 dynasm!(self.ops ; .arch x64 ; =>label);
                 self.add_to_budget(count);
                 if inside {
-                    self.exchange_places();
+                    self.restore_places();
                 }
                 self.upcall(record);
             }

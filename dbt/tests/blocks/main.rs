@@ -85,6 +85,8 @@ fn switches(copies: usize) -> EngineOptions {
         crossing: copies != 2,
         late_stack: copies != 4,
         late_slots: copies != 3,
+        slot_registers: copies != 4,
+        hoisting: copies != 3,
         whole_jumps: copies != 1,
         memory_operands: copies != 2,
         long_blocks: copies.is_multiple_of(2),

@@ -286,6 +286,8 @@ pub fn assert_same_registers(found: &Seen, expected: &Seen, what: &str) {
 
 fn engines() -> impl Iterator<Item = EngineOptions> {
     (0..16).map(|bits| EngineOptions {
+        slot_registers: bits % 5 != 0,
+        hoisting: bits % 3 != 0,
         grouping: bits & 1 != 0,
         precise_flags: bits & 2 != 0,
         prediction: (bits & 4 != 0).then_some(1),

@@ -3,6 +3,7 @@
 use dbt::EngineOptions;
 use iced_x86::code_asm::*;
 
+use crate::machine::{CODE, DATA, DATA_END, DEVICE, READ_ONLY};
 use crate::precise::{Bench, Code, walk};
 
 /// Accesses by RDI, which is the same in each round, and by RSI, which comes to the ends of pages.
@@ -82,12 +83,48 @@ const ACCESSES: &[(&str, Code)] = &[
         a.mov(rbp, qword_ptr(rdi + 8))?;
         a.mov(r14, qword_ptr(rdi))
     }),
+    ("the same bytes on two pages", |a| {
+        a.mov(rax, qword_ptr(rdi + 0xff8))?;
+        a.xor(dword_ptr(rdi + 0xffe), eax)?;
+        a.mov(rbp, qword_ptr(rdi + 0x1000))
+    }),
+    ("the same bytes of a device, and by their address", |a| {
+        a.mov(eax, dword_ptr(DEVICE + 0x10))?;
+        a.add(qword_ptr(DATA + 0x20), rax)?;
+        a.mov(rbp, qword_ptr(DATA + 0x28))
+    }),
+    ("a page that may not be written, at last", |a| {
+        let mut next = a.create_label();
+        a.mov(rax, qword_ptr(READ_ONLY + 8))?;
+        a.cmp(rsi, DATA_END as i32 - 0x900)?;
+        a.jb(next)?;
+        a.mov(qword_ptr(READ_ONLY), rax)?;
+        a.set_label(&mut next)?;
+        a.mov(rbp, qword_ptr(READ_ONLY + 16))
+    }),
+    ("the page of the code", |a| {
+        a.mov(rax, qword_ptr(CODE + 0xf00))?;
+        a.lea(rbp, ptr(rax + rsi))?;
+        a.mov(qword_ptr(CODE + 0xf08), rbp)
+    }),
+    ("a frame far away", |a| {
+        let mut next = a.create_label();
+        a.call(next)?;
+        a.set_label(&mut next)?;
+        a.mov(rax, qword_ptr(rsp - 0x600))?;
+        a.mov(qword_ptr(rsp - 0x5f8), rsi)?;
+        a.mov(rbp, qword_ptr(rsi + 0x700))?;
+        a.add(rsp, 8)
+    }),
 ];
 
 #[test]
 fn accesses_find_their_groups() {
     let mut bench = Bench::of((0..8).map(|bits| EngineOptions {
         late_slots: bits & 1 == 0,
+        slot_registers: bits != 6,
+        hoisting: bits % 4 != 3,
+        eager_prediction: bits != 7,
         traces: (bits & 2 != 0).then_some(2),
         long_blocks: bits & 4 != 0,
         registers: (bits % 3 == 1).then_some(1),

@@ -121,6 +121,19 @@ fn copy_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jne(again)
 }
 
+/// A total in a frame, and a place far from the elements that it is of.
+fn running_total(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.mov(rax, qword_ptr(rsi))?;
+    a.add(rax, qword_ptr(rsp + 8))?;
+    a.mov(qword_ptr(rsp + 8), rax)?;
+    a.xor(qword_ptr(rsi + 0x800), rax)?;
+    a.add(rsi, 8)?;
+    a.cmp(rsi, qword_ptr(rsp + 16))?;
+    a.jb(again)
+}
+
 /// All registers that are in memory, and a branch out of the middle.
 fn sum_of_products(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut again = a.create_label();
@@ -399,6 +412,11 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 .allotting()
                 .counted(),
             Case::new("registers that change places in straight code", rotations).allotting(),
+            Case::new("a running total", running_total),
+            Case::new("a running total", running_total).allotting(),
+            Case::new("a running total", running_total)
+                .allotting()
+                .predicting(),
         ],
     ),
     (

@@ -131,6 +131,8 @@ fn host_code_at(
         crossing: true,
         late_stack: true,
         late_slots: true,
+        slot_registers: true,
+        hoisting: case.allotting,
         whole_jumps: spot.whole_jumps,
         memory_operands: true,
         heat: None,

@@ -160,6 +160,8 @@ fn optimisations_have_switches() {
             && usual.crossing
             && usual.late_stack
             && usual.late_slots
+            && usual.slot_registers
+            && usual.hoisting
             && usual.long_blocks
             && usual.memory_operands
             && usual.moving
@@ -170,7 +172,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,wide-reach=off,gather=off,registers=off,crossing=off,late-stack=off,late-slots=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,wide-reach=off,gather=off,registers=off,crossing=off,late-stack=off,late-slots=off,slot-registers=off,hoisting=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -191,6 +193,8 @@ fn optimisations_have_switches() {
             && !off.crossing
             && !off.late_stack
             && !off.late_slots
+            && !off.slot_registers
+            && !off.hoisting
             && !off.whole_jumps
             && !off.long_blocks
             && !off.memory_operands

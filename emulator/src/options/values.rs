@@ -340,6 +340,22 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "slot-registers=on|off",
+        help: "what leads to accesses that share a check may be in a register that a trace does not need",
+        set: |engine, text| {
+            engine.slot_registers = switch("slot-registers", text)?;
+            Ok(())
+        },
+    },
+    Switch {
+        form: "hoisting=on|off",
+        help: "checks that are the same in each round of a loop are made before its first one",
+        set: |engine, text| {
+            engine.hoisting = switch("hoisting", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "whole-jumps=on|off",
         help: "jumps of hot code stay within 32 bytes: usual on Intel's Skylake and its kin",
         set: |engine, text| {

@@ -141,6 +141,8 @@ impl Setup {
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
                 late_slots: !random.one_in(4),
+                slot_registers: !random.one_in(4),
+                hoisting: !random.one_in(4),
                 whole_jumps: random.one_in(2),
                 long_blocks: !random.one_in(4),
                 memory_operands: !random.one_in(4),

@@ -1,0 +1,87 @@
+//! Checks of accesses that go to the same place in each round of a loop: they are made before the first one.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::Register;
+use mmu::PAGE_SIZE;
+
+use super::emitter::{Emitter, Held};
+use super::flags::FlagsPlace;
+use super::operands::Address;
+use super::places::Places;
+use crate::record::grouping::{Group, Steady};
+use crate::run::at;
+
+impl Emitter<'_> {
+    /// Emits the checks of groups that are the same in each round, and keeps what leads to them; says whether there are
+    /// any. Whoever goes on in the middle of the block, or comes back to its inner entry, has not forgotten a translation
+    /// since. Where one fails, the first instruction is executed without groups.
+    pub(super) fn hoist_checks(&mut self, arriving: FlagsPlace) -> bool {
+        let steady = |group| self.groups.steady(group);
+        if (0..self.groups.count()).all(|group| steady(group).is_none()) {
+            return false;
+        }
+        self.flags = arriving;
+        self.spoil_flags(!arriving.lost);
+        for number in 0..self.groups.count() {
+            let Some((group, steady)) = self.groups.steady(number) else {
+                continue;
+            };
+            let address = address_of(group, steady, self.places);
+            let label = self.ungroup(0);
+            if let Some(constant) = address.constant() {
+                self.translate_constant(&address, constant, group.write, label);
+            } else if self.linear(&address).is_ok() {
+                self.translate_linear((group.high - group.low) as u32, group.write, label);
+            } else {
+                continue;
+            }
+            match self.places.of_group(number) {
+                Some(register) => dynasm!(self.ops ; .arch x64 ; mov Rq(register), rsi),
+                None => dynasm!(self.ops ; .arch x64 ; gs mov [at::group(number)], rsi),
+            }
+            self.hoisted[number] = Some(Held::Host(group.low));
+            self.in_slot[number] = true;
+        }
+        self.restore_at_entry();
+        self.established = self.hoisted;
+        true
+    }
+}
+
+/// The address of a group's first byte before the first round.
+fn address_of(group: Group, steady: Steady, places: Places) -> Address {
+    let address = Address {
+        base: None,
+        index: None,
+        displacement: group.low as u64,
+        segment: None,
+        narrow: false,
+        relative: false,
+        whole: false,
+        limited: false,
+        short: false,
+    };
+    match steady {
+        Steady::Page { page, relative } => Address {
+            displacement: page * PAGE_SIZE + group.low as u64,
+            relative,
+            ..address
+        },
+        Steady::Registers {
+            base,
+            index,
+            segment,
+            narrow,
+        } => Address {
+            base: base.map(|guest| places.of(guest)),
+            index: index.map(|(guest, scale)| (places.of(guest), scale)),
+            segment: match segment {
+                Register::FS => Some(4),
+                Register::GS => Some(5),
+                _ => None,
+            },
+            narrow,
+            ..address
+        },
+    }
+}
