@@ -177,6 +177,8 @@ pub struct Finder {
     latest: Option<usize>,
     /// Those before this one are not joined any more.
     first_open: usize,
+    /// An instruction may have changed anything, the bases of segments included.
+    forgot: bool,
     code64: bool,
 }
 
@@ -194,6 +196,7 @@ impl Default for Finder {
             chosen: Vec::new(),
             latest: None,
             first_open: 0,
+            forgot: false,
             code64: false,
         }
     }
@@ -228,6 +231,7 @@ impl Finder {
         self.latest = None;
         self.code64 = mode.has(Mode::CODE64);
         self.forget_all();
+        self.forgot = false;
         for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
             self.accesses(index, insn, class, &wide);
             self.results(insn, class);
@@ -282,7 +286,7 @@ impl Finder {
                 index,
                 segment,
                 narrow,
-            } => Steady::Registers {
+            } if segment == Register::None || !self.forgot => Steady::Registers {
                 base: match base {
                     Some(base) => Some(same(base)?),
                     None => None,
@@ -294,6 +298,7 @@ impl Finder {
                 segment,
                 narrow,
             },
+            Key::Registers { .. } => return None,
         })
     }
 
@@ -380,7 +385,17 @@ impl Finder {
             _ => Register::None,
         };
         let (base, index) = (insn.memory_base(), insn.memory_index());
-        if base.is_ip() || (base == Register::None && index == Register::None) {
+        let alone = base == Register::None && index == Register::None;
+        if alone && segment != Register::None && i32::try_from(displacement).is_ok() {
+            let key = Key::Registers {
+                base: None,
+                index: None,
+                segment,
+                narrow: !self.code64,
+            };
+            return Some((key, displacement));
+        }
+        if base.is_ip() || alone {
             let address = displacement as u64;
             let within = (address % PAGE_SIZE) as i64;
             let fits = within + size <= PAGE_SIZE as i64 && segment == Register::None;
@@ -487,6 +502,7 @@ impl Finder {
         match class.kind {
             Kind::Helper | Kind::SwapGs | Kind::WriteBase => {
                 self.forget_all();
+                self.forgot = true;
                 return;
             }
             Kind::Push | Kind::CallInto | Kind::CallIndirectInto => {

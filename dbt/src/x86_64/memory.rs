@@ -30,6 +30,22 @@ impl Emitter<'_> {
         if let Some(constant) = address.constant() {
             dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
             self.mark_relative(address, Follows::Address);
+            return Ok(());
+        }
+        if let Some(segment) = address.segment.filter(|_| address.is_bare())
+            && let Ok(displacement) = i32::try_from(address.displacement as i64)
+            && !address.relative
+        {
+            dynasm!(self.ops ; .arch x64 ; gs mov rsi, [at::segment_base(segment)]);
+            if displacement != 0 {
+                self.add_displacement(T0_NUMBER, T0_NUMBER, displacement, true);
+            }
+            return Ok(());
+        }
+        if address.is_bare() {
+            let offset = address.displacement as i64;
+            dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD offset);
+            self.mark_relative(address, Follows::Address);
         } else {
             self.address_value(address)?;
         }
@@ -190,8 +206,7 @@ impl Emitter<'_> {
         };
         let mut slow = self.stubs.len();
         let constant = address.constant().filter(|constant| {
-            address.segment.is_none()
-                && constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
+            constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
                 && constant % PAGE_SIZE <= i32::MAX as u64
         });
         if let Some(constant) = constant {

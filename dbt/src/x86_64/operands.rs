@@ -147,13 +147,18 @@ impl Address {
         }
     }
 
-    /// The address, if it is known and no limit is.
+    /// The address, if it is known.
     pub(super) fn constant(&self) -> Option<u64> {
-        (!self.limited && self.base.is_none() && self.index.is_none()).then_some(if self.narrow {
+        (self.segment.is_none() && self.is_bare()).then_some(if self.narrow {
             self.displacement & 0xffff_ffff
         } else {
             self.displacement
         })
+    }
+
+    /// Whether it has neither base nor index.
+    pub(super) fn is_bare(&self) -> bool {
+        self.base.is_none() && self.index.is_none()
     }
 
     /// The base register, where the host operand can be addend + base + displacement.

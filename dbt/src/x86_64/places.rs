@@ -119,6 +119,9 @@ impl Places {
     /// Exchanges the pairs among registers that have been put away: from the block's places to
     /// their own, or back.
     pub fn exchange(&self, cpu: &mut CpuState, slots: &mut [u64; GROUPS]) {
+        if self.are_usual() {
+            return;
+        }
         for guest in IN_MEMORY {
             cpu.gpr.swap(guest, self.of(guest));
         }
