@@ -99,6 +99,7 @@ impl Engine {
             late_stack: false,
             late_slots: false,
             slot_registers: false,
+            sure_accesses: false,
             hoisting: false,
             whole_jumps: false,
             memory_operands: false,

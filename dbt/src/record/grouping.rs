@@ -81,6 +81,8 @@ pub struct Groups {
     steady: Vec<Option<Steady>>,
     /// How often other accesses come between those of each group, and one.
     runs: Vec<u32>,
+    /// The first instruction with an access of each.
+    first: Vec<usize>,
     /// By instruction and place.
     members: Vec<[Option<Member>; 2]>,
 }
@@ -91,6 +93,7 @@ impl Groups {
         self.groups.clear();
         self.steady.clear();
         self.runs.clear();
+        self.first.clear();
         self.members.clear();
     }
 
@@ -107,6 +110,28 @@ impl Groups {
     /// How often what leads to a group is to be fetched from where it is kept.
     pub fn fetches(&self, group: usize) -> u32 {
         self.runs[group] - u32::from(self.steady[group].is_none())
+    }
+
+    /// Whether all accesses of an instruction belong to groups that have been checked before it, and nothing else of
+    /// it can leave the block: then nobody sees what the flags are there.
+    pub fn sure(&self, index: usize, insn: &Instruction, class: &Class) -> bool {
+        let stack = match class.kind {
+            Kind::Plain(operand) if class.faults || class.vectors || operand == Operand::None => {
+                return false;
+            }
+            Kind::Plain(_) => false,
+            Kind::Push | Kind::Pop | Kind::Leave | Kind::CallInto => true,
+            _ => return false,
+        };
+        let operand = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
+        [(operand, Place::Operand), (stack, Place::Stack)]
+            .into_iter()
+            .all(|(has, place)| {
+                let group = || Some(self.of(index, place)?.0.group);
+                let before =
+                    |group: usize| self.steady[group].is_some() || self.first[group] < index;
+                !has || group().is_some_and(before)
+            })
     }
 
     /// The last instruction with an access of a group.
@@ -177,6 +202,8 @@ pub struct Finder {
     latest: Option<usize>,
     /// Those before this one are not joined any more.
     first_open: usize,
+    /// The registers, a bit each, that hold what they held before the round wherever the next one may begin.
+    same: u16,
     /// An instruction may have changed anything, the bases of segments included.
     forgot: bool,
     code64: bool,
@@ -196,6 +223,7 @@ impl Default for Finder {
             chosen: Vec::new(),
             latest: None,
             first_open: 0,
+            same: 0,
             forgot: false,
             code64: false,
         }
@@ -232,15 +260,22 @@ impl Finder {
         self.code64 = mode.has(Mode::CODE64);
         self.forget_all();
         self.forgot = false;
+        self.same = u16::MAX;
+        let head = insns.first().map_or(0, Instruction::ip);
         for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
             self.accesses(index, insn, class, &wide);
             self.results(insn, class);
+            // The round may end here, if it does not at its end.
+            if rounds && (insn.near_branch_target() == head || insn.next_ip() == head) {
+                self.compare_registers();
+            }
         }
+        self.compare_registers();
         // The largest first, where there are more than fit; the rest by position: a block must
         // always be translated to the same code.
         let mut chosen = std::mem::take(&mut self.chosen);
         let found = &self.found;
-        let steady = |open: &Open| self.steady(open).filter(|_| rounds);
+        let steady = |open: &Open| if rounds { self.steady(open) } else { None };
         let saved = |open: &Open| open.members - usize::from(steady(open).is_none());
         chosen.clear();
         chosen.extend((0..found.len()).filter(|&open| saved(&found[open]) > 0));
@@ -251,6 +286,7 @@ impl Finder {
             groups.groups.push(open.group);
             groups.steady.push(steady(open));
             groups.runs.push(open.runs);
+            groups.first.push(insns.len());
         }
         self.chosen = chosen;
         if self.chosen.is_empty() {
@@ -260,10 +296,22 @@ impl Finder {
         for joined in &self.joined {
             let number = self.chosen.iter().position(|&open| open == joined.open);
             let (insn, place) = joined.access;
-            groups.members[insn][place] = number.map(|group| Member {
-                group,
-                displacement: joined.displacement,
+            groups.members[insn][place] = number.map(|group| {
+                groups.first[group] = groups.first[group].min(insn);
+                Member {
+                    group,
+                    displacement: joined.displacement,
+                }
             });
+        }
+    }
+
+    /// A round may end here: which registers hold what they held before it?
+    fn compare_registers(&mut self) {
+        for (register, value) in self.values.iter().enumerate() {
+            if value.version as usize != register + 1 || value.offset != 0 {
+                self.same &= !(1 << register);
+            }
         }
     }
 
@@ -272,8 +320,7 @@ impl Finder {
     fn steady(&self, open: &Open) -> Option<Steady> {
         let same = |version: u32| {
             let register = version as usize - 1;
-            let value = self.values.get(register)?;
-            (value.version == version && value.offset == 0).then_some(register)
+            (register < 16 && self.same >> register & 1 != 0).then_some(register)
         };
         i32::try_from(open.group.low).ok()?;
         if open.group.high - open.group.low > SPAN && !matches!(open.key, Key::Page(..)) {

@@ -60,6 +60,8 @@ pub struct EngineOptions {
     pub late_slots: bool,
     /// What leads to a group of accesses may be in a register that a trace does not need.
     pub slot_registers: bool,
+    /// Accesses that a check before them covers let nobody see the flags.
+    pub sure_accesses: bool,
     /// Checks that are the same in each round of a hot loop are made before its first one.
     pub hoisting: bool,
     /// Jumps of hot code neither cross nor end at a boundary of 32 bytes. Usual where the host then need
@@ -111,6 +113,7 @@ impl Default for EngineOptions {
             late_stack: true,
             late_slots: true,
             slot_registers: true,
+            sure_accesses: true,
             hoisting: true,
             whole_jumps: host_wants_whole_jumps(),
             memory_operands: true,

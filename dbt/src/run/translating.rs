@@ -159,6 +159,7 @@ impl Vcpu {
             late_stack: self.options.late_stack,
             late_slots: self.options.late_slots,
             slot_registers: self.options.slot_registers,
+            sure_accesses: self.options.sure_accesses,
             hoisting: self.options.hoisting && tier != Tier::First,
             whole_jumps,
             memory_operands: self.options.memory_operands,

@@ -92,8 +92,14 @@ pub fn emit(
         }
     }
     let precise = target.precise_flags;
-    let mut exposes = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
     find_groups(workshop, insns, &classes, target);
+    let groups = &workshop.groups;
+    let sure = |index: usize, class: &Class| {
+        precise && target.sure_accesses && groups.sure(index, &insns[index], class)
+    };
+    let mut exposes = liveness::mask(&classes, |index, class| {
+        liveness::exposes(class, precise) && !sure(index, class)
+    });
     let places = target.allotting.map_or(Places::default(), |allotting| {
         // Each way in and out of a loop costs a move; they have to be few.
         let busy = target.slot_registers && target.prediction.is_some();
@@ -134,7 +140,7 @@ fn find_groups(
     finder.find((insns, classes), target.mode, rounds, wide, groups);
 }
 
-/// Instructions, a bit each, that had to be left to helpers where none were expected: helpers see
+/// Instructions, a bit each, that had to be left to helpers, or to have a check, where none were expected: these see
 /// the flags.
 struct Helpers(u64);
 
@@ -152,6 +158,9 @@ fn emit_once(
     let mapping = target.mapping as i32;
     let mut needed = std::mem::take(&mut workshop.needed);
     liveness::needed_before(classes, exposes, &mut needed);
+    let leavable = liveness::mask(classes, |_, class| {
+        liveness::exposes(class, target.precise_flags)
+    });
     let need = |index: usize| Need {
         before: needed[index],
         after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
@@ -171,6 +180,7 @@ fn emit_once(
     };
     let mut emitter = Emitter::new(target, workshop);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
+    emitter.sure = leavable & !exposes;
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
     let guarded_entry = emitter.here();
@@ -212,8 +222,11 @@ fn emit_once(
     if vectors {
         emitter.bring_vectors(arriving);
     }
-    emitter.places = places;
-    emitter.leave_places();
+    if !places.are_usual() {
+        emitter.places = places;
+        emitter.group_registers = places.of_groups();
+        emitter.leave_places();
+    }
     let hoists = emitter.hoist_checks(arriving);
     if hoists || (!places.are_usual() && places::closes(insns)) {
         emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
@@ -222,7 +235,13 @@ fn emit_once(
     let effects = classes.iter().enumerate();
     emitter.effects.extend(effects.map(|(index, class)| {
         let in_host = in_host >> index & 1 != 0;
-        Effect::of(class, (need(index).after, in_host), target.lazy_flags)
+        let checks = emitter.sure >> index & 1 == 0;
+        Effect::of(
+            class,
+            (need(index).after, in_host),
+            checks,
+            target.lazy_flags,
+        )
     }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
@@ -308,6 +327,7 @@ fn emit_once(
             emitter.indirect_entry(guard, mapping, entry_label, arriving);
     }
     let sites = std::mem::take(&mut emitter.sites);
+    helpers |= emitter.unsure;
     let finished = emitter.finish();
     workshop.needed = needed;
     if helpers & !exposes != 0 {

@@ -78,6 +78,8 @@ pub struct Target<'a> {
     pub late_slots: bool,
     /// What leads to a group may be in a register that the code does not need.
     pub slot_registers: bool,
+    /// Whether accesses that have been checked before let nobody see the flags.
+    pub sure_accesses: bool,
     /// The code is hot, and if it is a loop, checks that are the same in each round are made before the first one.
     pub hoisting: bool,
     /// Jumps neither cross nor end at a boundary of 32 bytes.
@@ -219,6 +221,8 @@ pub struct Emitter<'a> {
     pub(super) target: Target<'a>,
     /// Where the guest's registers are.
     pub(super) places: Places,
+    /// The registers of groups that have one.
+    pub(super) group_registers: [Option<u8>; GROUPS],
     /// Where a loop whose registers have changed places comes back to.
     pub(super) inner: Option<Inner>,
     pub(super) flags: FlagsPlace,
@@ -243,6 +247,10 @@ pub struct Emitter<'a> {
     pub(super) stashed: Option<Recipe>,
     /// Bit i: instruction i puts something into the stash.
     pub(super) stashes: u64,
+    /// Instructions, a bit each, whose accesses are sure to have been checked before: nobody sees the flags there.
+    pub(super) sure: u64,
+    /// Those of them that turned out to have a check.
+    pub(super) unsure: u64,
     /// Accesses that share a check.
     pub(super) groups: &'a Groups,
     /// What leads to each group, once it has been checked.
@@ -309,6 +317,7 @@ impl<'a> Emitter<'a> {
             code: &mut workshop.code,
             target,
             places: Places::default(),
+            group_registers: [None; GROUPS],
             inner: None,
             flags: FlagsPlace::HOST,
             stubs: &mut workshop.stubs,
@@ -322,6 +331,8 @@ impl<'a> Emitter<'a> {
             branch_next: false,
             stashed: None,
             stashes: 0,
+            sure: 0,
+            unsure: 0,
             groups: &workshop.groups,
             established: [None; GROUPS],
             hoisted: [None; GROUPS],

@@ -98,11 +98,12 @@ pub(super) struct Effect {
 
 impl Effect {
     /// Of an instruction behind which the flags `after` have to be right.
-    pub fn of(class: &Class, (after, in_host): (u32, bool), lazy: bool) -> Effect {
+    /// `checks`: if it accesses memory it has a check.
+    pub fn of(class: &Class, (after, in_host): (u32, bool), checks: bool, lazy: bool) -> Effect {
         Effect {
             writes: class.writes,
             keeps: after & !class.flags.overwritten() != 0,
-            checks: liveness::checks_access(class.kind),
+            checks: checks && liveness::checks_access(class.kind),
             host: in_host || matches!(class.kind, Kind::Branch | Kind::CountBranch),
             saved: matches!(
                 class.kind,

@@ -35,7 +35,7 @@ impl Emitter<'_> {
             } else {
                 continue;
             }
-            match self.places.of_group(number) {
+            match self.group_registers[number] {
                 Some(register) => dynasm!(self.ops ; .arch x64 ; mov Rq(register), rsi),
                 None => dynasm!(self.ops ; .arch x64 ; gs mov [at::group(number)], rsi),
             }

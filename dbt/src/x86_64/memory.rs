@@ -139,7 +139,7 @@ impl Emitter<'_> {
     /// The register of a group that has been checked, if it has one.
     fn register_of(&self, group: usize) -> Option<Register> {
         self.established[group]?;
-        Some(sized(self.places.of_group(group)?, 8))
+        Some(sized(self.group_registers[group]?, 8))
     }
 
     /// What T0 or the slot of a group holds, if it has been checked.
@@ -193,6 +193,7 @@ impl Emitter<'_> {
             .filter(|_| self.register_of(member.group).is_none());
             return Ok(());
         }
+        self.unsure |= self.sure & 1 << insn;
         self.leave_t0();
         self.spoil_flags(needed);
         self.may_skip = Some(insn);
@@ -362,6 +363,7 @@ impl Emitter<'_> {
         group: Group,
         needed: bool,
     ) -> Result<Held, Unencodable> {
+        self.unsure |= self.sure & 1 << insn;
         let below = (group.low - member.displacement) as i32;
         let constant = address.constant();
         let simple = address.simple_base();
@@ -389,7 +391,7 @@ impl Emitter<'_> {
         if self.may_skip == Some(insn) {
             return Ok(held);
         }
-        if let Some(register) = self.places.of_group(member.group) {
+        if let Some(register) = self.group_registers[member.group] {
             let leads = self.fill_register(register, held, member, address);
             self.established[member.group] = Some(leads);
         } else {

@@ -76,10 +76,13 @@ impl Places {
         }
     }
 
-    /// The host register that holds what leads to the accesses of a group; `None`: that is in its slot.
-    pub fn of_group(&self, group: usize) -> Option<u8> {
-        self.with_groups()
-            .find_map(|(other, guest)| (other == group).then(|| pinned(guest)))?
+    /// The host registers that hold what leads to the accesses of each group; `None`: that is in its slot.
+    pub fn of_groups(&self) -> [Option<u8>; GROUPS] {
+        let mut registers = [None; GROUPS];
+        for (group, guest) in self.with_groups() {
+            registers[group] = pinned(guest);
+        }
+        registers
     }
 
     /// Groups that have a register, with the guest register whose own place that is.

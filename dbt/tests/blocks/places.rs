@@ -369,6 +369,45 @@ fn ends_as(
     machine.vcpu.statistics().allotted > allotted
 }
 
+/// A loop whose base is the same at the end of each round, but another one on the way back from its middle.
+fn leaving_its_base() -> Program {
+    let assemble = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let mut again = a.create_label();
+        a.lea(rsi, ptr(rdi + 0x100))?;
+        a.set_label(&mut again)?;
+        a.mov(rax, qword_ptr(rsi + 8))?;
+        a.lea(rdx, ptr(rdx + rax + 3))?;
+        a.add(qword_ptr(rsi + 8), rdx)?;
+        a.mov(rbx, rsi)?;
+        a.add(rsi, 64)?;
+        a.inc(r11)?;
+        a.test(r11b, 7)?;
+        a.je(again)?;
+        a.mov(rsi, rbx)?;
+        a.cmp(r11, 200)?;
+        a.jb(again)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    };
+    looping(&assemble().expect("the loop can be assembled"))
+}
+
+#[test]
+fn checks_are_not_hoisted_past_another_base() {
+    let program = leaving_its_base();
+    let expected = interpreted(&mut interpreter(), &program, 10_000, "interpreted");
+    for options in engines() {
+        let mut machine = Machine::new(options.clone(), 2);
+        ends_as(
+            &expected,
+            &program,
+            (&options, &mut machine),
+            &format!("{options:?}"),
+        );
+    }
+}
+
 #[test]
 fn loops_end_as_interpreted_ones() {
     let mut reference = interpreter();

@@ -132,6 +132,7 @@ fn host_code_at(
         late_stack: true,
         late_slots: true,
         slot_registers: true,
+        sure_accesses: true,
         hoisting: case.allotting,
         whole_jumps: spot.whole_jumps,
         memory_operands: true,

@@ -348,6 +348,14 @@ pub const SWITCHES: &[Switch] = &[
         },
     },
     Switch {
+        form: "sure-accesses=on|off",
+        help: "flags are not kept for accesses that an earlier check covers",
+        set: |engine, text| {
+            engine.sure_accesses = switch("sure-accesses", text)?;
+            Ok(())
+        },
+    },
+    Switch {
         form: "hoisting=on|off",
         help: "checks that are the same in each round of a loop are made before its first one",
         set: |engine, text| {

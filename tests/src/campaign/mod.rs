@@ -142,6 +142,7 @@ impl Setup {
                 late_stack: !random.one_in(4),
                 late_slots: !random.one_in(4),
                 slot_registers: !random.one_in(4),
+                sure_accesses: !random.one_in(4),
                 hoisting: !random.one_in(4),
                 whole_jumps: random.one_in(2),
                 long_blocks: !random.one_in(4),
