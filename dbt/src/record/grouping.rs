@@ -2,11 +2,12 @@
 //! index registers, and what has been added to these in between is known. One TLB check then
 //! serves them all (check elimination by grouping).
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 use mmu::PAGE_SIZE;
 
-use super::classify::{self, Class, Kind, Operand};
+use super::classify::{Class, Kind, Operand};
 use super::liveness;
+use super::values::Values;
 use crate::guest::{Mode, Register as Guest};
 
 /// Groups that one block may have: each has a slot for its translation.
@@ -83,6 +84,8 @@ pub struct Groups {
     runs: Vec<u32>,
     /// The first instruction with an access of each.
     first: Vec<usize>,
+    /// Returns, a bit each, that find what their calls have pushed.
+    known_returns: u64,
     /// By instruction and place.
     members: Vec<[Option<Member>; 2]>,
 }
@@ -94,6 +97,7 @@ impl Groups {
         self.steady.clear();
         self.runs.clear();
         self.first.clear();
+        self.known_returns = 0;
         self.members.clear();
     }
 
@@ -121,6 +125,7 @@ impl Groups {
             }
             Kind::Plain(_) => false,
             Kind::Push | Kind::Pop | Kind::Leave | Kind::CallInto => true,
+            Kind::ReturnInto if self.knows_return(index) => true,
             _ => return false,
         };
         let operand = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
@@ -134,6 +139,12 @@ impl Groups {
             })
     }
 
+    /// Whether a return that a trace follows finds what its call has pushed: nothing has been stored since but at known
+    /// distances from there.
+    pub fn knows_return(&self, insn: usize) -> bool {
+        self.known_returns >> insn & 1 != 0
+    }
+
     /// The last instruction with an access of a group.
     pub fn last(&self, group: usize) -> usize {
         self.groups[group].last
@@ -144,14 +155,6 @@ impl Groups {
         let member = (*self.members.get(insn)?)[place as usize]?;
         Some((member, self.groups[member.group]))
     }
-}
-
-/// What is known of a register: it holds an unknown value, which this version names, plus an
-/// offset.
-#[derive(Clone, Copy)]
-struct Value {
-    version: u32,
-    offset: i64,
 }
 
 /// Accesses with equal keys differ by known displacements only.
@@ -189,45 +192,32 @@ struct Joined {
     displacement: i64,
 }
 
+/// Where a call that a trace follows has pushed its return address.
+struct Pushed {
+    /// Index of the group in [`Finder::found`].
+    open: usize,
+    displacement: i64,
+    /// The address.
+    next: u64,
+}
+
 /// Finds the groups of a block, and keeps its room for the next one.
+#[derive(Default)]
 pub struct Finder {
-    values: [Value; 16],
-    next_version: u32,
+    values: Values,
     /// All groups; the latest of a key is the one to join.
     found: Vec<Open>,
     joined: Vec<Joined>,
     /// The groups that there is room for, by their place in `found`.
     chosen: Vec<usize>,
+    /// Return addresses that nothing has overwritten.
+    pushed: Vec<Pushed>,
     /// The one of the access before.
     latest: Option<usize>,
     /// Those before this one are not joined any more.
     first_open: usize,
     /// The registers, a bit each, that hold what they held before the round wherever the next one may begin.
     same: u16,
-    /// An instruction may have changed anything, the bases of segments included.
-    forgot: bool,
-    code64: bool,
-}
-
-impl Default for Finder {
-    fn default() -> Finder {
-        let value = Value {
-            version: 0,
-            offset: 0,
-        };
-        Finder {
-            values: [value; 16],
-            next_version: 0,
-            found: Vec::new(),
-            joined: Vec::new(),
-            chosen: Vec::new(),
-            latest: None,
-            first_open: 0,
-            same: 0,
-            forgot: false,
-            code64: false,
-        }
-    }
 }
 
 /// The most accesses that an instruction may have in groups.
@@ -253,24 +243,32 @@ impl Finder {
         if classes.iter().map(accesses).sum::<usize>() < 2 - usize::from(rounds) {
             return;
         }
-        self.next_version = 0;
+        self.values.begin(mode.has(Mode::CODE64));
+        self.first_open = 0;
         self.found.clear();
         self.joined.clear();
         self.latest = None;
-        self.code64 = mode.has(Mode::CODE64);
-        self.forget_all();
-        self.forgot = false;
+        self.pushed.clear();
         self.same = u16::MAX;
         let head = insns.first().map_or(0, Instruction::ip);
         for (index, (insn, class)) in insns.iter().zip(classes).enumerate() {
+            let before = self.joined.len();
             self.accesses(index, insn, class, &wide);
-            self.results(insn, class);
+            if class.kind == Kind::ReturnInto {
+                let next = insns.get(index + 1).map(Instruction::ip);
+                groups.known_returns |= u64::from(self.finds_pushed(before, next)) << index;
+            } else {
+                self.follow_pushed(insn, class, before);
+            }
+            if self.values.follow(insn, class) {
+                self.first_open = self.found.len();
+            }
             // The round may end here, if it does not at its end.
             if rounds && (insn.near_branch_target() == head || insn.next_ip() == head) {
-                self.compare_registers();
+                self.same &= self.values.unchanged();
             }
         }
-        self.compare_registers();
+        self.same &= self.values.unchanged();
         // The largest first, where there are more than fit; the rest by position: a block must
         // always be translated to the same code.
         let mut chosen = std::mem::take(&mut self.chosen);
@@ -306,13 +304,50 @@ impl Finder {
         }
     }
 
-    /// A round may end here: which registers hold what they held before it?
-    fn compare_registers(&mut self) {
-        for (register, value) in self.values.iter().enumerate() {
-            if value.version as usize != register + 1 || value.offset != 0 {
-                self.same &= !(1 << register);
-            }
+    /// Follows what becomes of pushed return addresses. `before`: accesses from here on are the instruction's.
+    fn follow_pushed(&mut self, insn: &Instruction, class: &Class, before: usize) {
+        let word = self.values.word();
+        let (place, size) = match class.kind {
+            Kind::Plain(Operand::None | Operand::Read)
+            | Kind::Lea
+            | Kind::Nop
+            | Kind::Jump
+            | Kind::Branch
+            | Kind::Pop
+            | Kind::Leave
+            | Kind::JumpInto => return,
+            Kind::Plain(_) => (Place::Operand, insn.memory_size().size() as i64),
+            Kind::Push | Kind::CallInto | Kind::CallIndirectInto => (Place::Stack, word),
+            _ => return self.pushed.clear(),
+        };
+        let mut stores = self.joined[before..].iter();
+        let Some(store) = stores.find(|joined| joined.access.1 == place as usize) else {
+            return self.pushed.clear();
+        };
+        let (open, displacement) = (store.open, store.displacement);
+        self.pushed.retain(|pushed| {
+            let apart = displacement.saturating_sub(pushed.displacement);
+            pushed.open == open && (apart >= word || apart <= -size)
+        });
+        if matches!(class.kind, Kind::CallInto | Kind::CallIndirectInto) {
+            let next = insn.next_ip();
+            self.pushed.push(Pushed {
+                open,
+                displacement,
+                next,
+            });
         }
+    }
+
+    /// Whether a return finds an address that has been pushed, and goes on there.
+    fn finds_pushed(&self, before: usize, next: Option<u64>) -> bool {
+        self.joined[before..].iter().any(|joined| {
+            self.pushed.iter().any(|pushed| {
+                pushed.open == joined.open
+                    && pushed.displacement == joined.displacement
+                    && next == Some(pushed.next)
+            })
+        })
     }
 
     /// How the address of a group is made before each round, if it is then the same one: the registers that it
@@ -333,7 +368,7 @@ impl Finder {
                 index,
                 segment,
                 narrow,
-            } if segment == Register::None || !self.forgot => Steady::Registers {
+            } if segment == Register::None || !self.values.forgot() => Steady::Registers {
                 base: match base {
                     Some(base) => Some(same(base)?),
                     None => None,
@@ -349,25 +384,6 @@ impl Finder {
         })
     }
 
-    fn word(&self) -> i64 {
-        if self.code64 { 8 } else { 4 }
-    }
-
-    fn fresh(&mut self) -> Value {
-        self.next_version += 1;
-        Value {
-            version: self.next_version,
-            offset: 0,
-        }
-    }
-
-    fn forget_all(&mut self) {
-        for register in 0..16 {
-            self.values[register] = self.fresh();
-        }
-        self.first_open = self.found.len();
-    }
-
     /// Notes an instruction's accesses, with the registers as they are before it.
     fn accesses(
         &mut self,
@@ -377,7 +393,7 @@ impl Finder {
         wide: impl Fn(usize, Place) -> bool,
     ) {
         let span = |place| if wide(index, place) { WIDE_SPAN } else { SPAN };
-        let word = self.word();
+        let word = self.values.word();
         let stack = |below: i64| (Guest::RSP, below);
         let (operand_written, slot) = match class.kind {
             Kind::Plain(Operand::None) => return,
@@ -406,12 +422,12 @@ impl Finder {
             }
         }
         if let Some((register, below)) = slot {
-            let value = self.values[register];
+            let value = self.values.of(register);
             let key = Key::Registers {
                 base: Some(value.version),
                 index: None,
                 segment: Register::None,
-                narrow: !self.code64,
+                narrow: !self.values.code64(),
             };
             let size = if class.kind == Kind::PushFlags {
                 8
@@ -438,7 +454,7 @@ impl Finder {
                 base: None,
                 index: None,
                 segment,
-                narrow: !self.code64,
+                narrow: !self.values.code64(),
             };
             return Some((key, displacement));
         }
@@ -446,11 +462,12 @@ impl Finder {
             let address = displacement as u64;
             let within = (address % PAGE_SIZE) as i64;
             let fits = within + size <= PAGE_SIZE as i64 && segment == Register::None;
-            let plain = base != Register::EIP && (self.code64 || address <= u32::MAX.into());
+            let plain =
+                base != Register::EIP && (self.values.code64() || address <= u32::MAX.into());
             let key = Key::Page(address / PAGE_SIZE, base.is_ip());
             return (fits && plain).then_some((key, within));
         }
-        let mut narrow = !self.code64;
+        let mut narrow = !self.values.code64();
         if base.is_gpr32() || insn.memory_index().is_gpr32() {
             // Counted modulo 2^32.
             displacement = i64::from(displacement as i32);
@@ -461,7 +478,7 @@ impl Finder {
                 return None;
             }
             narrow |= register.is_gpr32();
-            let value = self.values[register.number()];
+            let value = self.values.of(register.number());
             offset = offset.wrapping_add(value.offset.wrapping_mul(scale));
             Some(value.version)
         };
@@ -541,105 +558,5 @@ impl Finder {
             runs: 1,
             span,
         });
-    }
-
-    /// Follows what an instruction does to the registers.
-    fn results(&mut self, insn: &Instruction, class: &Class) {
-        let word = self.word();
-        match class.kind {
-            Kind::Helper | Kind::SwapGs | Kind::WriteBase => {
-                self.forget_all();
-                self.forgot = true;
-                return;
-            }
-            Kind::Push | Kind::CallInto | Kind::CallIndirectInto => {
-                return self.values[Guest::RSP].offset -= word;
-            }
-            Kind::ReturnInto => {
-                return self.values[Guest::RSP].offset += word + classify::released(insn);
-            }
-            Kind::PushFlags => return self.values[Guest::RSP].offset -= 8,
-            Kind::Pop => {
-                self.values[Guest::RSP].offset += word;
-                self.values[insn.op0_register().number()] = self.fresh();
-                return;
-            }
-            Kind::Leave => {
-                let mut frame = self.values[Guest::RBP];
-                frame.offset += word;
-                self.values[Guest::RSP] = frame;
-                self.values[Guest::RBP] = self.fresh();
-                return;
-            }
-            _ => {}
-        }
-        let known = self.known_result(insn);
-        for register in 0..16 {
-            if class.writes >> register & 1 != 0 {
-                self.values[register] = self.fresh();
-            }
-        }
-        if let Some((register, value)) = known {
-            self.values[register] = value;
-        }
-    }
-
-    /// The register and its new value, where an instruction adds a constant or copies.
-    fn known_result(&self, insn: &Instruction) -> Option<(usize, Value)> {
-        if insn.op0_kind() != OpKind::Register {
-            return None;
-        }
-        let into = insn.op0_register();
-        let whole = if self.code64 {
-            into.is_gpr64()
-        } else {
-            into.is_gpr32()
-        };
-        if !whole {
-            return None;
-        }
-        let into_number = into.number();
-        let mut value = self.values[into_number];
-        let constant = || {
-            let kind = insn.op1_kind();
-            let immediate = matches!(
-                kind,
-                OpKind::Immediate8to64
-                    | OpKind::Immediate32to64
-                    | OpKind::Immediate8to32
-                    | OpKind::Immediate32
-            );
-            immediate.then(|| i64::from(insn.immediate(1) as i32))
-        };
-        match insn.mnemonic() {
-            Mnemonic::Add => value.offset = value.offset.wrapping_add(constant()?),
-            Mnemonic::Sub => value.offset = value.offset.wrapping_sub(constant()?),
-            Mnemonic::Inc => value.offset = value.offset.wrapping_add(1),
-            Mnemonic::Dec => value.offset = value.offset.wrapping_sub(1),
-            Mnemonic::Mov if insn.op1_kind() == OpKind::Register => {
-                let from = insn.op1_register();
-                if !from.is_gpr() || from.size() != into.size() {
-                    return None;
-                }
-                value = self.values[from.number()];
-            }
-            Mnemonic::Lea => {
-                let base = insn.memory_base();
-                if !base.is_gpr()
-                    || base.size() != into.size()
-                    || insn.memory_index() != Register::None
-                {
-                    return None;
-                }
-                value = self.values[base.number()];
-                let mut displacement = insn.memory_displacement64() as i64;
-                if base.is_gpr32() {
-                    displacement = i64::from(displacement as i32);
-                }
-                value.offset = value.offset.wrapping_add(displacement);
-            }
-            _ => return None,
-        }
-        Some((into_number, value))
     }
 }

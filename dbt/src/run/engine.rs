@@ -60,7 +60,8 @@ pub struct EngineOptions {
     pub late_slots: bool,
     /// What leads to a group of accesses may be in a register that a trace does not need.
     pub slot_registers: bool,
-    /// Accesses that a check before them covers let nobody see the flags.
+    /// Accesses that a check before them covers let nobody see the flags, and returns that find what their calls have
+    /// pushed are not compared.
     pub sure_accesses: bool,
     /// Checks that are the same in each round of a hot loop are made before its first one.
     pub hoisting: bool,

@@ -78,7 +78,8 @@ pub struct Target<'a> {
     pub late_slots: bool,
     /// What leads to a group may be in a register that the code does not need.
     pub slot_registers: bool,
-    /// Whether accesses that have been checked before let nobody see the flags.
+    /// Whether accesses that have been checked before let nobody see the flags, and returns that find what their calls
+    /// have pushed are not compared.
     pub sure_accesses: bool,
     /// The code is hot, and if it is a loop, checks that are the same in each round are made before the first one.
     pub hoisting: bool,

@@ -50,7 +50,7 @@ impl Emitter<'_> {
         self.move_stack(by);
     }
 
-    fn stack_established(&self, index: usize) -> bool {
+    pub(super) fn stack_established(&self, index: usize) -> bool {
         let member = self.groups.of(index, Place::Stack);
         member.is_some_and(|(member, _)| self.established[member.group].is_some())
     }

@@ -26,6 +26,10 @@ enum Event {
     Nothing,
     /// The function returns over an instruction of its caller.
     Elsewhere,
+    /// So it does, by a store that is made in each round.
+    Moves,
+    /// Likewise, by another register than the stack pointer.
+    MovesAlias,
     /// It leaves its caller out.
     LongJump,
     /// It changes the code of a function that is called later.
@@ -44,9 +48,11 @@ enum Event {
     Interprets,
 }
 
-const EVENTS: [Event; 10] = [
+const EVENTS: [Event; 12] = [
     Event::Nothing,
     Event::Elsewhere,
+    Event::Moves,
+    Event::MovesAlias,
     Event::LongJump,
     Event::Overwrites,
     Event::Faults,
@@ -62,10 +68,23 @@ fn event(a: &mut CodeAssembler, event: Event, constant: CodeLabel) -> Result<(),
     if event == Event::Interprets {
         return a.cpuid();
     }
+    if matches!(event, Event::Moves | Event::MovesAlias) {
+        a.xor(eax, eax)?;
+        a.cmp(ebp, LATE)?;
+        a.sete(al)?;
+        a.lea(rax, ptr(rax + rax * 2))?;
+        if event == Event::Moves {
+            return a.add(word_ptr(rsp), ax);
+        }
+        a.mov(rsi, rsp)?;
+        a.neg(rsi)?;
+        a.neg(rsi)?;
+        return a.add(qword_ptr(rsi), rax);
+    }
     a.cmp(ebp, LATE)?;
     a.jne(over)?;
     match event {
-        Event::Nothing | Event::Interprets => {}
+        Event::Nothing | Event::Interprets | Event::Moves | Event::MovesAlias => {}
         Event::Elsewhere => a.add(qword_ptr(rsp), 3)?,
         Event::LongJump => {
             a.mov(rsp, r15)?;

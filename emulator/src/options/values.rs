@@ -349,7 +349,7 @@ pub const SWITCHES: &[Switch] = &[
     },
     Switch {
         form: "sure-accesses=on|off",
-        help: "flags are not kept for accesses that an earlier check covers",
+        help: "what an earlier check covers keeps no flags; known returns are not compared",
         set: |engine, text| {
             engine.sure_accesses = switch("sure-accesses", text)?;
             Ok(())
