@@ -205,8 +205,10 @@ impl Vcpu {
             let unfinished = rip == insn.ip() && insn.is_string_instruction();
             let changed = settled.is_over(&cx);
             self.count(i64::from(!unfinished));
-            self.forget_idle_shadow(true);
-            if changed || unfinished || self.interrupted() || self.out_of_budget() {
+            // Whoever stops here sees the shadow.
+            let stops = self.out_of_budget();
+            self.forget_idle_shadow(!stops);
+            if changed || unfinished || self.interrupted() || stops {
                 return Next::Abandon;
             }
             trace.push(*insn);

@@ -408,6 +408,48 @@ fn checks_are_not_hoisted_past_another_base() {
     }
 }
 
+/// Wherever a loop with STI is stopped, also while its trace is recorded, the shadow is that of the interpreter.
+#[test]
+fn stops_behind_sti_see_its_shadow() {
+    let assemble = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let (mut again, mut enables) = (a.create_label(), a.create_label());
+        a.set_label(&mut again)?;
+        a.cli()?;
+        a.call(enables)?;
+        a.inc(r11)?;
+        a.cmp(r11, 60)?;
+        a.jb(again)?;
+        a.hlt()?;
+        a.set_label(&mut enables)?;
+        a.sti()?;
+        a.ret()?;
+        a.assemble(CHANGING)
+    };
+    let mut program = looping(&assemble().expect("the loop can be assembled"));
+    program.ring = 0;
+    let mut shadows = 0;
+    for step in 1..60 {
+        let options = EngineOptions {
+            counted: true,
+            traces: Some(2),
+            long_traces: Some(3),
+            cold: 0,
+            ..EngineOptions::default()
+        };
+        let (mut reference, mut machine) = (interpreter(), Machine::new(options, 2));
+        reference.set_up(&program);
+        machine.set_up(&program);
+        let what = format!("every {step} instructions");
+        while both_go_on(&mut reference, &mut machine, step, &what) != Stop::Halted {
+            let [theirs, ours] = [&reference, &machine].map(|m| m.vcpu.cpu().interrupt_shadow);
+            assert_eq!(ours, theirs, "{what}");
+            shadows += u32::from(theirs != 0);
+        }
+    }
+    assert!(shadows > 100, "{shadows} stops were behind STI");
+}
+
 #[test]
 fn loops_end_as_interpreted_ones() {
     let mut reference = interpreter();
