@@ -155,7 +155,8 @@ impl Emitter<'_> {
             flags: arriving,
             changed,
         });
-        dynasm!(self.ops ; .arch x64 ; jmp =>begin ; =>label);
+        self.jump(begin);
+        dynasm!(self.ops ; .arch x64 ; =>label);
         self.flags = arriving;
         self.spoil_flags(!arriving.lost);
         let leave = self.give_back_stub(0);

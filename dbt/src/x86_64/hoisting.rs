@@ -8,7 +8,8 @@ use super::emitter::{Emitter, Held};
 use super::flags::FlagsPlace;
 use super::operands::Address;
 use super::places::Places;
-use crate::record::grouping::{Group, Steady};
+use super::registers::{T0, number as host_number};
+use crate::record::grouping::{Group, Place, Steady};
 use crate::run::at;
 
 impl Emitter<'_> {
@@ -31,7 +32,14 @@ impl Emitter<'_> {
             if let Some(constant) = address.constant() {
                 self.translate_constant(&address, constant, group.write, label);
             } else if self.linear(&address).is_ok() {
-                self.translate_linear((group.high - group.low) as u32, group.write, label);
+                let covers = ((group.high - group.low) as u32, group.write);
+                // Nothing has been done before the first instruction: that is where a wrong one leaves.
+                self.may_predict = true;
+                let site = (0, Place::Operand);
+                if !self.predict(site, (host_number(T0) as u8, 0), covers, label) {
+                    self.translate_linear(covers.0, covers.1, label);
+                }
+                self.may_predict = false;
             } else {
                 continue;
             }
