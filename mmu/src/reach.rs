@@ -421,15 +421,16 @@ mod tests {
     #[test]
     fn runs_are_what_the_tables_say() {
         let mut machine = Machine::new();
-        let sites: Vec<Site> = (0..48u64)
+        let sites: Vec<Site> = (0..60u64)
             .map(|at| Site {
                 displacement: [0, -24, 4096, -70_000][at as usize % 4],
-                size: [1, 8, 500, 4096][at as usize / 4 % 4],
+                // The last twelve cover as much as a page has.
+                size: [1, 8, 64, 500][at as usize / 4 % 4].max(if at < 48 { 1 } else { PAGE_SIZE }),
                 write: at % 3 == 0,
             })
             .collect();
-        let (mut covered, mut crossing, mut gathered) = (0, 0, 0);
-        for round in 0..40_000 {
+        let (mut covered, mut wide, mut crossing, mut gathered) = (0, 0, 0, 0);
+        for round in 0..50_000 {
             let number = machine.random(sites.len() as u64) as usize;
             let site = sites[number];
             let first = (16 + machine.random(PAGES)) * PAGE_SIZE + machine.random(PAGE_SIZE);
@@ -470,7 +471,8 @@ mod tests {
                     let reached = machine.reach(number, &site, value);
                     let reach = machine.tlb.reaches.sites[number];
                     if reached.covered {
-                        covered += 1;
+                        covered += u64::from(site.size < PAGE_SIZE);
+                        wide += u64::from(site.size == PAGE_SIZE);
                         crossing += u64::from(first % PAGE_SIZE + site.size > PAGE_SIZE);
                         assert!(value.wrapping_sub(reach.base) < reach.len);
                     }
@@ -482,7 +484,8 @@ mod tests {
                 }
             }
         }
-        assert!(covered > 18_000, "{covered} accesses covered");
+        assert!(covered > 20_000, "{covered} accesses covered");
+        assert!(wide > 500, "{wide} of a page's length");
         assert!(crossing > 60, "{crossing} of them cross a page");
         assert!(gathered > 60, "{gathered} pages were brought together");
         machine

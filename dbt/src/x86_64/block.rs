@@ -94,12 +94,13 @@ pub fn emit(
     let precise = target.precise_flags;
     find_groups(workshop, insns, &classes, target);
     let groups = &workshop.groups;
-    let sure = |index: usize, class: &Class| {
-        precise && target.sure_accesses && groups.sure(index, &insns[index], class)
-    };
-    let mut exposes = liveness::mask(&classes, |index, class| {
-        liveness::exposes(class, precise) && !sure(index, class)
-    });
+    let leavable = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
+    let mut exposes = leavable;
+    if precise && target.sure_accesses {
+        exposes &= !liveness::mask(&classes, |index, class| {
+            groups.sure(index, &insns[index], class)
+        });
+    }
     let places = target.allotting.map_or(Places::default(), |allotting| {
         // Each way in and out of a loop costs a move; they have to be few.
         let busy = target.slot_registers && target.prediction.is_some();
@@ -107,7 +108,8 @@ pub fn emit(
         Places::choose(insns, &classes, groups, allotting)
     });
     let emitted = loop {
-        match emit_once(workshop, insns, &classes, exposes, (rip, places), target) {
+        let exposing = (exposes, leavable & !exposes);
+        match emit_once(workshop, insns, &classes, exposing, (rip, places), target) {
             Ok(emitted) => break emitted,
             Err(Helpers(more)) => exposes |= more,
         }
@@ -148,7 +150,7 @@ fn emit_once(
     workshop: &mut Workshop,
     insns: &[Instruction],
     classes: &[Class],
-    exposes: u64,
+    (exposes, sure): (u64, u64),
     (rip, places): (u64, Places),
     target: Target<'_>,
 ) -> Result<Emitted, Helpers> {
@@ -158,9 +160,6 @@ fn emit_once(
     let mapping = target.mapping as i32;
     let mut needed = std::mem::take(&mut workshop.needed);
     liveness::needed_before(classes, exposes, &mut needed);
-    let leavable = liveness::mask(classes, |_, class| {
-        liveness::exposes(class, target.precise_flags)
-    });
     let need = |index: usize| Need {
         before: needed[index],
         after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
@@ -180,7 +179,7 @@ fn emit_once(
     };
     let mut emitter = Emitter::new(target, workshop);
     emitter.rips.extend(insns.iter().map(Instruction::ip));
-    emitter.sure = leavable & !exposes;
+    emitter.sure = sure;
 
     // Entry for jumps from other pages, then for backward jumps, then the block itself.
     let guarded_entry = emitter.here();

@@ -1,16 +1,14 @@
 //! Checks of accesses that go to the same place in each round of a loop: they are made before the first one.
 
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::Register;
 use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Held};
 use super::flags::FlagsPlace;
-use super::operands::Address;
+use super::operands::{Address, based_segment};
 use super::places::Places;
-use super::registers::{T0, number as host_number};
+use super::registers::T0;
 use crate::record::grouping::{Group, Place, Steady};
-use crate::run::at;
 
 impl Emitter<'_> {
     /// Emits the checks of groups that are the same in each round, and keeps what leads to them; says whether there are
@@ -36,7 +34,7 @@ impl Emitter<'_> {
                 // Nothing has been done before the first instruction: that is where a wrong one leaves.
                 self.may_predict = true;
                 let site = (0, Place::Operand);
-                if !self.predict(site, (host_number(T0) as u8, 0), covers, label) {
+                if !self.predict(site, (Self::scratch(T0), 0), covers, label) {
                     self.translate_linear(covers.0, covers.1, label);
                 }
                 self.may_predict = false;
@@ -45,10 +43,9 @@ impl Emitter<'_> {
             }
             match self.group_registers[number] {
                 Some(register) => dynasm!(self.ops ; .arch x64 ; mov Rq(register), rsi),
-                None => dynasm!(self.ops ; .arch x64 ; gs mov [at::group(number)], rsi),
+                None => self.fill_slot(number),
             }
             self.hoisted[number] = Some(Held::Host(group.low));
-            self.in_slot[number] = true;
         }
         self.restore_at_entry();
         self.established = self.hoisted;
@@ -83,11 +80,7 @@ fn address_of(group: Group, steady: Steady, places: Places) -> Address {
         } => Address {
             base: base.map(|guest| places.of(guest)),
             index: index.map(|(guest, scale)| (places.of(guest), scale)),
-            segment: match segment {
-                Register::FS => Some(4),
-                Register::GS => Some(5),
-                _ => None,
-            },
+            segment: based_segment(segment),
             narrow,
             ..address
         },

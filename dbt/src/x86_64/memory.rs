@@ -425,7 +425,7 @@ impl Emitter<'_> {
     }
 
     /// Keeps what T0 holds for later accesses of a group, if there are any. Leaves the flags alone.
-    fn fill_slot(&mut self, group: usize) {
+    pub(super) fn fill_slot(&mut self, group: usize) {
         if !self.in_slot[group] && self.groups.last(group) >= self.current {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::group(group)], rsi);
             self.in_slot[group] = true;

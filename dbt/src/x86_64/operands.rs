@@ -45,11 +45,7 @@ impl Address {
             return Address::limited(insn, places);
         }
         let code64 = mode.has(Mode::CODE64);
-        let segment = match insn.memory_segment() {
-            Register::FS => Some(4),
-            Register::GS => Some(5),
-            _ => None,
-        };
+        let segment = based_segment(insn.memory_segment());
         // A flat code segment is still not writable, and perhaps not readable.
         if !code64 && (segment.is_some() || insn.memory_segment() == Register::CS) {
             return None;
@@ -180,6 +176,15 @@ impl Address {
             },
             None => HostMemory::AT_T0,
         }
+    }
+}
+
+/// The number of a segment register whose base is added in flat code.
+pub(super) fn based_segment(register: Register) -> Option<usize> {
+    match register {
+        Register::FS => Some(SegmentIndex::Fs as usize),
+        Register::GS => Some(SegmentIndex::Gs as usize),
+        _ => None,
     }
 }
 
