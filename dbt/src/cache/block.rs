@@ -69,8 +69,10 @@ pub struct Translation {
     return_entry: u32,
     saving_entry: u32,
     saving_forward: u32,
-    /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
-    pub lost: Option<u16>,
+    /// What [`Block::lost`] is at first.
+    lost: Option<u16>,
+    /// Its jumps back to its beginning take an entry of their own.
+    pub has_inner: bool,
     /// Bit i: instruction i leaves something in the stash that the code behind it relies on: if
     /// it is interpreted, that code cannot go on.
     pub stashes: u64,
@@ -107,6 +109,9 @@ impl Translation {
     }
 }
 
+/// A linear page, where it is in the guest's memory, and the mode.
+pub(super) type Mapping = (u64, GuestPhys, Mode);
+
 /// A translated block.
 pub struct Block {
     /// What it was made from.
@@ -127,6 +132,10 @@ pub struct Block {
     pub(super) outgoing: Vec<(u16, u32)>,
     /// (block, exit) of every jump linked here.
     pub incoming: Vec<(u32, u16)>,
+    /// It does not need the flags in EFLAGS: a recipe that needs none of these registers will do.
+    pub lost: Option<u16>,
+    /// How often exits could not be linked because a recipe might need more than that.
+    pub(super) impatience: u8,
     /// How often a loop has come back to it by an unlinked jump.
     pub heat: u8,
     /// A trace of the loop does not come back: it is only made if that is entered often.
@@ -190,6 +199,7 @@ impl Block {
             saving_entry: emitted.saving_entry,
             saving_forward: emitted.saving_forward,
             lost: emitted.lost,
+            has_inner: emitted.has_inner,
             stashes: emitted.stashes,
             vectors: emitted.vectors,
             flags_away: emitted.flags_away,
@@ -219,6 +229,8 @@ impl Block {
     ) -> Block {
         Block {
             key,
+            lost: made.lost,
+            impatience: 0,
             made,
             lowest,
             len,
@@ -251,6 +263,7 @@ impl Block {
         let range = (self.lowest, self.len);
         Block {
             // A trace is one there too. Copies share the predictions of its checks.
+            lost: self.lost,
             open: self.open,
             settled: self.settled,
             attempts: self.attempts,
@@ -385,16 +398,27 @@ impl Block {
         physical(self.key.physical.page(), &self.further, rip)
     }
 
+    /// The mappings of its pages, with their identifiers.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = (Mapping, u32)> {
+        let Key { physical, mode, .. } = self.key;
+        let first = self.key.code.page(self.key.rip);
+        let further = self.further.iter().map(move |further| {
+            let page = (further.part.page, further.part.lowest.page(), mode);
+            (page, further.mapping)
+        });
+        std::iter::once(((first, physical.page(), mode), self.mapping)).chain(further)
+    }
+
     /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
     pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
-        match (self.made.lost, flags) {
+        match (self.lost, flags) {
             _ if !self.made.precise_flags => true,
             (None, ExitFlags::Arrived | ExitFlags::Sealed) => false,
             (None, _) | (_, ExitFlags::Saved | ExitFlags::Sealed) => true,
             (_, ExitFlags::Host) => false,
             (Some(changed), ExitFlags::Recipe(needed)) => changed & needed == 0,
             // The recipe, which is not known, was good for all that the other block changes.
-            (Some(changed), ExitFlags::Arrived) => changed & !from.made.lost.unwrap_or(0) == 0,
+            (Some(changed), ExitFlags::Arrived) => changed & !from.lost.unwrap_or(0) == 0,
         }
     }
 }

@@ -9,12 +9,11 @@ use mmu::{GuestPhys, PAGE_SIZE};
 use rustc_hash::FxHashMap;
 
 use super::CacheStatistics;
-use super::block::{Block, Key};
+use super::block::{Block, Key, Mapping};
 use super::copies::CodePlace;
 use super::pages::Pages;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
-use crate::x86_64::{ExitFlags, ExitKind};
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
@@ -27,7 +26,7 @@ const COLD_PART: u32 = 5;
 /// Bits of a block's identifier that name its slot; those above count how often the slot was
 /// used, so that whoever remembers a block that is gone does not find another one.
 const SLOT_BITS: u32 = 22;
-/// Mappings that are remembered.
+/// Mappings that are remembered of what has no blocks any more, at the most.
 const MAPPINGS: usize = 1 << 16;
 
 /// Where a block begins that may begin anywhere.
@@ -55,7 +54,7 @@ struct Slot {
 
 /// All translated blocks.
 pub struct BlockCache {
-    region: CodeRegion,
+    pub(super) region: CodeRegion,
     slots: Vec<Slot>,
     /// Slots without a block, the one that has been empty longest first.
     free_slots: VecDeque<u32>,
@@ -74,7 +73,9 @@ pub struct BlockCache {
     cursors: [u32; 2],
     first: u32,
     area_size: u32,
-    mappings: FxHashMap<(u64, GuestPhys, Mode), u32>,
+    mappings: FxHashMap<Mapping, u32>,
+    /// How many there may be.
+    mappings_wanted: usize,
     last_mapping: u32,
     /// Counts since the start.
     pub statistics: CacheStatistics,
@@ -100,6 +101,7 @@ impl BlockCache {
             first: reserved.0,
             area_size,
             mappings: FxHashMap::default(),
+            mappings_wanted: MAPPINGS,
             last_mapping: 0,
             statistics: CacheStatistics::default(),
         }
@@ -153,9 +155,8 @@ impl BlockCache {
     /// The identifier of a mapping of a linear page to a physical one under a mode; never 0,
     /// and never given to another mapping.
     pub fn mapping(&mut self, linear_page: u64, physical: GuestPhys, mode: Mode) -> u32 {
-        if self.mappings.len() >= MAPPINGS {
-            // Blocks keep theirs; others of the same mapping are merely confirmed anew.
-            self.mappings.clear();
+        if self.mappings.len() >= self.mappings_wanted {
+            self.forget_mappings();
         }
         let last = &mut self.last_mapping;
         *self
@@ -165,6 +166,14 @@ impl BlockCache {
                 *last += 1;
                 *last
             })
+    }
+
+    /// Forgets the mappings of which there are no blocks. Those of one page have to agree on it: else they would
+    /// take its guard from each other.
+    fn forget_mappings(&mut self) {
+        let blocks = self.slots.iter().filter_map(|slot| slot.block.as_deref());
+        self.mappings = blocks.flat_map(Block::mappings).collect();
+        self.mappings_wanted = self.mappings.len() + MAPPINGS;
     }
 
     /// Where the next block's code and its slow paths go. May empty an area: returns the blocks
@@ -253,62 +262,13 @@ impl BlockCache {
         }
     }
 
-    /// Links an exit to an entry for direct jumps of a block, or to the one that saves the flags
-    /// if what the exit says of them will not do, or to one that takes them from their saved
-    /// place. An exit of which none can be said stays as it is.
-    pub fn link(&mut self, from: u32, exit: usize, to: u32, mut entry: CodeOffset) {
-        if let (Some(source), Some(target)) = (self.block(from), self.block(to))
-            && let Some(out) = source.exit(exit)
-            && out.kind != ExitKind::Return
-            && !target.takes(source, out.flags)
-        {
-            entry = match out.flags {
-                ExitFlags::Arrived
-                    if target.made.lost.is_some() || source.made.lost != Some(u16::MAX) =>
-                {
-                    return;
-                }
-                ExitFlags::Arrived | ExitFlags::Sealed if entry == target.entry() => {
-                    target.return_entry()
-                }
-                ExitFlags::Arrived | ExitFlags::Sealed => target.indirect_entry(),
-                _ if entry == target.entry() => target.saving_forward(),
-                _ => target.saving_entry(),
-            };
-        }
-        let number = exit as u16;
-        let Some(source) = self.block_mut(from) else {
-            return;
-        };
-        let Some(out) = source.exit(exit) else {
-            return;
-        };
-        if source.outgoing.iter().any(|&(known, _)| known == number) {
-            return;
-        }
-        source.outgoing.push((number, to));
-        if let Some(target) = self.block_mut(to) {
-            target.incoming.push((from, number));
-            self.region.patch_relative(out.site, entry);
-        }
-    }
-
     /// Removes a block and every link to and from it.
     pub fn remove(&mut self, id: u32) -> Option<Block> {
         self.block(id)?;
         let block = *self.slots[slot_of(id)].block.take()?;
         self.free_slots.push_back(slot_of(id) as u32);
         for &(from, exit) in &block.incoming {
-            if let Some(source) = self.block_mut(from) {
-                let links = &mut source.outgoing;
-                let Some(at) = links.iter().position(|&link| link == (exit, id)) else {
-                    continue;
-                };
-                links.swap_remove(at);
-                if let Some(out) = source.exit(usize::from(exit)) {
-                    self.region.patch_relative(out.site, out.stub);
-                }
-            }
+            self.unlink(from, exit, id);
         }
         for &(_, to) in &block.outgoing {
             if let Some(target) = self.block_mut(to) {

@@ -7,6 +7,8 @@ mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod copies;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod links;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pages;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod parts;
@@ -45,6 +47,8 @@ pub struct CacheStatistics {
     pub indirect: u64,
     /// Hot loops in which guest registers have changed places.
     pub allotted: u64,
+    /// Blocks that have come to ask more of the flags that they are entered with.
+    pub demands: u64,
     /// Blocks dropped because their page was written.
     pub invalidated: u64,
     /// Areas emptied for room.

@@ -48,6 +48,8 @@ pub struct Emitted {
     /// The block does not need the flags in EFLAGS: a recipe in the place of saved ones will do
     /// that needs none of these registers, a bit each.
     pub lost: Option<u16>,
+    /// Its jumps back to its beginning take an entry of their own.
+    pub has_inner: bool,
     /// Bit i: instruction i finds its flags in `saved_flags` only.
     pub flags_away: u64,
     /// Bit i: instruction i finds them nowhere (with imprecise flags).
@@ -165,9 +167,16 @@ fn emit_once(
         after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
     };
     let in_host = liveness::mask(classes, |index, class| need(index).in_host(class.flags));
+    // Where a group's check fails, code without groups goes on, and asks more of a recipe. What leads back to
+    // a loop is emitted once and for all, so that has to do for it.
+    let entered = if places::closes(insns) {
+        exposes | sure
+    } else {
+        exposes
+    };
     let lost = liveness::lost_at_entry(
         classes,
-        (exposes, in_host),
+        (entered, in_host),
         (target.precise_flags, target.lazy_flags),
     );
     // What looks at another page's guard may find that other code wants the flags.
@@ -325,6 +334,7 @@ fn emit_once(
         (indirect_entry, return_entry) =
             emitter.indirect_entry(guard, mapping, entry_label, arriving);
     }
+    let has_inner = emitter.inner.is_some();
     let sites = std::mem::take(&mut emitter.sites);
     helpers |= emitter.unsure;
     let finished = emitter.finish();
@@ -347,6 +357,7 @@ fn emit_once(
         sites,
         vectors,
         lost,
+        has_inner,
         flags_away: finished.flags_away,
         flags_lost: finished.flags_lost,
         recipes: finished.recipes,

@@ -6,6 +6,7 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod arriving;
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;

@@ -55,55 +55,67 @@ const FOLLOWS_RIP: &[&[u8]] = &[
     ],
 ];
 
-/// Emits a case at both addresses, and copies the first.
-fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &Trampolines) {
-    let [from, to] = code;
+fn empty_cache() -> BlockCache {
     let region = CodeRegion::new(4 << 20, false).expect("memory for code");
-    let mut cache = BlockCache::new(region, CodeOffset(0x1000));
-    let key = |rip| Key {
+    BlockCache::new(region, CodeOffset(0x1000))
+}
+
+fn key(case: &Case, rip: u64) -> Key {
+    Key {
         physical: PHYSICAL,
         rip,
         mode: mode(case),
         grouped: case.grouping,
         code: dbt::guest::CodeSegment::FLAT,
-    };
-    if !moving::can_leave(&key(FROM), &from) {
-        assert!(case.kernel || name.contains("absolute"), "{name}");
-        return;
     }
-    let spot = |cache: &mut BlockCache, rip| Spot {
+}
+
+/// Where the next block goes.
+fn spot(cache: &mut BlockCache, case: &Case, rip: u64) -> Spot {
+    Spot {
         id: cache.next_id(),
         rip,
         mapping: cache.mapping(rip >> 12, PHYSICAL, mode(case)),
         bases: cache.reserve(Some(0)).0,
         movable: true,
         whole_jumps: case.grouping,
-    };
-    let block = |spot: Spot, insns: &[Instruction], emitted: &mut Emitted| {
-        Block::new(
-            key(spot.rip),
-            (PHYSICAL, 40),
-            Box::default(),
-            insns,
-            spot.bases,
-            spot.mapping,
-            0,
-            emitted,
-        )
-    };
-    let first = spot(&mut cache, FROM);
+    }
+}
+
+fn block(case: &Case, spot: Spot, insns: &[Instruction], emitted: &mut Emitted) -> Block {
+    Block::new(
+        key(case, spot.rip),
+        (PHYSICAL, 40),
+        Box::default(),
+        insns,
+        spot.bases,
+        spot.mapping,
+        0,
+        emitted,
+    )
+}
+
+/// Emits a case at both addresses, and copies the first.
+fn compare(name: &str, case: &Case, code: [Vec<Instruction>; 2], trampolines: &Trampolines) {
+    let [from, to] = code;
+    let mut cache = empty_cache();
+    if !moving::can_leave(&key(case, FROM), &from) {
+        assert!(case.kernel || name.contains("absolute"), "{name}");
+        return;
+    }
+    let first = spot(&mut cache, case, FROM);
     let mut emitted = host_code_at(case, &from, trampolines, first);
-    let original = block(first, &from, &mut emitted);
+    let original = block(case, first, &from, &mut emitted);
     let id = cache.insert(original, &emitted.code);
-    assert_eq!(cache.original(&key(TO)), Some(id), "{name}");
-    let second = spot(&mut cache, TO);
+    assert_eq!(cache.original(&key(case, TO)), Some(id), "{name}");
+    let second = spot(&mut cache, case, TO);
     let mut code = Default::default();
     let copy = cache
-        .copy(id, key(TO), second.mapping, second.bases, &mut code)
+        .copy(id, key(case, TO), second.mapping, second.bases, &mut code)
         .expect("the original is there");
     let mut emitted = host_code_at(case, &to, trampolines, second);
     assert_eq!(code, emitted.code, "{name}");
-    let fresh = block(second, &to, &mut emitted);
+    let fresh = block(case, second, &to, &mut emitted);
     assert!(copy.insns().eq(fresh.insns()), "{name}");
     for (a, b) in copy.insns().zip(fresh.insns()) {
         assert_eq!((a.ip(), a.next_ip()), (b.ip(), b.next_ip()), "{name}");
@@ -157,4 +169,31 @@ fn what_is_moved_is_what_is_emitted_there() {
         }
     }
     assert!(compared > 80, "{compared}");
+}
+
+/// What a page guard has to hold for a block stays, whatever else is mapped meanwhile: blocks of one page would take
+/// the guard from each other.
+#[test]
+fn mappings_of_blocks_last() {
+    let (_, trampolines) = emit_trampolines(0, 0, 2, 0x2000_0000);
+    let case = &GROUPS[0].1[0];
+    let mut cache = empty_cache();
+    let insns = guest_code_at(case, FROM);
+    let first = spot(&mut cache, case, FROM);
+    let idle = cache.mapping(TO >> 12, PHYSICAL, mode(case));
+    let mut emitted = host_code_at(case, &insns, &trampolines, first);
+    let made = block(case, first, &insns, &mut emitted);
+    let id = cache.insert(made, &emitted.code);
+    let others = |cache: &mut BlockCache| {
+        for page in 0..200_000 {
+            cache.mapping(page, PHYSICAL, mode(case));
+        }
+        let now = |cache: &mut BlockCache, rip| cache.mapping(rip >> 12, PHYSICAL, mode(case));
+        (now(cache, FROM), now(cache, TO))
+    };
+    let (mapped, forgotten) = others(&mut cache);
+    assert_eq!(mapped, first.mapping);
+    assert!(forgotten > idle, "{forgotten}");
+    cache.remove(id).expect("it was there");
+    assert!(others(&mut cache).0 > forgotten);
 }
