@@ -48,7 +48,7 @@ impl Engine {
         let (code, trampolines) =
             emit_trampolines(done as usize as u64, faulted as usize as u64, 1, 0);
         region.write(CodeOffset(0), &code);
-        let block = OwnedBlock::new();
+        let block = OwnedBlock::without_tables();
         let start = region.address(CodeOffset(0));
         let registration = run::register_region(FaultSite {
             start,

@@ -300,7 +300,7 @@ pub struct OwnedBlock {
     block: NonNull<CpuBlock>,
     returns: ReturnStack,
     /// The memory it is in.
-    _map: memmap2::MmapRaw,
+    map: memmap2::MmapRaw,
 }
 
 /// What a large page of the host measures: TLBs and jump caches are looked up all over, and
@@ -320,14 +320,28 @@ impl OwnedBlock {
     ///
     /// If the host has no memory left, as any allocation does.
     pub fn new() -> OwnedBlock {
+        let mut block = OwnedBlock::without_tables();
+        // Refusing large pages costs speed only.
+        #[cfg(target_os = "linux")]
+        let _ = block.map.advise(memmap2::Advice::HugePage);
+        let content = block.get_mut();
+        content.tlb.reset();
+        content.forget_jumps();
+        block
+    }
+
+    /// A processor at reset for code that looks nothing up: of TLBs and jump caches there is only the address
+    /// space.
+    ///
+    /// # Panics
+    ///
+    /// If the host has no memory left, as any allocation does.
+    pub fn without_tables() -> OwnedBlock {
         let len = size_of::<CpuBlock>().next_multiple_of(LARGE_PAGE) + LARGE_PAGE;
         let map = memmap2::MmapOptions::new()
             .len(len)
             .map_anon()
             .unwrap_or_else(|_| handle_alloc_error(Layout::new::<CpuBlock>()));
-        // Refusing large pages costs speed only.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
         let map = memmap2::MmapRaw::from(map);
         let offset = map.as_mut_ptr().align_offset(LARGE_PAGE);
         // SAFETY: the mapping is a large page longer than the block rounded up, so the aligned
@@ -340,13 +354,11 @@ impl OwnedBlock {
         let mut block = OwnedBlock {
             block,
             returns: ReturnStack::new(),
-            _map: map,
+            map,
         };
         block.forget_returns();
         let content = block.get_mut();
         content.exchange.bounce_address = content.exchange.bounce.0.as_ptr() as u64;
-        content.tlb.reset();
-        content.forget_jumps();
         block
     }
 

@@ -18,6 +18,9 @@ use mmu::GuestPhys;
 
 /// How often something may come in between before a loop stays as it is.
 const ATTEMPTS: u8 = 2;
+/// Bytes from the beginning of a loop to the jump back, from which on it is no longer recorded after some rounds:
+/// hardly one in thirty comes back within a trace. Those that do are entered often, and recorded for that.
+pub(super) const LOOP_BYTES: u64 = 256;
 /// Entries after which recording is tried again, when something came in between.
 const AGAIN: u16 = 64;
 

@@ -2,7 +2,7 @@
 
 use mmu::Linear;
 
-use super::recording::Heat;
+use super::recording::{Heat, LOOP_BYTES};
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
 use crate::cache::CodeOffset;
@@ -296,6 +296,7 @@ impl Vcpu {
         if let Some(hot) = self.options.traces
             && backward
             && near
+            && target.abs_diff(jump) < LOOP_BYTES
         {
             match self.loop_rounds(to) {
                 None => {}
