@@ -98,6 +98,7 @@ impl Engine {
             crossing: false,
             late_stack: false,
             late_slots: false,
+            late_stores: false,
             slot_registers: false,
             sure_accesses: false,
             hoisting: false,

@@ -58,6 +58,8 @@ pub struct EngineOptions {
     pub late_stack: bool,
     /// Keep what leads to accesses that share a check in memory only where a register cannot.
     pub late_slots: bool,
+    /// Of several stores in a row that share a check, make those to the mirrors first.
+    pub late_stores: bool,
     /// What leads to a group of accesses may be in a register that a trace does not need.
     pub slot_registers: bool,
     /// Accesses that a check before them covers let nobody see the flags, and returns that find what their calls have
@@ -113,6 +115,7 @@ impl Default for EngineOptions {
             crossing: true,
             late_stack: true,
             late_slots: true,
+            late_stores: true,
             slot_registers: true,
             sure_accesses: true,
             hoisting: true,

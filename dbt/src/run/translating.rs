@@ -158,6 +158,7 @@ impl Vcpu {
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
             late_slots: self.options.late_slots,
+            late_stores: self.options.late_stores,
             slot_registers: self.options.slot_registers,
             sure_accesses: self.options.sure_accesses,
             hoisting: self.options.hoisting && tier != Tier::First,

@@ -253,6 +253,9 @@ fn emit_once(
     }));
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
+        if !emitter.stores_are_settled() && !emitter.passes_stores(index, insn, &classes[index]) {
+            emitter.settle_stores();
+        }
         if !emitter.passes_stack(index, insn, &classes[index]) {
             emitter.settle_stack();
         }
@@ -293,11 +296,13 @@ fn emit_once(
             emitter.recipes.truncate(recipes);
             emitter.stashed = None;
             emitter.crossing_store = Crossing::Never;
+            emitter.settle_stores();
             emitter.settle_stack();
             emitter.helper(index);
         }
         emitter.follow_call(classes[index].kind, emitter.next_offset(insn));
     }
+    emitter.settle_stores();
     emitter.settle_stack();
     // Behind a block that ends without a jump comes the next instruction.
     let last = insns[insns.len() - 1];

@@ -11,6 +11,7 @@ use super::crossing::Crossing;
 use super::encoding;
 use super::exits::{ExitSite, FollowedCall, Inner};
 use super::flags::{Effect, FlagsPlace};
+use super::late_stores::LateStores;
 use super::moving::{Follows, Mark};
 use super::places::{Allotting, Places};
 use super::registers::{T0, T1, T2, number};
@@ -76,6 +77,8 @@ pub struct Target<'a> {
     pub late_stack: bool,
     /// What leads to a group is put into its slot when T0 is wanted for something else.
     pub late_slots: bool,
+    /// Of several stores in a row, those to the mirrors come first.
+    pub late_stores: bool,
     /// What leads to a group may be in a register that the code does not need.
     pub slot_registers: bool,
     /// Whether accesses that have been checked before let nobody see the flags, and returns that find what their calls
@@ -160,6 +163,7 @@ pub struct Workshop {
     stubs: Vec<Stub>,
     rips: Vec<u64>,
     effects: Vec<Effect>,
+    late: LateStores,
     pub(super) classes: Vec<Class>,
     pub(super) needed: Vec<u32>,
     pub(super) finder: Finder,
@@ -178,6 +182,7 @@ impl Default for Workshop {
             stubs: Vec::new(),
             rips: Vec::new(),
             effects: Vec::new(),
+            late: LateStores::default(),
             classes: Vec::new(),
             needed: Vec::new(),
             finder: Finder::default(),
@@ -264,6 +269,8 @@ pub struct Emitter<'a> {
     pub(super) near: Option<Near>,
     /// What the guest's stack pointer has yet to move by: see [`Emitter::pass_stack`].
     pub(super) stack_ahead: i32,
+    /// Stores to the native copy that are still to be made.
+    pub(super) late: &'a mut LateStores,
     /// The instruction that is being emitted uses T0 for its accesses only.
     pub(super) keeps_t0: bool,
     /// The last instruction with an access whose slow path may execute it whole, and go on
@@ -308,6 +315,7 @@ impl<'a> Emitter<'a> {
         workshop.stubs.clear();
         workshop.rips.clear();
         workshop.effects.clear();
+        workshop.late.clear();
         let mut exits = std::mem::take(&mut workshop.exits);
         let mut insn_starts = std::mem::take(&mut workshop.insn_starts);
         exits.clear();
@@ -340,6 +348,7 @@ impl<'a> Emitter<'a> {
             in_slot: [false; GROUPS],
             near: None,
             stack_ahead: 0,
+            late: &mut workshop.late,
             keeps_t0: false,
             may_skip: None,
             may_predict: false,
@@ -417,6 +426,7 @@ impl<'a> Emitter<'a> {
 
     /// An upcall record for an instruction of the block, with the flags as they are here.
     pub(super) fn record(&mut self, kind: UpcallKind, insn: usize) -> Upcall {
+        assert!(self.stores_are_settled(), "copies differ at an upcall");
         Upcall {
             block: self.target.id,
             insn: insn as u16,

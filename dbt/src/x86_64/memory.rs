@@ -434,6 +434,7 @@ impl Emitter<'_> {
 
     /// T0 is about to hold something else than what leads to a group.
     pub(super) fn leave_t0(&mut self) {
+        self.settle_stores_by_t0();
         if let Some(near) = self.near.take() {
             self.fill_slot(near.group);
         }
@@ -449,6 +450,7 @@ impl Emitter<'_> {
     ) -> Result<Held, Unencodable> {
         let slot = at::group(member.group);
         if held == Held::Addend && address.simple_base().is_none() {
+            self.settle_stores_by_t0();
             self.fill_slot(member.group);
             self.linear(address)?;
             dynasm!(self.ops
@@ -466,13 +468,13 @@ impl Emitter<'_> {
     }
 
     /// The doubled store: `emit` writes one copy; it is called for the mirrors first, then for
-    /// the native copy (under total store order, whoever sees the native store then also sees
-    /// the mirror's). No other place emits a store to guest memory.
+    /// the native copy. But for [`Emitter::store_late`] no other place emits a store to guest memory.
     pub(super) fn store_all(
         &mut self,
         memory: HostMemory,
         mut emit: impl FnMut(&mut Self, HostMemory) -> Result<(), Unencodable>,
     ) -> Result<(), Unencodable> {
+        self.settle_stores();
         for copy in (0..self.target.copies as i32).rev() {
             emit(self, memory.further(copy * self.target.stride))?;
         }
@@ -486,6 +488,7 @@ impl Emitter<'_> {
         memory: HostMemory,
         size: u32,
     ) -> Result<(), Unencodable> {
+        self.settle_stores();
         let mut done = 0;
         while done < size {
             let piece = match size - done {

@@ -18,6 +18,7 @@ mod fast_call;
 mod flags;
 mod hoisting;
 mod interrupt_return;
+mod late_stores;
 mod memory;
 pub mod moving;
 mod operands;

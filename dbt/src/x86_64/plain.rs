@@ -8,6 +8,7 @@ use super::crossing::{Crossing, repeatable};
 use super::emitter::{Emitter, Encoded, Unencodable};
 use super::encoding;
 use super::flags::FlagsPlace;
+use super::late_stores::{addresses, moves};
 use super::moving::Follows;
 use super::operands::HostMemory;
 use super::places::Places;
@@ -269,6 +270,13 @@ impl Emitter<'_> {
             Operand::None | Operand::Read => {
                 self.keep_with_branch(native.len(), class);
                 self.bytes(&native);
+            }
+            Operand::Write
+                if staging.staged.is_empty()
+                    && let Some(stored) = moves(insn)
+                    && self.may_be_late(index, Place::Operand, memory) =>
+            {
+                self.store_late(memory, stored | addresses(insn, memory), encoded)?;
             }
             Operand::Write => self.store_all(memory, |emitter, copy| {
                 let bytes = match copy == memory {

@@ -25,6 +25,7 @@ impl Emitter<'_> {
     /// Makes the guest's stack pointer, as wide as it is, a host register plus a displacement; the
     /// flags stay. A narrow one uses T2.
     pub(super) fn set_stack(&mut self, from: u8, by: i32) {
+        self.settle_stores_by_stack();
         let mode = self.target.mode;
         if mode.has(Mode::WIDE_STACK) {
             self.add_displacement(STACK, from, by, mode.has(Mode::CODE64));

@@ -130,6 +130,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         grouping: bits != 3,
         sure_accesses: bits != 2,
         lazy_flags: bits != 4,
+        late_stores: bits != 1,
         long_blocks: bits & 1 == 0,
         traces: (bits & 4 != 0).then_some(20),
         long_traces: (bits == 5).then_some(40),

@@ -249,6 +249,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         grouping: bits & 4 == 0,
         late_stack: bits & 2 == 0,
         late_slots: bits & 1 == 0,
+        late_stores: bits != 4,
         sure_accesses: bits % 3 != 2,
         whole_jumps: bits & 1 == 0,
         precise_flags: bits != 3,

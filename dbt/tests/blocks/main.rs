@@ -13,6 +13,7 @@ mod common;
 mod crossing;
 mod indirect;
 mod instruction;
+mod late_stores;
 mod long_blocks;
 mod machine;
 mod operation;
@@ -86,6 +87,7 @@ fn switches(copies: usize) -> EngineOptions {
         crossing: copies != 2,
         late_stack: copies != 4,
         late_slots: copies != 3,
+        late_stores: copies != 4,
         slot_registers: copies != 4,
         hoisting: copies != 3,
         whole_jumps: copies != 1,

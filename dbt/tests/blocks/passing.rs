@@ -114,6 +114,7 @@ fn bench() -> Bench {
         lazy_flags: bits & 1 != 0,
         late_stack: bits & 2 != 0,
         late_slots: bits % 3 != 1,
+        late_stores: bits % 3 != 2,
         sure_accesses: bits % 4 != 2,
         whole_jumps: bits & 4 != 0,
         memory_operands: bits % 5 != 1,

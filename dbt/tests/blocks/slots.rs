@@ -122,6 +122,7 @@ const ACCESSES: &[(&str, Code)] = &[
 fn accesses_find_their_groups() {
     let mut bench = Bench::of((0..8).map(|bits| EngineOptions {
         late_slots: bits & 1 == 0,
+        late_stores: bits & 2 == 0,
         slot_registers: bits != 6,
         hoisting: bits % 4 != 3,
         eager_prediction: bits != 7,

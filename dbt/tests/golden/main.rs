@@ -131,6 +131,7 @@ fn host_code_at(
         crossing: true,
         late_stack: true,
         late_slots: true,
+        late_stores: true,
         slot_registers: true,
         sure_accesses: true,
         hoisting: case.allotting,

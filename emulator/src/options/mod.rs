@@ -1,6 +1,7 @@
 //! The command line: qemu-system-x86_64's options, with its meanings, from one table.
 
 mod characters;
+mod switches;
 mod table;
 mod values;
 
@@ -13,8 +14,8 @@ use fault_injector::{Interval, Plan, When};
 
 use crate::boot::Boot;
 use crate::exit::CODES;
+pub use switches::{SWITCHES, Switch};
 pub use table::{ABSENT, OPTIONS, OptionRow};
-pub use values::{SWITCHES, Switch};
 
 /// Where a serial port's output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,13 +1,12 @@
 //! What the values of options mean.
 
-use std::fmt::Display;
 use std::path::PathBuf;
 
-use dbt::EngineOptions;
 use devices::DebugExit;
 use devices::calendar::DateTime;
 use mmu::MAX_COPIES;
 
+use super::switches::SWITCHES;
 use super::{Handled, Options, RtcBase, SerialTarget, characters};
 
 /// Notes an option's value.
@@ -22,7 +21,7 @@ pub fn number(value: &str) -> Result<u64, String> {
     parsed.map_err(|_| format!("`{value}` is not a number"))
 }
 
-fn switch(key: &str, value: &str) -> Result<bool, String> {
+pub(super) fn switch(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" | "yes" | "true" => Ok(true),
         "off" | "no" | "false" => Ok(false),
@@ -170,295 +169,6 @@ pub fn machine(options: &mut Options, value: &str) -> Result<Handled, String> {
     Ok(Handled::Noted)
 }
 
-/// A switch of the translator: what it does without one can be compared with what it does with it.
-pub struct Switch {
-    /// How it is written, the default first.
-    pub form: &'static str,
-    help: &'static str,
-    set: fn(&mut EngineOptions, &str) -> Result<(), String>,
-}
-
-impl Switch {
-    /// The name of the setting.
-    pub fn name(&self) -> &'static str {
-        self.form.split('=').next().unwrap_or_default()
-    }
-}
-
-/// Every switch of an optimisation.
-pub const SWITCHES: &[Switch] = &[
-    Switch {
-        form: "grouping=on|off",
-        help: "one TLB check serves accesses that are near each other",
-        set: |engine, text| {
-            engine.grouping = switch("grouping", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "system-inline=on|off",
-        help: "system calls, the time and more without leaving translated code",
-        set: |engine, text| {
-            engine.system_inline = switch("system-inline", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "memory-inline=on|off",
-        help: "REP STOS, REP MOVS, bit strings and CMPXCHG16B without leaving translated code",
-        set: |engine, text| {
-            engine.memory_inline = switch("memory-inline", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "vector-strings=on|off",
-        help: "REP STOS and REP MOVS by vector registers, where the host has AVX-512",
-        set: |engine, text| {
-            engine.vector_strings = switch("vector-strings", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "returns=on|off",
-        help: "where returns go is predicted by a stack of the calls",
-        set: |engine, text| {
-            engine.returns = switch("returns", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "large-code=on|off",
-        help: "translated code is on large host pages, where the host has protection keys",
-        set: |engine, text| {
-            engine.large_code = switch("large-code", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "pcid-tlb=on|off",
-        help: "TLB entries of several address spaces are kept where the guest has PCIDs",
-        set: |engine, text| {
-            engine.pcid_tlb = switch("pcid-tlb", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "second-places=on|off",
-        help: "a TLB entry whose place another page takes moves to a second one",
-        set: |engine, text| {
-            engine.second_places = switch("second-places", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "precise-flags=on|off",
-        help: "flags are right in frames of exceptions even where the code has no use for them",
-        set: |engine, text| {
-            engine.precise_flags = switch("precise-flags", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "lazy-flags=on|off",
-        help: "returns and indirect calls leave flags to whoever wants them, other code passes them on",
-        set: |engine, text| {
-            engine.lazy_flags = switch("lazy-flags", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "prediction=128|N|off",
-        help: "how often the check of a loop may try wrong pages, at the most, before it looks for others",
-        set: |engine, text| {
-            engine.prediction = count(text, EngineOptions::default().prediction, u8::MAX)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "eager-prediction=off|on",
-        help: "every loop's checks predict, not only those of loops that take long: for tests",
-        set: |engine, text| {
-            engine.eager_prediction = switch("eager-prediction", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "wide-reach=on|off",
-        help: "such a check tries a run of pages that are neighbours on the host, not only one page",
-        set: |engine, text| {
-            engine.wide_reach = switch("wide-reach", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "gather=on|off",
-        help: "pages for which such checks fail often are brought together on the host",
-        set: |engine, text| {
-            engine.gather = switch("gather", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "registers=3|N|off",
-        help: "what a hot loop has to save for the guest registers in host registers to be others",
-        set: |engine, text| {
-            engine.registers = count(text, EngineOptions::default().registers, u8::MAX)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "crossing=on|off",
-        help: "accesses that cross from one page into the next are executed in translated code",
-        set: |engine, text| {
-            engine.crossing = switch("crossing", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "populate-ahead=on|off",
-        help: "a thread asks the host for memory before the guest writes it",
-        set: |engine, text| {
-            engine.populate_ahead = switch("populate-ahead", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "late-stack=on|off",
-        help: "pushes and pops in a row move the guest's stack pointer once",
-        set: |engine, text| {
-            engine.late_stack = switch("late-stack", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "late-slots=on|off",
-        help: "accesses that share a check find what leads there in a register as long as they can",
-        set: |engine, text| {
-            engine.late_slots = switch("late-slots", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "slot-registers=on|off",
-        help: "what leads to accesses that share a check may be in a register that a trace does not need",
-        set: |engine, text| {
-            engine.slot_registers = switch("slot-registers", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "sure-accesses=on|off",
-        help: "what an earlier check covers keeps no flags; known returns are not compared",
-        set: |engine, text| {
-            engine.sure_accesses = switch("sure-accesses", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "hoisting=on|off",
-        help: "checks that are the same in each round of a loop are made before its first one",
-        set: |engine, text| {
-            engine.hoisting = switch("hoisting", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "whole-jumps=on|off",
-        help: "jumps of hot code stay within 32 bytes: usual on Intel's Skylake and its kin",
-        set: |engine, text| {
-            engine.whole_jumps = switch("whole-jumps", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "memory-operands=on|off",
-        help: "guest registers that are kept in memory are operands where they stand",
-        set: |engine, text| {
-            engine.memory_operands = switch("memory-operands", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "long-blocks=on|off",
-        help: "blocks go on behind jumps, where code has been executed",
-        set: |engine, text| {
-            engine.long_blocks = switch("long-blocks", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "moving=on|off",
-        help: "the translation of a program's code is copied for other addresses of it",
-        set: |engine, text| {
-            engine.moving = switch("moving", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "traces=8|N|off",
-        help: "rounds of a loop after which it becomes one straight run",
-        set: |engine, text| {
-            engine.traces = count(text, EngineOptions::default().traces, u8::MAX)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "long-traces=32768|N|off",
-        help: "runs follow calls, returns and jumps to other pages; code that is entered N times has one",
-        set: |engine, text| {
-            engine.long_traces = count(text, EngineOptions::default().long_traces, u16::MAX)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "indirect-traces=on|off",
-        help: "such runs follow jumps and calls through registers and memory, too",
-        set: |engine, text| {
-            engine.indirect_traces = switch("indirect-traces", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "segmented=on|off",
-        help: "translate 16-bit code and code in segments that are not flat",
-        set: |engine, text| {
-            engine.segmented = switch("segmented", text)?;
-            Ok(())
-        },
-    },
-    Switch {
-        form: "cold=2|N|off",
-        help: "how often code is interpreted before it is translated",
-        set: |engine, text| {
-            engine.cold = match text {
-                "off" => 0,
-                "on" => EngineOptions::default().cold,
-                _ => up_to(text, u8::MAX)?,
-            };
-            Ok(())
-        },
-    },
-];
-
-/// A number, which takes the place of 0 by 1, or what is usual, or none.
-fn count<N: TryFrom<u64> + From<u8> + Ord + Display>(
-    text: &str,
-    usual: Option<N>,
-    most: N,
-) -> Result<Option<N>, String> {
-    match text {
-        "off" => Ok(None),
-        "on" => Ok(usual),
-        _ => Ok(Some(up_to(text, most)?.max(N::from(1)))),
-    }
-}
-
-/// A number that is no more than the most of its type.
-fn up_to<N: TryFrom<u64> + Display>(text: &str, most: N) -> Result<N, String> {
-    N::try_from(number(text)?).map_err(|_| format!("{most} is the most"))
-}
-
 /// -accel.
 pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
     if value == "help" || value == "?" {
@@ -500,7 +210,8 @@ pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
             Some((key, text)) => {
                 let row = SWITCHES.iter().find(|row| row.name() == key);
                 let row = row.ok_or_else(|| format!("`{part}` is not a setting of {name}"))?;
-                (row.set)(&mut options.engine, text).map_err(|why| format!("{key}: {why}"))?;
+                row.set(&mut options.engine, text)
+                    .map_err(|why| format!("{key}: {why}"))?;
             }
             None => return Err(format!("`{part}` is not a setting of {name}")),
         }

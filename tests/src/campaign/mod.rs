@@ -141,6 +141,7 @@ impl Setup {
                 crossing: !random.one_in(4),
                 late_stack: !random.one_in(4),
                 late_slots: !random.one_in(4),
+                late_stores: !random.one_in(4),
                 slot_registers: !random.one_in(4),
                 sure_accesses: !random.one_in(4),
                 hoisting: !random.one_in(4),

@@ -1,0 +1,128 @@
+//! Stores in a row, and what may come between them: changes of what they store and of where to, loads of the same
+//! bytes, other groups, faults, ends of pages. Copies are equal, and programs end as interpreted ones do.
+
+use dbt::EngineOptions;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+use crate::common::{Random, setting};
+use crate::machine::{DATA, HOLE, STACK_TOP};
+use crate::places::{CHANGING, looping};
+use crate::program::Program;
+use crate::side_by_side::{end_alike, machines, stop_anywhere};
+
+/// Rounds of a loop.
+const ROUNDS: u32 = 40;
+const VALUES: [AsmRegister64; 8] = [rax, rcx, rdx, rbx, rsi, r8, r12, r13];
+
+/// A store to one of two groups: RDI moves from round to round, also across ends of pages.
+fn store(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
+    let at = random.below(9) as i32 * 8 - 32;
+    let value = VALUES[random.below(8) as usize];
+    let place = match random.below(4) {
+        0 => rsp + (at + 64),
+        _ => rdi + at,
+    };
+    match random.below(9) {
+        0 => a.mov(qword_ptr(place), at * 77),
+        1 => a.mov(word_ptr(place + 3), cx),
+        2 => a.mov(byte_ptr(place + 1), ah),
+        3 => a.movdqu(xmmword_ptr(place), xmm1),
+        4 => a.vmovupd(ymmword_ptr(place), ymm2),
+        5 => a.push(value),
+        6 => a.mov(qword_ptr(r14 + at), value),
+        _ => a.mov(qword_ptr(place), value),
+    }
+}
+
+fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
+    let at = random.below(9) as i32 * 8 - 32;
+    let value = VALUES[random.below(8) as usize];
+    match random.below(18) {
+        0 => a.lea(value, ptr(value + rdx * 2 + 5)),
+        1 => a.add(rax, rcx),
+        2 => a.mov(value, qword_ptr(rdi + at)),
+        3 => a.pop(value),
+        4 => a.add(qword_ptr(rdi + at), value),
+        5 => a.xadd(qword_ptr(rdi + at), value),
+        6 => a.movq(xmm1, value),
+        7 => a.vpaddq(ymm2, ymm2, ymm2),
+        8 => a.lea(rdi, ptr(rdi + 8)),
+        9 => a.lea(rsp, ptr(rsp - 8)),
+        10 => a.mul(rcx),
+        11 => a.xchg(rax, value),
+        12 => a.setc(byte_ptr(rdi + at)),
+        13 => a.movaps(xmmword_ptr(r14 + 64), xmm1),
+        14 => a.mov(r14, rdi),
+        15 => a.movdqu(xmm1, xmmword_ptr(rdi + at)),
+        16 => a.cpuid(),
+        _ => a.nop(),
+    }
+}
+
+fn code(random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    let (mut head, mut over) = (a.create_label(), a.create_label());
+    a.mov(ebp, ROUNDS)?;
+    a.set_label(&mut head)?;
+    a.imul_3(r15, rbp, 0x61)?;
+    a.and(r15d, 0xff8)?;
+    a.lea(rdi, ptr(r15 + (DATA + 0x800)))?;
+    a.mov(r14, DATA + 0x2100)?;
+    a.mov(rsp, STACK_TOP - 0x400)?;
+    a.sub(rsp, r15)?;
+    if faults {
+        a.cmp(ebp, 9)?;
+        a.jne(over)?;
+        a.mov(r14, HOLE - 16)?;
+        a.set_label(&mut over)?;
+    }
+    for _ in 0..6 + random.below(14) {
+        match random.below(3) {
+            0 => between(&mut a, random)?,
+            _ => store(&mut a, random)?,
+        }
+    }
+    a.dec(ebp)?;
+    a.jne(head)?;
+    a.hlt()?;
+    a.assemble(CHANGING)
+}
+
+fn program(seed: u64) -> (bool, Program) {
+    let mut random = Random::new(seed);
+    let faults = seed.is_multiple_of(3);
+    let code = code(&mut random, faults).expect("the loop can be assembled");
+    (faults, looping(&code))
+}
+
+fn engines(counted: bool) -> Vec<EngineOptions> {
+    let engine = |bits: usize| EngineOptions {
+        counted,
+        late_stores: bits != 0,
+        late_stack: bits != 2,
+        late_slots: bits != 3,
+        slot_registers: bits != 4,
+        traces: (bits % 2 == 1).then_some(2),
+        registers: (bits != 1).then_some(1),
+        prediction: Some(1),
+        eager_prediction: bits > 2,
+        cold: 0,
+        ..EngineOptions::default()
+    };
+    (0..6).map(engine).collect()
+}
+
+#[test]
+fn stores_in_a_row_reach_all_copies() {
+    let cases = setting("LATE_STORE_CASES", 600);
+    end_alike(&mut machines(engines(false)), cases, program, |options| {
+        options.precise_flags
+    });
+}
+
+#[test]
+fn stores_in_a_row_stop_anywhere() {
+    let cases = setting("LATE_STORE_CASES", 600) / 10;
+    stop_anywhere(engines(true), cases, program);
+}
