@@ -47,6 +47,12 @@ fn the_demonstration_is_replayed() {
     assert_ne!(seven, eight);
 }
 
+/// With so many faults that what a translator looks up ahead of the guest, and when, shows in when each is noticed.
+#[test]
+fn the_moments_of_many_faults_are_replayed() {
+    is_replayed(&words("demo -rounds 4 -inject seed=4,every=20k,target=any"));
+}
+
 /// With a single copy the guest is damaged: the damage is replayed too.
 #[test]
 fn a_lost_guest_is_lost_twice() {

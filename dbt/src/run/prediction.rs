@@ -55,11 +55,11 @@ struct Predictor {
     site: Site,
     /// How many times it is wrong between two calls up.
     patience: u8,
-    /// When it called up last.
-    last: Instant,
+    /// When it called up last, by [`Vcpu::moment`], as all moments here.
+    last: Duration,
     /// How often it was looked at because it is wrong often, and when last.
     strikes: u8,
-    struck: Option<Instant>,
+    struck: Option<Duration>,
 }
 
 /// How checks are judged.
@@ -74,12 +74,15 @@ struct Rules {
 impl Predictor {
     /// Notes a call up, which has led to a longer run or not. `spared`: there are too many calls up altogether. Returns
     /// whether it is wrong often, for all that.
-    fn called_up(&mut self, extended: bool, now: Instant, spared: bool, rules: Rules) -> bool {
+    fn called_up(&mut self, extended: bool, now: Duration, spared: bool, rules: Rules) -> bool {
         let Rules { most, eager } = rules;
-        let since = (now - self.last) / self.patience.into();
+        let since = now.saturating_sub(self.last) / self.patience.into();
         self.last = now;
         let often = since < OFTEN || eager;
-        let pause = !eager && self.struck.is_some_and(|at| now - at < INTERVAL);
+        let pause = !eager
+            && self
+                .struck
+                .is_some_and(|at| now.saturating_sub(at) < INTERVAL);
         let strike = often && !pause && self.patience == most && !extended;
         if strike {
             self.strikes = self.strikes.saturating_add(1);
@@ -104,9 +107,11 @@ pub struct Strayed {
     /// The sites by their numbers.
     predictors: Vec<Predictor>,
     /// When pages may be brought together again, and the time for each.
-    next_gather: Option<(Instant, Duration)>,
+    next_gather: Option<(Duration, Duration)>,
     /// When it would be time for the next call up, if they came evenly.
-    due: Option<Instant>,
+    due: Duration,
+    /// When the time began.
+    begun: Option<Instant>,
 }
 
 impl Strayed {
@@ -121,24 +126,23 @@ impl Strayed {
     }
 
     /// Notes a call up; whether there are too many of them.
-    fn too_many(&mut self, now: Instant) -> bool {
-        let earliest = now.checked_sub(RARE * BURST).unwrap_or(now);
-        let due = self.due.map_or(earliest, |due| due.max(earliest)) + RARE;
+    fn too_many(&mut self, now: Duration) -> bool {
+        let earliest = now.saturating_sub(RARE * BURST);
+        let due = self.due.max(earliest) + RARE;
         // What is not allowed does not count: it comes less and less often.
         let too_many = due > now;
-        self.due = Some(if too_many { due - RARE } else { due });
+        self.due = if too_many { due - RARE } else { due };
         too_many
     }
 
-    fn may_gather(&self) -> bool {
-        self.next_gather.is_none_or(|(at, _)| Instant::now() >= at)
+    fn may_gather(&self, now: Duration) -> bool {
+        self.next_gather.is_none_or(|(at, _)| now >= at)
     }
 
     /// Notes that so many pages have moved. What does it for long has no use for it.
-    fn gathered(&mut self, moved: u32) {
-        let now = Instant::now();
+    fn gathered(&mut self, moved: u32, now: Duration) {
         let price = self.next_gather.map_or(FOR_PAGE, |(at, price)| {
-            let halves = now.saturating_duration_since(at).as_secs_f64() / CHEAPER.as_secs_f64();
+            let halves = now.saturating_sub(at).as_secs_f64() / CHEAPER.as_secs_f64();
             FOR_PAGE.max(price.div_f64(halves.exp2()))
         });
         let dearer = price.mul_f64(1.0 + f64::from(moved) / f64::from(DEARER));
@@ -170,14 +174,27 @@ impl Vcpu {
         self.strayed.predictors.clear();
     }
 
+    /// The time by which checks are judged. That of counted runs is a count of instructions: what they look up in the
+    /// guest's tables, and when, decides when a damaged line is noticed there, and such runs repeat.
+    fn moment(&mut self) -> Duration {
+        if self.options.counted {
+            return Duration::from_nanos(self.instructions());
+        }
+        self.strayed
+            .begun
+            .get_or_insert_with(Instant::now)
+            .elapsed()
+    }
+
     /// Notes the sites that a block has.
     pub(super) fn new_sites(&mut self, sites: &[Site]) {
+        let now = self.moment();
         for &site in sites {
             self.block.get_mut().patience[self.strayed.predictors.len()] = 1;
             self.strayed.predictors.push(Predictor {
                 site,
                 patience: 1,
-                last: Instant::now(),
+                last: now,
                 strikes: 0,
                 struck: None,
             });
@@ -256,7 +273,7 @@ impl Vcpu {
         } else {
             PAGE_SIZE
         };
-        let now = Instant::now();
+        let now = self.moment();
         let spared = self.strayed.too_many(now) && !rules.eager;
         let predictor = &mut self.strayed.predictors[number];
         let site = predictor.site;
@@ -272,7 +289,7 @@ impl Vcpu {
         // Some checks find the address in the register that an upcall's result comes in.
         block.exchange.result_host = value;
         if strike && !strayed && reached.scattered {
-            self.bring_together(&site, value);
+            self.bring_together(&site, value, now);
         }
         // What the block has found of pages that have moved holds no longer.
         let stale = self.mem.has_news();
@@ -308,9 +325,9 @@ impl Vcpu {
     }
 
     /// Has the pages around an access follow each other on the host, if it is time for that.
-    fn bring_together(&mut self, site: &Site, value: u64) {
-        // Counted runs repeat, to the frames of their reports, and the host's time does not.
-        let timely = !self.options.counted && self.strayed.may_gather();
+    fn bring_together(&mut self, site: &Site, value: u64, now: Duration) {
+        // Reports of counted runs name frames, and would differ by what was gathered.
+        let timely = !self.options.counted && self.strayed.may_gather(now);
         let may_gather = self.options.eager_prediction || timely;
         if !self.options.gather || !may_gather {
             return;
@@ -320,7 +337,7 @@ impl Vcpu {
         let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
         let registers = paging(cpu);
         let moved = tlb.gather(&mut self.mem, &registers, (address, site.write), wide);
-        self.strayed.gathered(moved as u32);
+        self.strayed.gathered(moved as u32, now);
         self.cache.statistics.gathered += moved as u64;
     }
 }
