@@ -1,5 +1,10 @@
 //! What kind of work a translator has with an instruction, from iced-x86's description of it.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::asm;
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
+
 use iced_x86::{
     Code, CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions,
     Mnemonic, OpAccess, OpKind, Register,
@@ -101,6 +106,9 @@ impl Classifier {
                 Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr
                     if segmented && !shifts_by_one(insn) =>
                 {
+                    return helper;
+                }
+                Mnemonic::Shld | Mnemonic::Shrd if word_sized(insn) && !double_shifts_wrap() => {
                     return helper;
                 }
                 Mnemonic::Nop
@@ -241,6 +249,41 @@ const LOW: u16 = 0xf;
 /// Whether a shift or rotation has the form whose count is 1.
 fn shifts_by_one(insn: &Instruction) -> bool {
     insn.op1_kind() == OpKind::Immediate8 && insn.immediate8() == 1
+}
+
+/// Whether an instruction works on 16 bits.
+fn word_sized(insn: &Instruction) -> bool {
+    match insn.op0_kind() {
+        OpKind::Memory => insn.memory_size().size() == 2,
+        _ => insn.op0_register().size() == 2,
+    }
+}
+
+/// Whether the host's double shifts of 16 bits by more than that go on with the destination's bits, as those of Intel's
+/// processors and of the interpreter do; the manual leaves them undefined, and AMD's do something else.
+#[cfg(target_arch = "x86_64")]
+fn double_shifts_wrap() -> bool {
+    static WRAP: LazyLock<bool> = LazyLock::new(|| {
+        let (mut left, mut right, other) = (0x1234u16, 0x1234u16, 0x5678u16);
+        // SAFETY: nothing but the named registers and flags changes.
+        unsafe {
+            asm!(
+                "shld {left:x}, {other:x}, 20",
+                "shrd {right:x}, {other:x}, 20",
+                left = inout(reg) left,
+                right = inout(reg) right,
+                other = in(reg) other,
+                options(pure, nomem, nostack),
+            );
+        }
+        (left, right) == (0x6781, 0x4567)
+    });
+    *WRAP
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn double_shifts_wrap() -> bool {
+    true
 }
 
 /// Whether a string instruction has a prefix that repeats it as often as RCX says.

@@ -189,7 +189,7 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let address = self.operand(insn)?;
         let at = (Place::Operand, &address);
-        let memory = self.host_memory(index, at);
+        let checked = self.host_memory(index, at);
         let size = insn.memory_size().size() as u32;
         let stash = match operand {
             Operand::Read => Recipe::with_memory(insn),
@@ -216,6 +216,9 @@ impl Emitter<'_> {
             memory.apply(&mut out);
             emitter.encode(&out)
         };
+        // AH to BH cannot be named beside registers that need a prefix; T0 needs none.
+        let by_t0 = high_byte && encoded(self, checked).is_err();
+        let memory = if by_t0 { HostMemory::AT_T0 } else { checked };
         let on_loaded = loads && !high_byte;
         let native = match on_loaded {
             true => Encoded::default(),
@@ -254,6 +257,9 @@ impl Emitter<'_> {
         self.check(index, at, size, write, need.before != 0)?;
         self.may_predict = false;
         self.crossing_store = Crossing::Never;
+        if by_t0 {
+            self.lead_to(checked)?;
+        }
         if need.in_host(class.flags) {
             self.restore_flags();
         }
@@ -307,6 +313,15 @@ impl Emitter<'_> {
         self.store_staged(&staging);
         self.changed_flags(class);
         dynasm!(self.ops ; .arch x64 ; =>behind);
+        Ok(())
+    }
+
+    /// Makes T0 the address of an operand. Leaves the flags alone.
+    fn lead_to(&mut self, memory: HostMemory) -> Result<(), Unencodable> {
+        self.leave_t0();
+        let lea = Instruction::with2(Code::Lea_r64_m, T0, memory.operand());
+        let lea = self.encode(&lea.map_err(|_| Unencodable)?)?;
+        self.bytes(&lea);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ mod slots;
 mod strings;
 mod tables;
 mod traces;
+mod undefined;
 
 use std::cell::RefCell;
 use std::fmt::Write;

@@ -256,6 +256,12 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ecx, ecx)
             })
             .copies(3),
+            Case::new("store of a high byte", |a| a.mov(byte_ptr(rdi + 1), dh)),
+            Case::new("store of a high byte", |a| a.mov(byte_ptr(rdx + 1), dh)),
+            Case::new("a high byte and memory", |a| {
+                a.mov(ah, byte_ptr(rsi + rdi * 2))?;
+                a.add(byte_ptr(rsi + 8), ch)
+            }),
             Case::new("store of a constant", |a| {
                 a.mov(dword_ptr(rbx), 7)?;
                 a.xor(ecx, ecx)
