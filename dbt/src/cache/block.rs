@@ -262,8 +262,8 @@ impl Block {
         let made = self.made.clone();
         let range = (self.lowest, self.len);
         Block {
-            // A trace is one there too. Copies share the predictions of its checks.
             lost: self.lost,
+            // A trace is one there too. Copies share the predictions of its checks.
             open: self.open,
             settled: self.settled,
             attempts: self.attempts,

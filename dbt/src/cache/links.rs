@@ -26,7 +26,7 @@ impl BlockCache {
         }
         if out.kind != ExitKind::Return && !target.takes(source, out.flags) {
             entry = match out.flags {
-                ExitFlags::Arrived | ExitFlags::Sealed if target.lost.is_some() => entry,
+                ExitFlags::Arrived if target.lost.is_some() => entry,
                 ExitFlags::Arrived | ExitFlags::Sealed if entry == target.entry() => {
                     target.return_entry()
                 }

@@ -15,6 +15,7 @@ use super::shape::{may_fault, uses_vectors};
 use super::{liveness, shape};
 use crate::guest::Mode;
 use crate::interpret::extension;
+use crate::interpret::operand::operand_size;
 
 /// Classifies instructions; keeps the factory that iced-x86 wants reused, and what is known already.
 pub struct Classifier {
@@ -108,7 +109,9 @@ impl Classifier {
                 {
                     return helper;
                 }
-                Mnemonic::Shld | Mnemonic::Shrd if word_sized(insn) && !double_shifts_wrap() => {
+                Mnemonic::Shld | Mnemonic::Shrd
+                    if operand_size(insn, 0) == 2 && !double_shifts_wrap() =>
+                {
                     return helper;
                 }
                 Mnemonic::Nop
@@ -249,14 +252,6 @@ const LOW: u16 = 0xf;
 /// Whether a shift or rotation has the form whose count is 1.
 fn shifts_by_one(insn: &Instruction) -> bool {
     insn.op1_kind() == OpKind::Immediate8 && insn.immediate8() == 1
-}
-
-/// Whether an instruction works on 16 bits.
-fn word_sized(insn: &Instruction) -> bool {
-    match insn.op0_kind() {
-        OpKind::Memory => insn.memory_size().size() == 2,
-        _ => insn.op0_register().size() == 2,
-    }
 }
 
 /// Whether the host's double shifts of 16 bits by more than that go on with the destination's bits, as those of Intel's

@@ -300,7 +300,7 @@ pub struct OwnedBlock {
     block: NonNull<CpuBlock>,
     returns: ReturnStack,
     /// The memory it is in.
-    map: memmap2::MmapRaw,
+    _map: memmap2::MmapRaw,
 }
 
 /// What a large page of the host measures: TLBs and jump caches are looked up all over, and
@@ -320,10 +320,7 @@ impl OwnedBlock {
     ///
     /// If the host has no memory left, as any allocation does.
     pub fn new() -> OwnedBlock {
-        let mut block = OwnedBlock::without_tables();
-        // Refusing large pages costs speed only.
-        #[cfg(target_os = "linux")]
-        let _ = block.map.advise(memmap2::Advice::HugePage);
+        let mut block = OwnedBlock::mapped(true);
         let content = block.get_mut();
         content.tlb.reset();
         content.forget_jumps();
@@ -337,11 +334,21 @@ impl OwnedBlock {
     ///
     /// If the host has no memory left, as any allocation does.
     pub fn without_tables() -> OwnedBlock {
+        OwnedBlock::mapped(false)
+    }
+
+    /// `large`: on large pages of the host, which have to be asked for before the first byte is written.
+    fn mapped(large: bool) -> OwnedBlock {
         let len = size_of::<CpuBlock>().next_multiple_of(LARGE_PAGE) + LARGE_PAGE;
         let map = memmap2::MmapOptions::new()
             .len(len)
             .map_anon()
             .unwrap_or_else(|_| handle_alloc_error(Layout::new::<CpuBlock>()));
+        #[cfg(target_os = "linux")]
+        if large {
+            // Refusing them costs speed only.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
         let map = memmap2::MmapRaw::from(map);
         let offset = map.as_mut_ptr().align_offset(LARGE_PAGE);
         // SAFETY: the mapping is a large page longer than the block rounded up, so the aligned
@@ -354,7 +361,7 @@ impl OwnedBlock {
         let mut block = OwnedBlock {
             block,
             returns: ReturnStack::new(),
-            map,
+            _map: map,
         };
         block.forget_returns();
         let content = block.get_mut();

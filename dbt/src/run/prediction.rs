@@ -188,6 +188,9 @@ impl Vcpu {
 
     /// Notes the sites that a block has.
     pub(super) fn new_sites(&mut self, sites: &[Site]) {
+        if sites.is_empty() {
+            return;
+        }
         let now = self.moment();
         for &site in sites {
             self.block.get_mut().patience[self.strayed.predictors.len()] = 1;

@@ -44,22 +44,17 @@ impl Emitter<'_> {
             OpKind::Register => {
                 let guest = number(insn.op0_register());
                 let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
-                match self.places.pinned(guest) {
-                    Some(host) if self.may_be_late(index, Place::Stack, memory) => {
-                        let reads = 1 << guest | 1 << Guest::RSP;
-                        let from = Register::RAX + u32::from(host);
-                        self.store_late(memory, reads, |emitter, memory| {
-                            emitter.move_store(memory, from, word)
-                        })?;
-                    }
-                    Some(host) => {
-                        self.store_register(memory, Register::RAX + u32::from(host), word)?;
-                    }
+                let reads = 1 << guest | 1 << Guest::RSP;
+                let (from, reads) = match self.places.pinned(guest) {
+                    Some(host) => (Register::RAX + u32::from(host), Some(reads)),
                     None => {
                         self.load_guest(T1, guest);
-                        self.store_register(memory, T1, word)?;
+                        (T1, None)
                     }
-                }
+                };
+                self.store_late((index, Place::Stack), memory, reads, |emitter, memory| {
+                    emitter.move_store(memory, from, word)
+                })?;
             }
             OpKind::Memory => {
                 let from = self.operand(insn)?;

@@ -69,7 +69,7 @@ fn bit(register: Register) -> u16 {
 
 impl Emitter<'_> {
     /// Whether the native store of an access may come late. It has been checked.
-    pub(super) fn may_be_late(&self, index: usize, place: Place, memory: HostMemory) -> bool {
+    fn may_be_late(&self, index: usize, place: Place, memory: HostMemory) -> bool {
         let Some((member, _)) = self.groups.of(index, place) else {
             return false;
         };
@@ -79,19 +79,27 @@ impl Emitter<'_> {
             && (memory.base != T0 || stays(member.group))
     }
 
-    /// Stores to the mirrors; to the native copy later. `reads`: the guest registers that `emit`
-    /// names, a bit each. As [`Emitter::store_all`], otherwise.
+    /// Stores to all copies, to the native one later where it may wait. `reads`: the guest registers that `encode`
+    /// names, a bit each; `None`: it may not. As [`Emitter::store_all`], otherwise.
     pub(super) fn store_late(
         &mut self,
+        (index, place): (usize, Place),
         memory: HostMemory,
-        reads: u16,
-        emit: impl Fn(&mut Self, HostMemory) -> Result<Encoded, Unencodable>,
+        reads: Option<u16>,
+        encode: impl Fn(&mut Self, HostMemory) -> Result<Encoded, Unencodable>,
     ) -> Result<(), Unencodable> {
+        let Some(reads) = reads.filter(|_| self.may_be_late(index, place, memory)) else {
+            return self.store_all(memory, |emitter, memory| {
+                let bytes = encode(emitter, memory)?;
+                emitter.bytes(&bytes);
+                Ok(())
+            });
+        };
         for copy in (1..self.target.copies as i32).rev() {
-            let mirror = emit(self, memory.further(copy * self.target.stride))?;
+            let mirror = encode(self, memory.further(copy * self.target.stride))?;
             self.bytes(&mirror);
         }
-        let native = emit(self, memory)?;
+        let native = encode(self, memory)?;
         self.late.code.extend_from_slice(&native);
         let late = &mut self.late;
         late.reads |= reads;
@@ -134,21 +142,18 @@ impl Emitter<'_> {
     /// Whether stores may wait until behind an instruction: it neither leaves the block nor loads anything, and what
     /// they read stays as it is. What becomes of T0 and the stack pointer is seen when they change.
     pub(super) fn passes_stores(&self, index: usize, insn: &Instruction, class: &Class) -> bool {
-        let established = |place| {
-            let member = self.groups.of(index, place);
-            member.is_some_and(|(member, _)| self.established[member.group].is_some())
-        };
         let (passes, moves_stack) = match class.kind {
             Kind::Nop | Kind::Lea => (true, false),
             Kind::Plain(Operand::None) => {
                 (!class.vectors && !liveness::exposes(class, true), false)
             }
-            Kind::Plain(Operand::Write) => {
-                (moves(insn).is_some() && established(Place::Operand), false)
-            }
+            Kind::Plain(Operand::Write) => (
+                moves(insn).is_some() && self.is_established(index, Place::Operand),
+                false,
+            ),
             Kind::Push => {
                 let loads = insn.op0_kind() == OpKind::Memory;
-                (!loads && established(Place::Stack), true)
+                (!loads && self.stack_established(index), true)
             }
             _ => (false, false),
         };

@@ -142,6 +142,12 @@ impl Emitter<'_> {
         Some(sized(self.group_registers[group]?, 8))
     }
 
+    /// Whether an access belongs to a group that has been checked.
+    pub(super) fn is_established(&self, insn: usize, place: Place) -> bool {
+        let member = self.groups.of(insn, place);
+        member.is_some_and(|(member, _)| self.established[member.group].is_some())
+    }
+
     /// What T0 or the slot of a group holds, if it has been checked.
     fn held(&self, member: Member) -> Option<Held> {
         let near = self.near.filter(|near| near.group == member.group);

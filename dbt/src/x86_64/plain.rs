@@ -277,21 +277,19 @@ impl Emitter<'_> {
                 self.keep_with_branch(native.len(), class);
                 self.bytes(&native);
             }
-            Operand::Write
-                if staging.staged.is_empty()
-                    && let Some(stored) = moves(insn)
-                    && self.may_be_late(index, Place::Operand, memory) =>
-            {
-                self.store_late(memory, stored | addresses(insn, memory), encoded)?;
+            Operand::Write => {
+                let moved = moves(insn).filter(|_| staging.staged.is_empty());
+                let reads = moved.map(|stored| stored | addresses(insn, memory));
+                self.store_late(
+                    (index, Place::Operand),
+                    memory,
+                    reads,
+                    |emitter, copy| match copy == memory {
+                        true => Ok(native),
+                        false => encoded(emitter, copy),
+                    },
+                )?;
             }
-            Operand::Write => self.store_all(memory, |emitter, copy| {
-                let bytes = match copy == memory {
-                    true => native,
-                    false => encoded(emitter, copy)?,
-                };
-                emitter.bytes(&bytes);
-                Ok(())
-            })?,
             Operand::WriteOnce => {
                 self.bytes(&native);
                 self.mirror_from_native(memory, size)?;

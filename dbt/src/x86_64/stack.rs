@@ -51,9 +51,9 @@ impl Emitter<'_> {
         self.move_stack(by);
     }
 
+    /// Whether the stack access of an instruction belongs to a group that has been checked.
     pub(super) fn stack_established(&self, index: usize) -> bool {
-        let member = self.groups.of(index, Place::Stack);
-        member.is_some_and(|(member, _)| self.established[member.group].is_some())
+        self.is_established(index, Place::Stack)
     }
 
     /// Whether an instruction neither looks at the guest's stack pointer, other than by way of

@@ -110,14 +110,11 @@ pub const SWITCHES: &[Switch] = &[
             Ok(())
         }),
     },
-    Switch {
-        form: "eager-prediction=off|on",
-        help: "every loop's checks predict, not only those of loops that take long: for tests",
-        set: Set::Value(|engine, text| {
-            engine.eager_prediction = switch("eager-prediction", text)?;
-            Ok(())
-        }),
-    },
+    flag(
+        "eager-prediction=off|on",
+        "every loop's checks predict, not only those of loops that take long: for tests",
+        |engine| &mut engine.eager_prediction,
+    ),
     flag(
         "wide-reach=on|off",
         "such a check tries a run of pages that are neighbours on the host, not only one page",
