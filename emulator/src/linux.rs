@@ -1,6 +1,8 @@
 //! Starting a Linux kernel by its boot protocol (Documentation/arch/x86/boot.rst): the 32-bit
 //! entry of a bzImage.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use dbt::Vcpu;
@@ -71,10 +73,64 @@ pub enum LinuxError {
 
 /// Reads a file, naming it in the error.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, LinuxError> {
-    std::fs::read(path).map_err(|source| LinuxError::Read {
+    std::fs::read(path).map_err(|source| unreadable(path, source))
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> LinuxError {
+    LinuxError::Read {
         path: path.display().to_string(),
         source,
-    })
+    }
+}
+
+/// Bytes of a file that are read at once on their way to the guest's memory.
+const PIECE: u64 = 1 << 20;
+
+/// A file that goes to the guest's memory piece by piece, as it may be larger than what the host has to spare.
+struct Source<'a> {
+    path: &'a Path,
+    reader: Box<dyn Read>,
+    len: u64,
+}
+
+impl Source<'_> {
+    fn open(path: &Path) -> Result<Source<'_>, LinuxError> {
+        let failed = |source| unreadable(path, source);
+        let mut file = File::open(path).map_err(failed)?;
+        let known = file.metadata().map_err(failed)?;
+        if known.is_file() {
+            return Ok(Source {
+                path,
+                reader: Box::new(file),
+                len: known.len(),
+            });
+        }
+        // How much comes out of a pipe only its end says.
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        Ok(Source {
+            path,
+            len: bytes.len() as u64,
+            reader: Box::new(std::io::Cursor::new(bytes)),
+        })
+    }
+
+    /// `put`: takes each piece, and where in the file it is.
+    fn read(
+        mut self,
+        mut put: impl FnMut(u64, &[u8]) -> Result<(), LinuxError>,
+    ) -> Result<(), LinuxError> {
+        let mut buffer = vec![0; PIECE.min(self.len) as usize];
+        let mut at = 0;
+        while at < self.len {
+            let piece = &mut buffer[..PIECE.min(self.len - at) as usize];
+            let read = self.reader.read_exact(piece);
+            read.map_err(|source| unreadable(self.path, source))?;
+            put(at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 /// Whether a file has the boot protocol's setup header.
@@ -90,10 +146,7 @@ pub fn load(
     initrd: Option<&Path>,
     command_line: &str,
 ) -> Result<(), LinuxError> {
-    let initrd = match initrd {
-        Some(path) => Some((path, read_file(path)?)),
-        None => None,
-    };
+    let initrd = initrd.map(Source::open).transpose()?;
     let not_a_kernel = |why: &str| LinuxError::NotAKernel {
         path: path.display().to_string(),
         why: why.to_string(),
@@ -183,8 +236,8 @@ pub fn load(
     zero_page[0x211] |= 0x80; // the heap end is valid
     zero_page[0x224..0x226].copy_from_slice(&0xde00u16.to_le_bytes());
     zero_page[0x228..0x22c].copy_from_slice(&(COMMAND_LINE.0 as u32).to_le_bytes());
-    if let Some((path, bytes)) = initrd {
-        let need = bytes.len() as u64;
+    if let Some(initrd) = initrd {
+        let need = initrd.len;
         // Where the kernel can reach it (initrd_addr_max).
         let highest = u64::from(long(0x22c).unwrap_or(0x37ff_ffff)) + 1;
         let top = low.min(highest);
@@ -193,7 +246,7 @@ pub fn load(
         let start = match start {
             Some(start) if start >= bottom => start,
             _ => {
-                let what = format!("initrd {}", path.display());
+                let what = format!("initrd {}", initrd.path.display());
                 let end = bottom + need.next_multiple_of(4096);
                 if end > highest {
                     return Err(LinuxError::TooLarge {
@@ -209,7 +262,7 @@ pub fn load(
                 return Err(too_large(what, need, end));
             }
         };
-        put(GuestPhys(start), &bytes, "the initrd")?;
+        initrd.read(|at, piece| put(GuestPhys(start + at), piece, "the initrd"))?;
         zero_page[0x218..0x21c].copy_from_slice(&(start as u32).to_le_bytes());
         zero_page[0x21c..0x220].copy_from_slice(&(need as u32).to_le_bytes());
     }
@@ -236,4 +289,32 @@ pub fn load(
     enter_flat(vcpu, KERNEL.0 as u32, gdt);
     vcpu.cpu_mut().gpr[6] = ZERO_PAGE.0;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_comes_in_pieces_and_may_have_become_shorter() {
+        let name = format!("kmemvisor-source-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let bytes: Vec<u8> = (0..2 * PIECE + 5).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let source = Source::open(&path).unwrap();
+        let shorter = Source::open(&path).unwrap();
+        let mut read = Vec::new();
+        source
+            .read(|at, piece| {
+                assert_eq!(at, read.len() as u64);
+                read.extend_from_slice(piece);
+                Ok(())
+            })
+            .unwrap();
+        assert!(read == bytes);
+        std::fs::write(&path, &bytes[..7]).unwrap();
+        let error = shorter.read(|_, _| Ok(())).unwrap_err();
+        std::fs::remove_file(&path).unwrap();
+        assert!(error.to_string().contains(&path.display().to_string()));
+    }
 }

@@ -1,21 +1,23 @@
 //! Host memory that is there before the guest asks for it.
 //!
 //! The host clears a page when it is first written, while the guest waits: for native copies 2 MiB at a time,
-//! for mirrors 4 KiB. Guests take fresh memory in order, up or down. So where the second of two neighbouring
-//! regions is touched, a thread of its own has the host provide the next one, in all copies, and what is missing
-//! of the mirrors of this one. It changes no contents (`MADV_POPULATE_WRITE`, madvise(2)). Where the guest does not
-//! wait for it, a mirror may be on large pages of the host, too.
+//! for mirrors 4 KiB. Guests take fresh memory in blocks (Linux: of 4 MiB), and these in order, up or down. So where a
+//! region of 2 MiB is touched, the other half of its block is provided, and the mirrors of this one; and where the neighbour of
+//! the block has been touched, the next block on the other side. It changes no contents (`MADV_POPULATE_WRITE`, madvise(2)).
+//! Where the guest does not wait for it, a mirror may be on large pages of the host, too.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
 use memmap2::MmapRaw;
 
 #[cfg(target_os = "linux")]
 use crate::address::PAGE_SIZE;
+use crate::provider::Provider;
 
 /// Slots in a region: 2 MiB, what a large page of the host measures.
 pub(crate) const REGION_SLOTS: u32 = 512;
+/// Regions in a block.
+const BLOCK: usize = 2;
 
 #[cfg(target_os = "linux")]
 const LARGE_PAGE: usize = REGION_SLOTS as usize * PAGE_SIZE as usize;
@@ -45,20 +47,22 @@ struct Region {
 pub(crate) struct Ahead {
     map: Arc<MmapRaw>,
     regions: Vec<Region>,
-    /// To the thread, once there was something to do.
-    requests: Option<Sender<Piece>>,
+    provider: Provider,
 }
 
 impl Ahead {
-    /// For so many slots; `None` where no other processor could do it.
-    pub(crate) fn new(map: &Arc<MmapRaw>, slots: u32) -> Option<Ahead> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let possible = cfg!(target_os = "linux") && processors > 1;
-        possible.then(|| Ahead {
+    /// For so many slots.
+    pub(crate) fn new(map: &Arc<MmapRaw>, slots: u32, provider: Provider) -> Ahead {
+        Ahead {
             map: Arc::clone(map),
             regions: vec![Region::default(); slots.div_ceil(REGION_SLOTS) as usize],
-            requests: None,
-        })
+            provider,
+        }
+    }
+
+    /// What asks the host.
+    pub(crate) fn provider(&self) -> &Provider {
+        &self.provider
     }
 
     /// A slot is about to be written. Whether it is the first in its region.
@@ -70,68 +74,59 @@ impl Ahead {
 
     /// What to ask for behind the first touch of a slot's region: the slots to begin with, and the
     /// lowest copy.
-    pub(crate) fn wanted(&mut self, slot: u32) -> impl Iterator<Item = (u32, usize)> + use<> {
+    pub(crate) fn wanted(&mut self, slot: u32) -> Vec<(u32, usize)> {
         let here = (slot / REGION_SLOTS) as usize;
+        let block = here / BLOCK * BLOCK;
         let touched = |region: Option<usize>| {
-            region.filter(|&region| {
-                self.regions
-                    .get(region)
-                    .is_some_and(|region| region.touched)
-            })
+            let region = region.and_then(|region| self.regions.get(region));
+            region.is_some_and(|region| region.touched)
         };
-        let next = match (touched(here.checked_sub(1)), touched(Some(here + 1))) {
-            (Some(_), None) => Some(here + 1),
-            (None, Some(_)) => here.checked_sub(1),
-            (Some(_), Some(_)) | (None, None) => None,
+        let below = block.checked_sub(BLOCK);
+        let next = match (touched(block.checked_sub(1)), touched(Some(block + BLOCK))) {
+            (true, false) => Some(block + BLOCK),
+            (false, true) => below,
+            _ => None,
         };
-        // The next one first: this one's mirrors end in the same large pages of the host.
-        let both = [(next, 0), (Some(here).filter(|_| next.is_some()), 1)];
-        both.map(|(region, copy)| {
-            let region = region?;
-            let asked = &mut self.regions.get_mut(region)?.asked;
-            let first = region as u32 * REGION_SLOTS;
-            (!std::mem::replace(asked, true)).then_some((first, copy))
-        })
-        .into_iter()
-        .flatten()
+        let mut wanted = Vec::new();
+        // The other half first, then this one's mirrors, of which the guest writes a page now.
+        let regions = (block..block + BLOCK).filter(|&region| region != here);
+        let further = next.into_iter().flat_map(|next| next..next + BLOCK);
+        for (region, lowest) in regions
+            .map(|region| (region, 0))
+            .chain([(here, 1)])
+            .chain(further.map(|region| (region, 0)))
+        {
+            let Some(known) = self.regions.get_mut(region) else {
+                continue;
+            };
+            if !std::mem::replace(&mut known.asked, true) {
+                wanted.push((region as u32 * REGION_SLOTS, lowest));
+            }
+        }
+        wanted
     }
 
-    /// Has the thread ask for a piece of the mapping.
-    pub(crate) fn ask(&mut self, piece: Piece) {
-        if self.requests.is_none() {
-            let (sender, receiver) = channel();
-            let map = Arc::clone(&self.map);
-            // Without a thread, or when it has ended, the guest waits as it did.
-            let thread = std::thread::Builder::new().name("memory".into());
-            let _ = thread.spawn(move || provide(&map, &receiver));
-            self.requests = Some(sender);
-        }
-        if let Some(requests) = &self.requests {
-            let _ = requests.send(piece);
-        }
+    /// Has the host provide a piece of the mapping.
+    pub(crate) fn ask(&self, piece: Piece) {
+        let map = Arc::clone(&self.map);
+        self.provider.ask(move || provide(&map, piece));
     }
 }
 
-/// Asks the host for one piece after the other, until it refuses.
+/// Refusing costs speed only.
 #[cfg(target_os = "linux")]
-fn provide(map: &MmapRaw, pieces: &Receiver<Piece>) {
+fn provide(map: &MmapRaw, piece: Piece) {
     let start = map.as_ptr() as usize;
-    for piece in pieces {
-        if piece.large {
-            let first = ((start + piece.offset) & !(LARGE_PAGE - 1)).max(start) - start;
-            // Refusing costs speed only.
-            let len = LARGE_PAGE.min(map.len() - first);
-            let _ = map.advise_range(memmap2::Advice::HugePage, first, len);
-        }
-        let advice = memmap2::Advice::PopulateWrite;
-        if map.advise_range(advice, piece.offset, piece.len).is_err() {
-            break;
-        }
+    if piece.large {
+        let first = ((start + piece.offset) & !(LARGE_PAGE - 1)).max(start) - start;
+        let len = LARGE_PAGE.min(map.len() - first);
+        let _ = map.advise_range(memmap2::Advice::HugePage, first, len);
     }
+    let _ = map.advise_range(memmap2::Advice::PopulateWrite, piece.offset, piece.len);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn provide(_: &MmapRaw, _: &Receiver<Piece>) {}
+fn provide(_: &MmapRaw, _: Piece) {}
 
 #[cfg(test)]
 mod tests {
@@ -139,17 +134,13 @@ mod tests {
 
     fn ahead() -> Ahead {
         let map = MmapRaw::from(memmap2::MmapOptions::new().len(4096).map_anon().unwrap());
-        Ahead {
-            map: Arc::new(map),
-            regions: vec![Region::default(); 8],
-            requests: None,
-        }
+        Ahead::new(&Arc::new(map), 9 * REGION_SLOTS, Provider::default())
     }
 
     fn touch(ahead: &mut Ahead, region: u32) -> Vec<(u32, usize)> {
         let slot = region * REGION_SLOTS + 7;
         assert!(ahead.touch(slot) && !ahead.touch(slot));
-        let wanted = ahead.wanted(slot);
+        let wanted = ahead.wanted(slot).into_iter();
         wanted
             .map(|(slot, copy)| (slot / REGION_SLOTS, copy))
             .collect()
@@ -157,17 +148,18 @@ mod tests {
 
     #[test]
     fn follows_the_guest_up_and_down() {
-        let mut up = ahead();
+        let (mut up, mut down) = (ahead(), ahead());
+        assert_eq!(touch(&mut up, 3), [(2, 0), (3, 1)]);
+        assert_eq!(touch(&mut up, 2), []);
+        assert_eq!(touch(&mut up, 4), [(5, 0), (4, 1), (6, 0), (7, 0)]);
         assert_eq!(touch(&mut up, 5), []);
-        assert_eq!(touch(&mut up, 6), [(7, 0), (6, 1)]);
-        // It was asked for, and nothing is behind it.
-        assert_eq!(touch(&mut up, 7), []);
-        let mut down = ahead();
-        assert_eq!(touch(&mut down, 2), []);
-        assert_eq!(touch(&mut down, 1), [(0, 0), (1, 1)]);
+        // The last block has one region.
+        assert_eq!(touch(&mut up, 6), [(8, 0)]);
+        assert_eq!(touch(&mut down, 4), [(5, 0), (4, 1)]);
+        assert_eq!(touch(&mut down, 3), [(2, 0), (3, 1), (0, 0), (1, 0)]);
         assert_eq!(touch(&mut down, 0), []);
         // Nothing is known of a way between two.
-        assert_eq!(touch(&mut down, 4), []);
-        assert_eq!(touch(&mut down, 3), []);
+        assert_eq!(touch(&mut down, 8), [(8, 1)]);
+        assert_eq!(touch(&mut down, 7), [(6, 0), (7, 1)]);
     }
 }

@@ -14,6 +14,7 @@ use crate::ahead::{Ahead, Piece, REGION_SLOTS};
 use crate::code_pages::StalePage;
 use crate::gather::Reserve;
 use crate::poison::PagePoison;
+use crate::provider::Provider;
 
 /// Frames in a chunk: 512 MiB, so that the distance to the third mirror still fits 31 bits.
 const CHUNK_PAGES: u32 = 1 << 17;
@@ -208,10 +209,13 @@ impl PhysMem {
 
     /// Has a thread ask the host for memory ahead of the guest, or not.
     pub fn populate_ahead(&mut self, populate: bool) {
-        self.ahead = None;
-        if populate {
-            self.ahead = Ahead::new(&self.map, self.slot_count);
-        }
+        let provider = populate.then(Provider::new).flatten();
+        self.ahead = provider.map(|provider| Ahead::new(&self.map, self.slot_count, provider));
+    }
+
+    /// Has the host provide memory ahead of whoever else is about to write some; `None`: nothing does.
+    pub fn provider(&self) -> Option<&Provider> {
+        self.ahead.as_ref().map(Ahead::provider)
     }
 
     /// A page is about to be written.

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use lru::LruCache;
-use mmu::{GuestPhys, PAGE_SIZE};
+use mmu::{GuestPhys, PAGE_SIZE, Provider};
 use rustc_hash::FxHashMap;
 
 use super::CacheStatistics;
@@ -20,6 +20,8 @@ const AREAS: u32 = 16;
 /// Code of a block at the most, and likewise of its slow paths; an area keeps this much free. A
 /// block has 64 instructions, with less than 512 bytes of either.
 const LARGEST_BLOCK: u32 = 32 << 10;
+/// What the host is asked for at once.
+const PIECE: u32 = 256 << 10;
 /// The part of an area that is for slow paths, in sixteenths.
 const COLD_PART: u32 = 5;
 
@@ -71,6 +73,9 @@ pub struct BlockCache {
     last_touched: u32,
     /// Next free bytes of the current area: for code, and for slow paths.
     cursors: [u32; 2],
+    provider: Option<Provider>,
+    /// Pieces of the region that the host was asked for.
+    provided: Vec<bool>,
     first: u32,
     area_size: u32,
     mappings: FxHashMap<Mapping, u32>,
@@ -83,10 +88,10 @@ pub struct BlockCache {
 
 impl BlockCache {
     /// An empty cache in a region whose first `reserved` bytes hold shared code.
-    pub fn new(region: CodeRegion, reserved: CodeOffset) -> BlockCache {
+    /// `provider`: has the host provide its pages ahead.
+    pub fn new(region: CodeRegion, reserved: CodeOffset, provider: Option<Provider>) -> BlockCache {
         let area_size = ((region.len() as u32 - reserved.0) / AREAS) & !63;
         BlockCache {
-            region,
             slots: vec![Slot::default()],
             free_slots: VecDeque::new(),
             by_key: FxHashMap::default(),
@@ -98,12 +103,15 @@ impl BlockCache {
             current_area: 0,
             last_touched: 0,
             cursors: area_starts(reserved.0, area_size),
+            provider,
+            provided: vec![false; region.len().div_ceil(PIECE as usize)],
             first: reserved.0,
             area_size,
             mappings: FxHashMap::default(),
             mappings_wanted: MAPPINGS,
             last_mapping: 0,
             statistics: CacheStatistics::default(),
+            region,
         }
     }
 
@@ -211,6 +219,24 @@ impl BlockCache {
         (self.cursors.map(CodeOffset), gone)
     }
 
+    /// Has the host provide what the next blocks' code will fill, unless it was asked for that before.
+    fn provide_ahead(&mut self) {
+        let Some(provider) = &self.provider else {
+            return;
+        };
+        for cursor in self.cursors {
+            let here = cursor / PIECE;
+            for piece in [here, here + 1] {
+                if self.provided.get(piece as usize) == Some(&false) {
+                    self.provided[piece as usize] = true;
+                    let len = PIECE.min(self.region.len() as u32 - piece * PIECE);
+                    self.region
+                        .provide(CodeOffset(piece * PIECE), len as usize, provider);
+                }
+            }
+        }
+    }
+
     fn empty(&mut self, area: u32) -> Vec<Block> {
         let placed = std::mem::take(&mut self.by_code[area as usize]);
         let ids = placed.into_iter().map(|(_, id)| id);
@@ -230,6 +256,7 @@ impl BlockCache {
             self.region.write(CodeOffset(*cursor), bytes);
             *cursor += bytes.len() as u32;
         }
+        self.provide_ahead();
         self.by_key.insert(block.key.word(), id);
         if block.made.marks.is_some() {
             self.by_code_place.insert(block.key.code_place(), id);

@@ -37,9 +37,6 @@ pub struct JumpEntry {
     pub host: u64,
 }
 
-/// A bit of a slot's number that the upper bits of so small an address do not change.
-const ELSEWHERE: usize = 1 << (JUMP_BITS - JUMP_SHIFT);
-
 impl JumpEntry {
     /// Where a target stands in a jump cache. Functions tend to begin at like places of their
     /// pages: the page's number takes part.
@@ -48,10 +45,11 @@ impl JumpEntry {
     }
 
     /// An empty entry: its address would stand in another slot, so it never matches. (A guest
-    /// may jump to any address at all, one that is not canonical included.)
+    /// may jump to any address at all, one that is not canonical included.) All but that of slot 0 are zero, as fresh
+    /// memory is.
     pub fn empty_at(slot: usize) -> JumpEntry {
         JumpEntry {
-            word: (slot ^ ELSEWHERE) as u64,
+            word: u64::from(slot == 0),
             host: 0,
         }
     }
@@ -314,7 +312,7 @@ impl Default for OwnedBlock {
 }
 
 impl OwnedBlock {
-    /// A processor at reset with empty TLBs.
+    /// A processor at reset with empty TLBs. Its jump caches are zero: who uses one empties its slot 0.
     ///
     /// # Panics
     ///
@@ -323,7 +321,6 @@ impl OwnedBlock {
         let mut block = OwnedBlock::mapped(true);
         let content = block.get_mut();
         content.tlb.reset();
-        content.forget_jumps();
         block
     }
 
@@ -414,15 +411,6 @@ impl Drop for OwnedBlock {
     fn drop(&mut self) {
         // SAFETY: initialised in `new`; nothing else in the block needs dropping.
         unsafe { std::ptr::drop_in_place(&mut self.block.as_mut().cpu) };
-    }
-}
-
-impl CpuBlock {
-    /// Empties every jump cache.
-    pub fn forget_jumps(&mut self) {
-        for cache in &mut self.jumps {
-            JumpEntry::empty(cache);
-        }
     }
 }
 

@@ -239,8 +239,11 @@ impl Vcpu {
             return index;
         }
         if self.jump_modes.len() < JUMP_CACHES {
+            // It has not been used, and is zero.
+            let index = self.jump_modes.len();
             self.jump_modes.push(mode);
-            return self.jump_modes.len() - 1;
+            self.block.get_mut().jumps[index][0] = JumpEntry::empty_at(0);
+            return index;
         }
         let index = self.next_jump_cache;
         self.next_jump_cache = (index + 1) % JUMP_CACHES;

@@ -120,11 +120,12 @@ impl Vcpu {
             block: block.as_ptr() as u64,
         })
         .ok_or(VcpuError::TooMany)?;
+        let cache = BlockCache::new(region, trampolines.end, mem.provider().cloned());
         Ok(Vcpu {
             block,
             mem,
             platform,
-            cache: BlockCache::new(region, trampolines.end),
+            cache,
             trampolines,
             classifier: Classifier::default(),
             workshop: Workshop::default(),
@@ -203,7 +204,9 @@ impl Vcpu {
                 self.drop_blocks(&[block]);
             }
         }
-        self.block.get_mut().forget_jumps();
+        for cache in &mut self.block.get_mut().jumps[..self.jump_modes.len()] {
+            JumpEntry::empty(cache);
+        }
         self.settle();
     }
 

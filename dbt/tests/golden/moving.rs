@@ -57,7 +57,7 @@ const FOLLOWS_RIP: &[&[u8]] = &[
 
 fn empty_cache() -> BlockCache {
     let region = CodeRegion::new(4 << 20, false).expect("memory for code");
-    BlockCache::new(region, CodeOffset(0x1000))
+    BlockCache::new(region, CodeOffset(0x1000), None)
 }
 
 fn key(case: &Case, rip: u64) -> Key {

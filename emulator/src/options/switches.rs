@@ -140,7 +140,7 @@ pub const SWITCHES: &[Switch] = &[
     ),
     flag(
         "populate-ahead=on|off",
-        "a thread asks the host for memory before the guest writes it",
+        "a thread asks the host for memory before the guest, or the translator, writes it",
         |engine| &mut engine.populate_ahead,
     ),
     flag(
