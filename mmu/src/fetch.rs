@@ -22,7 +22,8 @@ pub struct FetchEntry {
 #[repr(C)]
 pub struct FetchTlb {
     pub(crate) entries: [FetchEntry; FETCH_ENTRIES],
-    /// Entries that are not of global pages.
+    /// Entries that are not of global pages, or were not since the last flush: what was derived from one lives on when
+    /// another page has taken its place.
     local: Used<{ FETCH_ENTRIES / 64 }>,
     pub(crate) large: LargeRegions,
 }
@@ -40,9 +41,7 @@ impl FetchTlb {
     pub fn fill(&mut self, address: Linear, mapping: &Mapping) {
         self.large.add(address, mapping);
         let index = address.page_number() as usize % FETCH_ENTRIES;
-        if mapping.global {
-            self.local.remove(index);
-        } else {
+        if !mapping.global {
             self.local.add(index);
         }
         self.entries[index] = FetchEntry {
@@ -67,7 +66,7 @@ impl FetchTlb {
     pub(crate) fn leave(&mut self, mut last: impl FnMut(usize, FetchEntry)) {
         let entries = &mut self.entries;
         self.local.take(|index| {
-            if entries[index].page != u64::MAX {
+            if entries[index].page != u64::MAX && entries[index].physical & 1 == 0 {
                 last(index, entries[index]);
                 entries[index].page = u64::MAX;
             }
@@ -82,7 +81,7 @@ impl FetchTlb {
         }
     }
 
-    /// Whether every translation here survives a flush that spares global pages.
+    /// Whether every translation that was here since the last flush survives one that spares global pages.
     pub(crate) fn all_global(&self) -> bool {
         self.local.is_empty()
     }
@@ -124,5 +123,40 @@ impl FetchNews {
                 self.user = true;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tlb::TlbSet;
+
+    #[test]
+    fn a_global_page_in_its_place_does_not_hide_one_that_goes() {
+        let mapping = |global| Mapping {
+            physical: GuestPhys(0x5000),
+            page_shift: 12,
+            write_ready: false,
+            user: false,
+            executable: true,
+            global,
+            key: None,
+        };
+        let [page, same_place] = [1, 1 + FETCH_ENTRIES as u64].map(|page| Linear(page << 12));
+        // SAFETY: zero is valid for a set of TLBs, which `reset` empties.
+        let mut tlb: Box<TlbSet> = unsafe { Box::new_zeroed().assume_init() };
+        tlb.reset();
+        let told = |tlb: &mut TlbSet| {
+            tlb.fetch_news = FetchNews::default();
+            tlb.flush(false);
+            tlb.fetch_news.supervisor
+        };
+        tlb.fetch[0].fill(same_place, &mapping(true));
+        assert!(!told(&mut tlb));
+        tlb.fetch[0].fill(page, &mapping(false));
+        tlb.fetch[0].fill(same_place, &mapping(true));
+        assert!(told(&mut tlb));
+        assert!(tlb.fetch[0].lookup(same_place).is_some());
+        assert!(!told(&mut tlb));
     }
 }
