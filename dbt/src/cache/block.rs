@@ -13,7 +13,7 @@ use super::ways::Ways;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
 use crate::x86_64::moving::{self, Mark};
-use crate::x86_64::{Emitted, ExitFlags, ExitSite, Places};
+use crate::x86_64::{Emitted, Entries, ExitFlags, ExitSite, Places};
 
 /// What a translation depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -61,14 +61,6 @@ pub struct Translation {
     pub size: u32,
     /// Bytes of its slow paths.
     pub cold_size: u32,
-    /// Entry without checks, as an offset from the first byte, as the other ones are.
-    entry: u32,
-    poll_entry: u32,
-    guarded_entry: u32,
-    indirect_entry: u32,
-    return_entry: u32,
-    saving_entry: u32,
-    saving_forward: u32,
     /// What [`Block::lost`] is at first.
     lost: Option<u16>,
     /// Its jumps back to its beginning take an entry of their own.
@@ -82,8 +74,6 @@ pub struct Translation {
     pub flags_away: u64,
     /// Bit i: instruction i finds them nowhere.
     pub flags_lost: u64,
-    /// Whether flags are right wherever the guest may look at them.
-    pub precise_flags: bool,
     /// Where the guest's registers are while it runs.
     pub places: Places,
 }
@@ -128,6 +118,9 @@ pub struct Block {
     pub base: CodeOffset,
     /// First byte of its slow paths.
     pub cold_base: CodeOffset,
+    entries: Entries,
+    /// Whether flags are right wherever the guest may look at them.
+    precise_flags: bool,
     /// (exit, block) of every exit that is linked.
     pub(super) outgoing: Vec<(u16, u32)>,
     /// (block, exit) of every jump linked here.
@@ -191,26 +184,19 @@ impl Block {
             marks: emitted.marks.take(),
             size: emitted.code[0].len() as u32,
             cold_size: emitted.code[1].len() as u32,
-            entry: emitted.entry,
-            poll_entry: emitted.poll_entry,
-            guarded_entry: emitted.guarded_entry,
-            indirect_entry: emitted.indirect_entry,
-            return_entry: emitted.return_entry,
-            saving_entry: emitted.saving_entry,
-            saving_forward: emitted.saving_forward,
             lost: emitted.lost,
             has_inner: emitted.has_inner,
             stashes: emitted.stashes,
             vectors: emitted.vectors,
             flags_away: emitted.flags_away,
             flags_lost: emitted.flags_lost,
-            precise_flags: emitted.precise_flags,
             places: emitted.places,
         };
         let place = ([base, cold_base], mapping);
+        let entered = (emitted.entries, emitted.precise_flags);
         Block::of(
             key,
-            Arc::new(made),
+            (Arc::new(made), entered),
             (lowest, len),
             further,
             place,
@@ -221,7 +207,7 @@ impl Block {
     /// Nothing leads there or away yet. `place`: where the code and its slow paths are, and the mapping.
     fn of(
         key: Key,
-        made: Arc<Translation>,
+        (made, (entries, precise_flags)): (Arc<Translation>, (Entries, bool)),
         (lowest, len): (GuestPhys, u32),
         further: Box<[Further]>,
         ([base, cold_base], mapping): ([CodeOffset; 2], u32),
@@ -237,6 +223,8 @@ impl Block {
             further,
             base,
             cold_base,
+            entries,
+            precise_flags,
             outgoing: Vec::new(),
             incoming: Vec::new(),
             heat: 0,
@@ -259,7 +247,7 @@ impl Block {
 
     /// The same translation for another RIP and another place. What it leads to is not linked.
     pub(super) fn at(&self, key: Key, mapping: u32, bases: [CodeOffset; 2]) -> Block {
-        let made = self.made.clone();
+        let made = (self.made.clone(), (self.entries, self.precise_flags));
         let range = (self.lowest, self.len);
         Block {
             lost: self.lost,
@@ -335,37 +323,37 @@ impl Block {
 
     /// Entry without checks.
     pub fn entry(&self) -> CodeOffset {
-        self.behind_base(self.made.entry)
+        self.behind_base(self.entries.plain)
     }
 
     /// Entry for backward jumps.
     pub fn poll_entry(&self) -> CodeOffset {
-        self.behind_base(self.made.poll_entry)
+        self.behind_base(self.entries.polling)
     }
 
     /// Entry for jumps from other pages.
     pub fn guarded_entry(&self) -> CodeOffset {
-        self.behind_base(self.made.guarded_entry)
+        self.behind_base(self.entries.guarded)
     }
 
     /// Entry for indirect jumps.
     pub fn indirect_entry(&self) -> CodeOffset {
-        self.behind_base(self.made.indirect_entry)
+        self.behind_base(self.entries.indirect)
     }
 
     /// Entry for predicted returns from within the page.
     pub fn return_entry(&self) -> CodeOffset {
-        self.behind_base(self.made.return_entry)
+        self.behind_base(self.entries.returning)
     }
 
     /// Entry for direct jumps that bring their flags in EFLAGS only.
     pub fn saving_entry(&self) -> CodeOffset {
-        self.behind_base(self.made.saving_entry)
+        self.behind_base(self.entries.saving)
     }
 
     /// Likewise, for jumps forward within the page: nothing to confirm.
     pub fn saving_forward(&self) -> CodeOffset {
-        self.behind_base(self.made.saving_forward)
+        self.behind_base(self.entries.saving_forward)
     }
 
     /// Where the code of one of its instructions is, or its end.
@@ -412,7 +400,7 @@ impl Block {
     /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
     pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
         match (self.lost, flags) {
-            _ if !self.made.precise_flags => true,
+            _ if !self.precise_flags => true,
             (None, ExitFlags::Arrived | ExitFlags::Sealed) => false,
             (None, _) | (_, ExitFlags::Saved | ExitFlags::Sealed) => true,
             (_, ExitFlags::Host) => false,

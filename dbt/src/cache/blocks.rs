@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use hashbrown::HashTable;
 use lru::LruCache;
 use mmu::{GuestPhys, PAGE_SIZE, Provider};
 use rustc_hash::FxHashMap;
@@ -54,14 +55,21 @@ struct Slot {
     block: Option<Box<Block>>,
 }
 
+impl Slot {
+    /// The word of the block's key.
+    fn word(&self) -> u64 {
+        self.block.as_ref().map_or(0, |block| block.key.word())
+    }
+}
+
 /// All translated blocks.
 pub struct BlockCache {
     pub(super) region: CodeRegion,
     slots: Vec<Slot>,
     /// Slots without a block, the one that has been empty longest first.
     free_slots: VecDeque<u32>,
-    /// By [`Key::word`]: of blocks that have one word the last.
-    by_key: FxHashMap<u64, u32>,
+    /// Identifiers by [`Key::word`]: nothing more, so that it stays in the host's caches.
+    by_key: HashTable<u32>,
     /// Blocks that can be moved.
     pub(super) by_code_place: FxHashMap<CodePlace, u32>,
     by_page: Pages,
@@ -90,11 +98,13 @@ impl BlockCache {
     /// An empty cache in a region whose first `reserved` bytes hold shared code.
     /// `provider`: has the host provide its pages ahead.
     pub fn new(region: CodeRegion, reserved: CodeOffset, provider: Option<Provider>) -> BlockCache {
+        // Blocks have some 450 bytes: tables that do not grow are not written anew.
+        let blocks = region.len() / 512;
         let area_size = ((region.len() as u32 - reserved.0) / AREAS) & !63;
         BlockCache {
             slots: vec![Slot::default()],
             free_slots: VecDeque::new(),
-            by_key: FxHashMap::default(),
+            by_key: HashTable::with_capacity(blocks),
             by_code_place: FxHashMap::default(),
             by_page: Pages::default(),
             by_code: vec![Vec::new(); AREAS as usize],
@@ -142,8 +152,8 @@ impl BlockCache {
 
     /// Finds a block.
     pub fn find(&self, key: &Key) -> Option<u32> {
-        let id = *self.by_key.get(&key.word())?;
-        (self.block(id)?.key == *key).then_some(id)
+        let is_it = |&id: &u32| self.block(id).is_some_and(|block| block.key == *key);
+        self.by_key.find(key.word(), is_it).copied()
     }
 
     /// The identifier that the next block will have.
@@ -257,7 +267,9 @@ impl BlockCache {
             *cursor += bytes.len() as u32;
         }
         self.provide_ahead();
-        self.by_key.insert(block.key.word(), id);
+        let (slots, word) = (&self.slots, block.key.word());
+        self.by_key
+            .insert_unique(word, id, |&id| slots[slot_of(id)].word());
         if block.made.marks.is_some() {
             self.by_code_place.insert(block.key.code_place(), id);
         }
@@ -302,9 +314,11 @@ impl BlockCache {
                 target.incoming.retain(|&(from, _)| from != id);
             }
         }
-        let word = block.key.word();
-        if self.by_key.get(&word) == Some(&id) {
-            self.by_key.remove(&word);
+        let known = self
+            .by_key
+            .find_entry(block.key.word(), |&known| known == id);
+        if let Ok(entry) = known {
+            entry.remove();
         }
         if block.made.marks.is_some() {
             let place = block.key.code_place();

@@ -19,20 +19,31 @@ use crate::record::liveness;
 use crate::record::recipe::Recipe;
 use crate::run::{UpcallKind, at};
 
+/// Where a block is entered, as offsets from its first byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entries {
+    /// For jumps within the page and forward: nothing to confirm.
+    pub plain: u32,
+    /// For backward jumps within the page: polls for exit requests.
+    pub polling: u32,
+    /// For jumps from other pages: confirms that the page is still mapped here.
+    pub guarded: u32,
+    /// For indirect jumps: flags are saved; confirms and polls.
+    pub indirect: u32,
+    /// For predicted returns from within the page: flags are saved; nothing to confirm.
+    pub returning: u32,
+    /// For direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
+    pub saving: u32,
+    /// Likewise, for jumps forward within the page.
+    pub saving_forward: u32,
+}
+
 /// Host code of one block. Offsets are from its first byte.
 pub struct Emitted {
     /// The bytes: the block itself, and its slow paths, which stand elsewhere.
     pub code: [Vec<u8>; 2],
-    /// Entry for jumps within the page and forward: nothing to confirm.
-    pub entry: u32,
-    /// Entry for backward jumps within the page: polls for exit requests.
-    pub poll_entry: u32,
-    /// Entry for jumps from other pages: confirms that the page is still mapped here.
-    pub guarded_entry: u32,
-    /// Entry for indirect jumps: flags are saved; confirms and polls.
-    pub indirect_entry: u32,
-    /// Entry for predicted returns from within the page: flags are saved; nothing to confirm.
-    pub return_entry: u32,
+    /// Where it is entered.
+    pub entries: Entries,
     /// Jumps to known addresses.
     pub exits: Vec<ExitSite>,
     /// Where each instruction's code starts.
@@ -41,10 +52,6 @@ pub struct Emitted {
     pub sites: Vec<mmu::Site>,
     /// The block works on vector registers: they have to be live where it resumes.
     pub vectors: bool,
-    /// Entry for direct jumps that bring their flags in EFLAGS only, where [`Emitted::lost`].
-    pub saving_entry: u32,
-    /// Likewise, for jumps forward within the page.
-    pub saving_forward: u32,
     /// The block does not need the flags in EFLAGS: a recipe in the place of saved ones will do
     /// that needs none of these registers, a bit each.
     pub lost: Option<u16>,
@@ -350,13 +357,15 @@ fn emit_once(
     }
     Ok(Emitted {
         code: finished.code,
-        entry,
-        poll_entry,
-        guarded_entry,
-        indirect_entry,
-        return_entry,
-        saving_entry,
-        saving_forward,
+        entries: Entries {
+            plain: entry,
+            polling: poll_entry,
+            guarded: guarded_entry,
+            indirect: indirect_entry,
+            returning: return_entry,
+            saving: saving_entry,
+            saving_forward,
+        },
         exits: finished.exits,
         insn_starts: finished.insn_starts,
         sites,

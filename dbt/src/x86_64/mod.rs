@@ -37,7 +37,7 @@ mod trampoline;
 mod unusual;
 pub mod whole_jumps;
 
-pub use block::{Emitted, emit, translatable};
+pub use block::{Emitted, Entries, emit, translatable};
 pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};
 pub use exits::{ExitKind, ExitSite};
 pub use flags::ExitFlags;

@@ -223,11 +223,14 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
     if case.entries {
         lines(
             "[from another page]",
-            &part(emitted.guarded_entry, emitted.poll_entry),
+            &part(emitted.entries.guarded, emitted.entries.polling),
         );
-        lines("[backward]", &part(emitted.poll_entry, emitted.entry));
-        if emitted.indirect_entry > end {
-            let all = part(emitted.indirect_entry, emitted.code[0].len() as u32);
+        lines(
+            "[backward]",
+            &part(emitted.entries.polling, emitted.entries.plain),
+        );
+        if emitted.entries.indirect > end {
+            let all = part(emitted.entries.indirect, emitted.code[0].len() as u32);
             let last = all
                 .iter()
                 .position(|insn| insn.flow_control() == FlowControl::UnconditionalBranch);
@@ -235,8 +238,11 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
             lines("[indirect]", &all[..len]);
         }
     }
-    if emitted.entry < emitted.insn_starts[0] {
-        lines("[entry]", &part(emitted.entry, emitted.insn_starts[0]));
+    if emitted.entries.plain < emitted.insn_starts[0] {
+        lines(
+            "[entry]",
+            &part(emitted.entries.plain, emitted.insn_starts[0]),
+        );
     }
     for (index, insn) in insns.iter().enumerate() {
         let mut title = String::new();
@@ -246,7 +252,7 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
             &part(emitted.insn_starts[index], emitted.insn_starts[index + 1]),
         );
     }
-    let total = part(emitted.entry, end).len();
+    let total = part(emitted.entries.plain, end).len();
     let _ = writeln!(text, "total: {total} host instructions for {}", insns.len());
     text
 }

@@ -22,7 +22,7 @@ fn jumps_stay_within_what_is_fetched() {
             };
             let emitted = host_code_at(case, &insns, &trampolines, spot);
             let end = emitted.insn_starts[insns.len()];
-            let host = decode(&emitted, &trampolines, emitted.guarded_entry, end);
+            let host = decode(&emitted, &trampolines, emitted.entries.guarded, end);
             let (mut at, mut before) = (phase, None);
             for insn in &host {
                 let len = insn.len() as u32;
