@@ -87,23 +87,19 @@ impl Ahead {
             (false, true) => below,
             _ => None,
         };
-        let mut wanted = Vec::new();
         // The other half first, then this one's mirrors, of which the guest writes a page now.
-        let regions = (block..block + BLOCK).filter(|&region| region != here);
+        let halves = (block..block + BLOCK).filter(|&half| half != here);
         let further = next.into_iter().flat_map(|next| next..next + BLOCK);
-        for (region, lowest) in regions
-            .map(|region| (region, 0))
-            .chain([(here, 1)])
-            .chain(further.map(|region| (region, 0)))
-        {
-            let Some(known) = self.regions.get_mut(region) else {
-                continue;
-            };
-            if !std::mem::replace(&mut known.asked, true) {
-                wanted.push((region as u32 * REGION_SLOTS, lowest));
-            }
-        }
+        let wanted = halves.map(|region| (region, 0));
+        let wanted = wanted.chain([(here, 1)]);
+        let wanted = wanted.chain(further.map(|region| (region, 0)));
         wanted
+            .filter_map(|(region, lowest)| {
+                let asked = &mut self.regions.get_mut(region)?.asked;
+                let first = region as u32 * REGION_SLOTS;
+                (!std::mem::replace(asked, true)).then_some((first, lowest))
+            })
+            .collect()
     }
 
     /// Has the host provide a piece of the mapping.

@@ -319,8 +319,7 @@ impl OwnedBlock {
     /// If the host has no memory left, as any allocation does.
     pub fn new() -> OwnedBlock {
         let mut block = OwnedBlock::mapped(true);
-        let content = block.get_mut();
-        content.tlb.reset();
+        block.get_mut().tlb.reset();
         block
     }
 
