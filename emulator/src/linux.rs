@@ -98,14 +98,14 @@ impl Source<'_> {
         let failed = |source| unreadable(path, source);
         let mut file = File::open(path).map_err(failed)?;
         let known = file.metadata().map_err(failed)?;
-        if known.is_file() {
+        if known.is_file() && known.len() > 0 {
             return Ok(Source {
                 path,
                 reader: Box::new(file),
                 len: known.len(),
             });
         }
-        // How much comes out of a pipe only its end says.
+        // How much comes out of a pipe, or of a file that the host's kernel makes up, only its end says.
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
         Ok(Source {
@@ -294,6 +294,22 @@ pub fn load(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_that_does_not_know_its_size_is_read_to_its_end() {
+        let path = Path::new("/proc/version");
+        let mut read = Vec::new();
+        let source = Source::open(path).unwrap();
+        source
+            .read(|_, piece| {
+                read.extend_from_slice(piece);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(read, std::fs::read(path).unwrap());
+        assert!(!read.is_empty());
+    }
 
     #[test]
     fn a_file_comes_in_pieces_and_may_have_become_shorter() {
