@@ -119,8 +119,6 @@ pub struct Block {
     /// First byte of its slow paths.
     pub cold_base: CodeOffset,
     entries: Entries,
-    /// Whether flags are right wherever the guest may look at them.
-    precise_flags: bool,
     /// (exit, block) of every exit that is linked.
     pub(super) outgoing: Vec<(u16, u32)>,
     /// (block, exit) of every jump linked here.
@@ -193,10 +191,9 @@ impl Block {
             places: emitted.places,
         };
         let place = ([base, cold_base], mapping);
-        let entered = (emitted.entries, emitted.precise_flags);
         Block::of(
             key,
-            (Arc::new(made), entered),
+            (Arc::new(made), emitted.entries),
             (lowest, len),
             further,
             place,
@@ -207,7 +204,7 @@ impl Block {
     /// Nothing leads there or away yet. `place`: where the code and its slow paths are, and the mapping.
     fn of(
         key: Key,
-        (made, (entries, precise_flags)): (Arc<Translation>, (Entries, bool)),
+        (made, entries): (Arc<Translation>, Entries),
         (lowest, len): (GuestPhys, u32),
         further: Box<[Further]>,
         ([base, cold_base], mapping): ([CodeOffset; 2], u32),
@@ -224,7 +221,6 @@ impl Block {
             base,
             cold_base,
             entries,
-            precise_flags,
             outgoing: Vec::new(),
             incoming: Vec::new(),
             heat: 0,
@@ -247,7 +243,7 @@ impl Block {
 
     /// The same translation for another RIP and another place. What it leads to is not linked.
     pub(super) fn at(&self, key: Key, mapping: u32, bases: [CodeOffset; 2]) -> Block {
-        let made = (self.made.clone(), (self.entries, self.precise_flags));
+        let made = (self.made.clone(), self.entries);
         let range = (self.lowest, self.len);
         Block {
             lost: self.lost,
@@ -400,7 +396,7 @@ impl Block {
     /// Whether it may be entered without the flags in EFLAGS by an exit of another block.
     pub fn takes(&self, from: &Block, flags: ExitFlags) -> bool {
         match (self.lost, flags) {
-            _ if !self.precise_flags => true,
+            _ if self.entries.any_flags => true,
             (None, ExitFlags::Arrived | ExitFlags::Sealed) => false,
             (None, _) | (_, ExitFlags::Saved | ExitFlags::Sealed) => true,
             (_, ExitFlags::Host) => false,

@@ -294,12 +294,11 @@ impl Vcpu {
                     self.remember_jump(id);
                     let block = self.cache.block(id).expect("just found");
                     let entry = block.entry();
-                    if self.options.counted {
-                        let count = block.made.count() as i64;
-                        if self.block.get().exchange.budget < count {
-                            self.step();
-                            continue;
-                        }
+                    if self.options.counted
+                        && self.block.get().exchange.budget < block.made.count() as i64
+                    {
+                        self.step();
+                        continue;
                     }
                     self.enter(entry);
                 }

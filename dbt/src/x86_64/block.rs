@@ -36,6 +36,8 @@ pub struct Entries {
     pub saving: u32,
     /// Likewise, for jumps forward within the page.
     pub saving_forward: u32,
+    /// The flags need not be right: however they are brought, any of these will do.
+    pub any_flags: bool,
 }
 
 /// Host code of one block. Offsets are from its first byte.
@@ -66,8 +68,6 @@ pub struct Emitted {
     pub recipes: Vec<(u16, Recipe)>,
     /// Bit i: instruction i leaves something in the stash that the code behind it relies on.
     pub stashes: u64,
-    /// Whether flags are right wherever the guest may look at them.
-    pub precise_flags: bool,
     /// Where the guest's registers are while it runs.
     pub places: Places,
     /// What changes if it is moved; `None`: it cannot be.
@@ -365,6 +365,7 @@ fn emit_once(
             returning: return_entry,
             saving: saving_entry,
             saving_forward,
+            any_flags: !target.precise_flags,
         },
         exits: finished.exits,
         insn_starts: finished.insn_starts,
@@ -376,7 +377,6 @@ fn emit_once(
         flags_lost: finished.flags_lost,
         recipes: finished.recipes,
         stashes: finished.stashes,
-        precise_flags: target.precise_flags,
         places,
         marks: finished.marks,
     })
