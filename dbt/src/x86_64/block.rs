@@ -197,10 +197,13 @@ fn emit_once(
     emitter.rips.extend(insns.iter().map(Instruction::ip));
     emitter.sure = sure;
 
-    // Entry for jumps from other pages, then for backward jumps, then the block itself.
+    // Entry for jumps that bring their flags in EFLAGS only, then for those from other pages, then for backward
+    // jumps, then the block itself.
+    let saving_entry = emitter.here();
+    if arriving.arrived {
+        emitter.call_shared(target.trampolines.save_flags);
+    }
     let guarded_entry = emitter.here();
-    let guarded_label = emitter.ops.new_dynamic_label();
-    dynasm!(emitter.ops ; .arch x64 ; =>guarded_label);
     // Where the guard fails other code is mapped here, and that may read any flag.
     let guarding = if arriving.lost {
         FlagsPlace::HOST
@@ -331,17 +334,11 @@ fn emit_once(
         emitter.exit_to(emitter.next_offset(&last));
     }
     // Further entries, out of line.
-    let (mut indirect_entry, mut saving_entry) = (guarded_entry, guarded_entry);
-    let (mut return_entry, mut saving_forward) = (entry, entry);
+    let (mut indirect_entry, mut return_entry, mut saving_forward) = (guarded_entry, entry, entry);
     if arriving.arrived {
-        let mut saving = |label| {
-            let start = emitter.here();
-            emitter.flags = FlagsPlace::HOST;
-            emitter.save_flags();
-            emitter.jump(label);
-            start
-        };
-        (saving_entry, saving_forward) = (saving(guarded_label), saving(entry_label));
+        saving_forward = emitter.here();
+        emitter.call_shared(target.trampolines.save_flags);
+        emitter.jump(entry_label);
     } else {
         (indirect_entry, return_entry) =
             emitter.indirect_entry(guard, mapping, entry_label, arriving);

@@ -80,10 +80,13 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// Loads a constant, in as few bytes as it takes.
     pub(super) fn load_constant(&mut self, into: Register, value: u64) {
         let into = Self::scratch(into);
         if value <= u64::from(u32::MAX) {
             dynasm!(self.ops ; .arch x64 ; mov Rd(into), DWORD value as i32);
+        } else if let Ok(short) = i32::try_from(value as i64) {
+            dynasm!(self.ops ; .arch x64 ; mov Rq(into), short);
         } else {
             dynasm!(self.ops ; .arch x64 ; mov Rq(into), QWORD value as i64);
         }

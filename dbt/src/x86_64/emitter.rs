@@ -488,16 +488,9 @@ impl<'a> Emitter<'a> {
 
     /// Emits everything that goes behind the block's end, and returns the code.
     pub(super) fn finish(mut self) -> Finished {
-        let mut stubs = std::mem::take(self.stubs);
-        // Some have slow paths of their own.
-        while !stubs.is_empty() {
-            for stub in stubs.drain(..) {
-                self.finish_stub(stub);
-            }
-            std::mem::swap(&mut stubs, self.stubs);
-        }
-        *self.stubs = stubs;
+        self.finish_stubs();
         self.landings();
+        self.finish_stubs();
         let bases = [self.target.base, self.target.cold_base];
         let mut code = std::mem::take(self.code);
         self.ops.place(bases, &mut code);
@@ -514,6 +507,18 @@ impl<'a> Emitter<'a> {
             stashes: self.stashes,
             marks: self.ops.marks(),
         }
+    }
+
+    fn finish_stubs(&mut self) {
+        let mut stubs = std::mem::take(self.stubs);
+        // Some have slow paths of their own.
+        while !stubs.is_empty() {
+            for stub in stubs.drain(..) {
+                self.finish_stub(stub);
+            }
+            std::mem::swap(&mut stubs, self.stubs);
+        }
+        *self.stubs = stubs;
     }
 
     /// The scratch registers, in the order in which operands are staged.

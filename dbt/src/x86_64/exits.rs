@@ -240,8 +240,8 @@ impl Emitter<'_> {
         self.ops.choose(false);
         for call in std::mem::take(&mut self.calls) {
             if let Some(landing) = call.landing {
-                dynasm!(self.ops ; .arch x64 ; =>landing ; pop rdi);
-                self.exit_here(call.next, None, ExitKind::Return, ExitFlags::Saved);
+                dynasm!(self.ops ; .arch x64 ; =>landing);
+                self.landing(call.next);
             }
         }
     }
@@ -249,8 +249,13 @@ impl Emitter<'_> {
     /// Where a predicted return arrives: it goes on at a guest address.
     pub(super) fn landing(&mut self, next: u64) {
         dynasm!(self.ops ; .arch x64 ; pop rdi);
+        self.jump_out(next, ExitKind::Return, ExitFlags::Saved);
+    }
+
+    /// Emits a jump out of the block to a known guest address, by which the flags leave so.
+    pub(super) fn jump_out(&mut self, target: u64, kind: ExitKind, flags: ExitFlags) {
         self.jump_opcode();
-        self.linkable(next, ExitKind::Return, ExitFlags::Saved);
+        self.linkable(target, kind, flags);
     }
 
     /// The displacement of a jump or call out of the block, and its stub.
@@ -295,19 +300,13 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; jmp =>label);
     }
 
-    /// Emits a jump out of the block and, behind it, what links it.
-    pub(super) fn exit_here(
-        &mut self,
-        target: u64,
-        ungrouped: Option<u16>,
-        kind: ExitKind,
-        flags: ExitFlags,
-    ) {
+    /// Behind the block's end: goes on at an instruction in code without groups, by a jump whose link is
+    /// behind it.
+    pub(super) fn ungrouped_exit(&mut self, target: u64, insn: u16, flags: ExitFlags) {
         self.jump_opcode();
-        let exit = self.displacement(target, ungrouped, kind, flags);
+        let exit = self.displacement(target, Some(insn), ExitKind::Jump, flags);
         self.exits[exit].stub = self.address();
         self.flags = match flags {
-            _ if kind == ExitKind::Return => FlagsPlace::SAVED,
             ExitFlags::Arrived | ExitFlags::Sealed => FlagsPlace::ARRIVED,
             _ if self.flags.lost => FlagsPlace::LOST,
             _ => FlagsPlace::HOST,

@@ -344,12 +344,18 @@ impl Emitter<'_> {
         let entry = (constant >> 12) as usize % TLB_ENTRIES * size_of::<TlbEntry>();
         let entry = at::tlb(view(self.target.mode)) + entry as i32;
         let tag = entry + if write { at::WRITE_TAG } else { at::READ_TAG };
-        dynasm!(self.ops ; .arch x64 ; mov rsi, QWORD constant as i64);
+        self.load_constant(T0, constant);
         self.mark_relative(address, Follows::Address);
-        dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset]);
-        self.keep_fused(9);
-        dynasm!(self.ops ; .arch x64 ; gs cmp r8, [tag]);
-        self.mark_relative(address, Follows::Entry);
+        if let Ok(page) = i32::try_from(constant as i64 - i64::from(offset)) {
+            // No block that may move has such an address: what follows RIP takes eight bytes there.
+            dynasm!(self.ops ; .arch x64 ; gs cmp QWORD [tag], page);
+            self.keep_conditional();
+        } else {
+            dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset]);
+            self.keep_fused(9);
+            dynasm!(self.ops ; .arch x64 ; gs cmp r8, [tag]);
+            self.mark_relative(address, Follows::Entry);
+        }
         dynasm!(self.ops
             ; .arch x64
             ; jne =>stub

@@ -195,7 +195,7 @@ impl Emitter<'_> {
                 let flags = self.flags_for_exit();
                 self.restore_places();
                 self.predict_returns(within);
-                self.exit_here(rip, Some(insn), ExitKind::Jump, flags);
+                self.ungrouped_exit(rip, insn, flags);
             }
             Stub::SideExit {
                 label,
@@ -213,10 +213,8 @@ impl Emitter<'_> {
                 if !self.next_round(target, None) {
                     let flags = self.describe_flags();
                     self.restore_places();
-                    self.exit_here(target, None, kind, flags);
-                    if let Some(exit) = self.exits.last_mut() {
-                        exit.insn = insn;
-                    }
+                    self.current = usize::from(insn);
+                    self.jump_out(target, kind, flags);
                 }
             }
             Stub::GiveBack {

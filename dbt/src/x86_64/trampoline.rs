@@ -28,6 +28,8 @@ pub struct Trampolines {
     pub signal: CodeOffset,
     /// Called by emitted code: brings the flags of a recipe without registers into EFLAGS.
     pub evaluate: CodeOffset,
+    /// Called by emitted code: saves the flags that are in EFLAGS.
+    pub save_flags: CodeOffset,
     /// For accesses that cross a page.
     pub crossings: Crossings,
     /// For REP STOS and REP MOVS.
@@ -178,6 +180,16 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         ; ret
     );
     let evaluate = evaluate::emit(&mut ops);
+    let save_flags = here(&ops);
+    dynasm!(ops
+        ; .arch x64
+        ; mov r8, rax
+        ; lahf
+        ; seto al
+        ; gs mov [at::SAVED_FLAGS], eax
+        ; mov rax, r8
+        ; ret
+    );
     let crossings = crossing::emit(&mut ops, copies, stride);
     let bulk = bulk::emit(&mut ops, copies, stride);
     let code = ops
@@ -191,6 +203,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         unpredicted,
         signal: signal_offset,
         evaluate,
+        save_flags,
         crossings,
         bulk,
         end,
