@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use super::CacheStatistics;
 use super::block::{Block, Key, Mapping};
 use super::copies::CodePlace;
+use super::heap::HeapAhead;
 use super::pages::Pages;
 use super::region::{CodeOffset, CodeRegion};
 use crate::guest::Mode;
@@ -82,6 +83,7 @@ pub struct BlockCache {
     /// Next free bytes of the current area: for code, and for slow paths.
     cursors: [u32; 2],
     provider: Option<Provider>,
+    heap: HeapAhead,
     /// Pieces of the region that the host was asked for.
     provided: Vec<bool>,
     first: u32,
@@ -96,7 +98,7 @@ pub struct BlockCache {
 
 impl BlockCache {
     /// An empty cache in a region whose first `reserved` bytes hold shared code.
-    /// `provider`: has the host provide its pages ahead.
+    /// `provider`: has the host provide its pages, and those of the heap, ahead.
     pub fn new(region: CodeRegion, reserved: CodeOffset, provider: Option<Provider>) -> BlockCache {
         // Blocks have some 450 bytes: tables that do not grow are not written anew.
         let blocks = region.len() / 512;
@@ -114,6 +116,7 @@ impl BlockCache {
             last_touched: 0,
             cursors: area_starts(reserved.0, area_size),
             provider,
+            heap: HeapAhead::default(),
             provided: vec![false; region.len().div_ceil(PIECE as usize)],
             first: reserved.0,
             area_size,
@@ -281,9 +284,13 @@ impl BlockCache {
         if self.free_slots.pop_front().is_none() {
             self.slots.push(Slot::default());
         }
+        let block = Box::new(block);
+        if let Some(provider) = &self.provider {
+            self.heap.follow(&raw const *block as usize, provider);
+        }
         self.slots[slot_of(id)] = Slot {
             id,
-            block: Some(Box::new(block)),
+            block: Some(block),
         };
         id
     }

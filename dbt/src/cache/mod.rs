@@ -7,6 +7,8 @@ mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod copies;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod heap;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod links;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pages;

@@ -165,8 +165,9 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
 /// The flags at a block's entry, if no instruction of it needs them in EFLAGS: then they may
 /// arrive as a recipe. What is returned are the registers that the block changes before the last
 /// point where somebody may ask for these flags; the recipe must not need any of them. Without
-/// `precise`: if nobody needs them at all. With `lazy`, also if the block only passes them on: then the
-/// recipe must need no register, for the blocks behind may change any.
+/// `precise`: if nobody needs them at all. With `lazy`, also if the block only passes them on: then the recipe
+/// must need no register that the block changes, or none at all if it is not known what comes behind it, which may
+/// change any. (Where it is known, the link asks for more if that changes others.)
 /// Bit i of `in_host`: instruction i needs the flags in EFLAGS.
 pub fn lost_at_entry(
     classes: &[Class],
@@ -192,8 +193,9 @@ pub fn lost_at_entry(
             Kind::JumpInto | Kind::CallIndirectInto if !lazy => return None,
             kind if !last && leaves_alone(kind) => {}
             // Without a check they would stay in EFLAGS all the time.
-            Kind::Jump if lazy && checks => return Some(u16::MAX),
-            Kind::Call | Kind::Return | Kind::JumpIndirect | Kind::CallIndirect if lazy => {
+            Kind::Jump if lazy && checks => return Some(changed_so_far),
+            Kind::Call if lazy => return Some(changed_so_far | class.writes),
+            Kind::Return | Kind::JumpIndirect | Kind::CallIndirect if lazy => {
                 return Some(u16::MAX);
             }
             // The rest reads the flags, passes them on, or wants them saved.
