@@ -209,7 +209,8 @@ impl Classifier {
                 Kind::Branch
             }
             FlowControl::ConditionalBranch
-                if segmented && (insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short()) =>
+                if near(insn, word)
+                    && (insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short()) =>
             {
                 Kind::CountBranch
             }

@@ -237,8 +237,10 @@ pub fn closes(insns: &[Instruction]) -> bool {
     let head = first.ip();
     match last.flow_control() {
         FlowControl::UnconditionalBranch => last.near_branch_target() == head,
+        // LOOP and its like have a way back of their own.
         FlowControl::ConditionalBranch => {
-            last.near_branch_target() == head || last.next_ip() == head
+            last.is_jcc_short_or_near()
+                && (last.near_branch_target() == head || last.next_ip() == head)
         }
         _ => last.next_ip() == head,
     }

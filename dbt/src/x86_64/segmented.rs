@@ -126,8 +126,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// LOOP, LOOPE, LOOPNE, JCXZ and JECXZ, at the end of a block. The only test that leaves the flags
-    /// alone is the host's JECXZ, which jumps over what is known to be so long.
+    /// LOOP, LOOPE, LOOPNE, JCXZ, JECXZ and JRCXZ, at the end of a block. The only tests that leave the flags
+    /// alone are the host's JECXZ and JRCXZ, which jump over what is known to be so long.
     pub(super) fn count_branch(
         &mut self,
         index: usize,
@@ -148,8 +148,15 @@ impl Emitter<'_> {
                 | Code::Jcxz_rel8_16
                 | Code::Jcxz_rel8_32
         );
+        let long = matches!(
+            insn.code(),
+            Code::Loop_rel8_64_RCX
+                | Code::Loope_rel8_64_RCX
+                | Code::Loopne_rel8_64_RCX
+                | Code::Jrcxz_rel8_64
+        );
         let (taken, next) = (insn.near_branch_target(), self.next_offset(insn));
-        let counts = !matches!(insn.mnemonic(), Mnemonic::Jcxz | Mnemonic::Jecxz);
+        let counts = insn.is_loop() || insn.is_loopcc();
         // What has to hold besides the count, and what else goes to the next instruction.
         let otherwise = match insn.mnemonic() {
             Mnemonic::Loope => Some(NOT_EQUAL),
@@ -162,7 +169,9 @@ impl Emitter<'_> {
         let holds = |recipe: &Recipe| recipe.registers() & changed == 0;
         self.flags.recipe = self.flags.recipe.filter(holds);
         let flags = self.describe_flags();
+        self.restore_places();
         match (counts, short) {
+            (true, _) if long => dynasm!(self.ops ; .arch x64 ; lea rcx, [rcx - 1]),
             (true, true) => dynasm!(self.ops ; .arch x64 ; lea edi, [rcx - 1] ; mov cx, di),
             (true, false) => dynasm!(self.ops ; .arch x64 ; lea ecx, [rcx - 1]),
             (false, _) => {}
@@ -175,8 +184,9 @@ impl Emitter<'_> {
         let (nonzero, zero) = if counts { (taken, next) } else { (next, taken) };
         // Nothing comes between the jumps then.
         let jump = [0x67, 0xe3, over as u8];
+        let jump = if long { &jump[1..] } else { &jump[..] };
         self.keep_whole(jump.len() + over);
-        self.bytes(&jump);
+        self.bytes(jump);
         let begin = self.here();
         if short {
             dynasm!(self.ops ; .arch x64 ; mov rcx, r8);

@@ -10,6 +10,7 @@ mod arriving;
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod counting;
 mod crossing;
 mod indirect;
 mod instruction;

@@ -311,6 +311,12 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.jl(super::RIP + 0x100)
             })
             .counted(),
+            Case::new("a loop that counts", |a| {
+                let mut head = a.create_label();
+                a.set_label(&mut head)?;
+                a.add(rax, rdx)?;
+                a.loop_(head)
+            }),
             Case::new("compare with memory and branch", |a| {
                 a.cmp(dword_ptr(rbx + 4), 0)?;
                 a.jne(super::RIP + 0x100)

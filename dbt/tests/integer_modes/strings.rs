@@ -41,6 +41,47 @@ fn a_page_fault_leaves_the_iterations_before_it() {
     }
 }
 
+/// Each element is read when those before it have been written, also where it is one of them.
+#[test]
+fn overlapping_elements_are_moved_one_by_one() {
+    const FROM: usize = 0x1000;
+    let codes: [(usize, &[u8]); 4] = [
+        (1, &[0xf3, 0xa4]),
+        (2, &[0xf3, 0x66, 0xa5]),
+        (4, &[0xf3, 0xa5]),
+        (8, &[0xf3, 0x48, 0xa5]),
+    ];
+    for (size, code) in codes {
+        for (down, distance) in [false, true]
+            .into_iter()
+            .flat_map(|down| (-40isize..=40).map(move |distance| (down, distance)))
+        {
+            let mut m = Machine::long(3);
+            let mut model: Vec<u8> = (0..0x2000).map(|at| (at * 7 + at / 256) as u8).collect();
+            for (at, &byte) in model.iter().enumerate() {
+                m.store(0x9000 + at as u64, 1, byte.into());
+            }
+            let count = 50 + distance.unsigned_abs() * 9;
+            let to = FROM.wrapping_add_signed(distance);
+            for element in 0..count {
+                let at = element * size;
+                let at = |from: usize| if down { from - at } else { from + at };
+                model.copy_within(at(FROM)..at(FROM) + size, at(to));
+            }
+            m.cpu.direction_flag = u8::from(down);
+            m.cpu.gpr[R::RSI] = 0x9000 + FROM as u64;
+            m.cpu.gpr[R::RDI] = 0x9000 + to as u64;
+            m.cpu.gpr[R::RCX] = count as u64;
+            m.ok(code);
+            assert_eq!(m.cpu.gpr[R::RCX], 0);
+            for (at, &byte) in model.iter().enumerate() {
+                let found = m.load(0x9000 + at as u64, 1);
+                assert_eq!(found, byte.into(), "{size} {down} {distance} at {at:#x}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_segment_limit_stops_at_its_element() {
     let mut m = Machine::protected(0);

@@ -1,4 +1,4 @@
-//! Many iterations at once, where nobody can tell: within one page, in RAM, without overlap.
+//! Many iterations at once, where nobody can tell: within one page, in RAM.
 //!
 //! Every function returns what it has done, possibly nothing: then its caller does one
 //! iteration in the ordinary way, which also raises whatever fault there is.
@@ -65,6 +65,15 @@ fn worthwhile(cx: &Context<'_>, elements: u64) -> bool {
     elements >= WORTHWHILE && !cx.cpu.mode.has(Mode::ALIGNED)
 }
 
+/// Fills a buffer with its first `filled` bytes, over and over.
+fn repeat_first(buffer: &mut [u8], mut filled: usize) {
+    while filled < buffer.len() {
+        let more = filled.min(buffer.len() - filled);
+        buffer.copy_within(..more, filled);
+        filled += more;
+    }
+}
+
 /// Copies up to `most` elements.
 pub(super) fn copy(cx: &mut Context<'_>, form: &Form, most: u64) -> u64 {
     copy_elements(cx, form, most).unwrap_or(0)
@@ -91,10 +100,19 @@ fn copy_elements(cx: &mut Context<'_>, form: &Form, most: u64) -> Option<u64> {
         destination.0.wrapping_sub(source.0)
     };
     let bytes = elements * size;
-    if ahead != 0 && ahead < bytes {
+    let done = if ahead == 0 || ahead >= bytes {
+        cx.mem.copy_within(source, destination, bytes as usize)
+    } else if down || ahead % size != 0 {
         return copy_elements(cx, form, ahead / size);
-    }
-    let done = cx.mem.copy_within(source, destination, bytes as usize);
+    } else {
+        // What lies between the two, over and over.
+        let mut buffer = [0; PAGE];
+        let buffer = &mut buffer[..bytes as usize];
+        let period = ahead as usize;
+        let read = cx.mem.load(source, &mut buffer[..period]);
+        repeat_first(buffer, period);
+        read.and_then(|()| cx.mem.store(destination, buffer))
+    };
     cx.settle();
     done.ok()?;
     Some(elements)
@@ -122,12 +140,7 @@ fn fill_elements(cx: &mut Context<'_>, form: &Form, value: u64, most: u64) -> Op
         let mut buffer = [0; PAGE];
         let buffer = &mut buffer[..length];
         buffer[..form.element].copy_from_slice(&bytes[..form.element]);
-        let mut filled = form.element;
-        while filled < length {
-            let more = filled.min(length - filled);
-            buffer.copy_within(..more, filled);
-            filled += more;
-        }
+        repeat_first(buffer, form.element);
         cx.mem.store(destination, buffer)
     };
     cx.settle();
