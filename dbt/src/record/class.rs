@@ -51,6 +51,8 @@ pub enum Kind {
     SwapGs,
     /// PUSHFQ.
     PushFlags,
+    /// POPFQ at CPL 0.
+    PopFlags,
     /// MOV of a segment's selector to a register.
     ReadSelector,
     /// RDTSC or RDTSCP.

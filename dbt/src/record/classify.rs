@@ -131,6 +131,7 @@ impl Classifier {
                 Mnemonic::Std => Kind::Direction(true),
                 Mnemonic::Swapgs if mode.has(Mode::RING0 | Mode::CODE64) => Kind::SwapGs,
                 Mnemonic::Pushfq => Kind::PushFlags,
+                Mnemonic::Popfq if mode.has(Mode::RING0 | Mode::CODE64) => Kind::PopFlags,
                 Mnemonic::Rdtsc | Mnemonic::Rdtscp => Kind::TimeStamp,
                 Mnemonic::Stac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(true),
                 Mnemonic::Clac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(false),

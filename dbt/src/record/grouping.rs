@@ -404,7 +404,7 @@ impl Finder {
             | Kind::CallIndirect
             | Kind::CallIndirectInto => (false, Some(stack(-word))),
             Kind::PushFlags => (false, Some(stack(-8))),
-            Kind::Pop | Kind::Return | Kind::ReturnInto => (false, Some(stack(0))),
+            Kind::Pop | Kind::PopFlags | Kind::Return | Kind::ReturnInto => (false, Some(stack(0))),
             Kind::Leave => (false, Some((Guest::RBP, 0))),
             Kind::JumpIndirect | Kind::JumpInto => (false, None),
             _ => return,
@@ -429,7 +429,7 @@ impl Finder {
                 segment: Register::None,
                 narrow: !self.values.code64(),
             };
-            let size = if class.kind == Kind::PushFlags {
+            let size = if matches!(class.kind, Kind::PushFlags | Kind::PopFlags) {
                 8
             } else {
                 word

@@ -189,7 +189,9 @@ pub fn lost_at_entry(
             // A helper gets them from wherever they are, if they are anywhere.
             Kind::Helper => return precise.then_some(before_exposure),
             _ if in_host >> index & 1 != 0 => return None,
-            Kind::Plain(_) if class.flags.changed() != 0 => return Some(before_exposure),
+            Kind::Plain(_) | Kind::PopFlags if class.flags.changed() != 0 => {
+                return Some(before_exposure);
+            }
             Kind::JumpInto | Kind::CallIndirectInto if !lazy => return None,
             kind if !last && leaves_alone(kind) => {}
             // Without a check they would stay in EFLAGS all the time.
@@ -222,7 +224,8 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::CallIndirect
         | Kind::JumpInto
         | Kind::CallIndirectInto
-        | Kind::PushFlags => true,
+        | Kind::PushFlags
+        | Kind::PopFlags => true,
         _ => false,
     }
 }

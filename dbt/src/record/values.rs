@@ -95,6 +95,7 @@ impl Values {
                 self.values[Guest::RSP].offset += word + classify::released(insn);
             }
             Kind::PushFlags => self.values[Guest::RSP].offset -= 8,
+            Kind::PopFlags => self.values[Guest::RSP].offset += 8,
             Kind::Pop => {
                 self.values[Guest::RSP].offset += word;
                 self.values[insn.op0_register().number()] = self.fresh();

@@ -502,6 +502,7 @@ impl Emitter<'_> {
             Kind::CompareSixteen => self.compare_sixteen(index, insn, need),
             Kind::LoadControl => self.load_control(index, insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
+            Kind::PopFlags => self.pop_flags(index, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
             Kind::SystemReturn => self.system_return(index),

@@ -5,6 +5,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Register};
 
 use super::emitter::{Emitter, Unencodable};
+use super::flags::FlagsPlace;
 use super::operands::Address;
 use super::registers::{T1, number, pinned, sized};
 use crate::guest::{Register as Guest, SegmentIndex, flags};
@@ -90,6 +91,35 @@ impl Emitter<'_> {
         self.flags_image(!(flags::RF | flags::VM));
         self.store_register(memory, T1, 8)?;
         dynasm!(self.ops ; .arch x64 ; lea r11, [r11 - 8]);
+        Ok(())
+    }
+
+    /// POPFQ that leaves the system flags as they are, except for IF (SDM volume 2, POPF).
+    pub(super) fn pop_flags(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
+        const SYSTEM: i32 = flags::SYSTEM as i32;
+        const IF: i32 = flags::IF as i32;
+        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let memory = self.check(index, (Place::Stack, &slot), 8, false, needed)?;
+        self.spoil_flags(needed);
+        let load = self.move_load(T1, memory, 8)?;
+        self.bytes(&load);
+        let instead = self.interpret_instead(index);
+        let held = self.ops.new_dynamic_label();
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov r8d, [at::SYSTEM_FLAGS]
+            ; xor r8d, edi
+            ; test r8d, SYSTEM
+            ; jnz =>instead
+            ; test edi, IF
+            ; jz =>held
+            ; gs cmp BYTE [at::INTERRUPT_WAITING], 0
+            ; jne =>instead
+            ; =>held
+        );
+        self.load_flags();
+        self.flags = FlagsPlace::SAVED;
+        dynasm!(self.ops ; .arch x64 ; lea r11, [r11 + 8]);
         Ok(())
     }
 

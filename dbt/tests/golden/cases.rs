@@ -472,6 +472,11 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ebx, ebx)
             }),
             Case::new("user pages opened", |a| a.stac()).kernel(),
+            Case::new("the flags from the stack", |a| {
+                a.popfq()?;
+                a.xor(eax, eax)
+            })
+            .kernel(),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
         ],
     ),
