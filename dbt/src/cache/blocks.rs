@@ -232,11 +232,13 @@ impl BlockCache {
         (self.cursors.map(CodeOffset), gone)
     }
 
-    /// Has the host provide what the next blocks' code will fill, unless it was asked for that before.
-    fn provide_ahead(&mut self) {
+    /// Has the host provide what the next blocks, and their code, will fill, unless it was asked for that before.
+    fn provide_ahead(&mut self, newest: &Block) {
         let Some(provider) = &self.provider else {
             return;
         };
+        self.heap
+            .follow(std::ptr::from_ref(newest) as usize, provider);
         for cursor in self.cursors {
             let here = cursor / PIECE;
             for piece in [here, here + 1] {
@@ -269,7 +271,6 @@ impl BlockCache {
             self.region.write(CodeOffset(*cursor), bytes);
             *cursor += bytes.len() as u32;
         }
-        self.provide_ahead();
         let (slots, word) = (&self.slots, block.key.word());
         self.by_key
             .insert_unique(word, id, |&id| slots[slot_of(id)].word());
@@ -285,9 +286,7 @@ impl BlockCache {
             self.slots.push(Slot::default());
         }
         let block = Box::new(block);
-        if let Some(provider) = &self.provider {
-            self.heap.follow(&raw const *block as usize, provider);
-        }
+        self.provide_ahead(&block);
         self.slots[slot_of(id)] = Slot {
             id,
             block: Some(block),

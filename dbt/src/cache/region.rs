@@ -15,7 +15,7 @@ use memmap2::{Advice, Mmap, MmapOptions, MmapRaw};
 use mmu::Provider;
 
 /// Bytes of a large page of the host.
-const LARGE_PAGE: usize = 2 << 20;
+pub(super) const LARGE_PAGE: usize = 2 << 20;
 
 /// A fixed region of host code.
 pub struct CodeRegion {
@@ -251,6 +251,7 @@ fn set_rights(rights: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::heap::tests::{is_done, resident};
     use std::fs::File;
     use std::os::fd::AsRawFd;
 
@@ -287,23 +288,12 @@ mod tests {
     fn what_is_provided_keeps_its_bytes() {
         let len = 1 << 20;
         let mut region = CodeRegion::new(len, false).unwrap();
-        let resident = |region: &CodeRegion, offset: u32| {
-            let page = region.address(CodeOffset(offset)) as *mut libc::c_void;
-            let mut known = 0u8;
-            // SAFETY: the page is mapped, and one byte for it is there to be written.
-            assert_eq!(unsafe { libc::mincore(page, 4096, &mut known) }, 0);
-            known & 1 != 0
-        };
+        let resident = |region: &CodeRegion, at| resident(region.address(CodeOffset(at)));
         region.write(CodeOffset(0x1_2345), &[1, 2, 3]);
         assert!(resident(&region, 0x1_2000) && !resident(&region, 0x8_0000));
         let provider = Provider::default();
         region.provide(CodeOffset(0), len, &provider);
-        let (sender, done) = std::sync::mpsc::channel();
-        provider.ask(move || sender.send(()).unwrap());
-        done.recv().unwrap();
-        // MADV_POPULATE_WRITE came with Linux 5.14.
-        let probe = MmapOptions::new().len(4096).map_anon().unwrap();
-        let possible = probe.advise_range(Advice::PopulateWrite, 0, 4096).is_ok();
+        let possible = is_done(&provider);
         assert_eq!(resident(&region, 0x8_0000), possible);
         let mut bytes = Vec::new();
         region.read(CodeOffset(0x1_2344), 5, &mut bytes);

@@ -399,11 +399,11 @@ impl Finder {
             Kind::Plain(Operand::None) => return,
             Kind::Plain(operand) => (operand != Operand::Read, None),
             Kind::Push
+            | Kind::PushFlags
             | Kind::Call
             | Kind::CallInto
             | Kind::CallIndirect
             | Kind::CallIndirectInto => (false, Some(stack(-word))),
-            Kind::PushFlags => (false, Some(stack(-8))),
             Kind::Pop | Kind::PopFlags | Kind::Return | Kind::ReturnInto => (false, Some(stack(0))),
             Kind::Leave => (false, Some((Guest::RBP, 0))),
             Kind::JumpIndirect | Kind::JumpInto => (false, None),
@@ -429,14 +429,9 @@ impl Finder {
                 segment: Register::None,
                 narrow: !self.values.code64(),
             };
-            let size = if matches!(class.kind, Kind::PushFlags | Kind::PopFlags) {
-                8
-            } else {
-                word
-            };
             let access = (index, Place::Stack as usize);
             let span = span(Place::Stack);
-            self.join(key, access, value.offset + below, (size, span), below < 0);
+            self.join(key, access, value.offset + below, (word, span), below < 0);
         }
     }
 

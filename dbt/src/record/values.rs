@@ -88,14 +88,13 @@ impl Values {
                 self.forgot = true;
                 return true;
             }
-            Kind::Push | Kind::CallInto | Kind::CallIndirectInto => {
+            Kind::Push | Kind::PushFlags | Kind::CallInto | Kind::CallIndirectInto => {
                 self.values[Guest::RSP].offset -= word;
             }
             Kind::ReturnInto => {
                 self.values[Guest::RSP].offset += word + classify::released(insn);
             }
-            Kind::PushFlags => self.values[Guest::RSP].offset -= 8,
-            Kind::PopFlags => self.values[Guest::RSP].offset += 8,
+            Kind::PopFlags => self.values[Guest::RSP].offset += word,
             Kind::Pop => {
                 self.values[Guest::RSP].offset += word;
                 self.values[insn.op0_register().number()] = self.fresh();

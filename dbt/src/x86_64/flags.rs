@@ -123,20 +123,25 @@ impl Effect {
     }
 }
 
+/// Puts the flags in EFLAGS into `exchange.saved_flags`. Uses T2 only.
+pub(super) fn save_eflags(ops: &mut impl DynasmApi) {
+    dynasm!(ops
+        ; .arch x64
+        ; mov r8, rax
+        ; lahf
+        ; seto al
+        ; gs mov [at::SAVED_FLAGS], eax
+        ; mov rax, r8
+    );
+}
+
 impl Emitter<'_> {
     /// Makes sure that the flags are in `exchange.saved_flags`, and that EFLAGS may be spoilt.
     /// Uses T2 only.
     pub(super) fn save_flags(&mut self) {
         if !self.flags.saved {
             self.restore_flags();
-            dynasm!(self.ops
-                ; .arch x64
-                ; mov r8, rax
-                ; lahf
-                ; seto al
-                ; gs mov [at::SAVED_FLAGS], eax
-                ; mov rax, r8
-            );
+            save_eflags(self.ops);
             self.flags.saved = true;
         }
     }

@@ -1,5 +1,5 @@
-//! Code whose segments are not flat, and 16-bit code: offsets that wrap and have limits, stack
-//! pointers of 16 bits, and the branches that count.
+//! Code whose segments are not flat, and 16-bit code: offsets that wrap and have limits, and stack
+//! pointers of 16 bits. And, in code of all kinds, the branches that count.
 //!
 //! Offsets are compared with words that say how far each segment may be read and written
 //! (`dbt/src/guest/bounds.rs`). Where one is beyond, or the segment is unusual, nothing has changed yet, and
@@ -8,13 +8,14 @@
 //! constants of the block.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::operands::Address;
 use super::registers::{T0, number};
 use super::whole_jumps::{CONDITIONAL, DIRECT};
 use crate::guest::{CodeSize, Register as Guest};
+use crate::interpret::integer::branch::count_size;
 use crate::record::recipe::Recipe;
 use crate::run::at;
 
@@ -137,24 +138,8 @@ impl Emitter<'_> {
         if self.inner.is_some() || index + 1 < self.rips.len() {
             return Err(Unencodable);
         }
-        let short = matches!(
-            insn.code(),
-            Code::Loop_rel8_16_CX
-                | Code::Loop_rel8_32_CX
-                | Code::Loope_rel8_16_CX
-                | Code::Loope_rel8_32_CX
-                | Code::Loopne_rel8_16_CX
-                | Code::Loopne_rel8_32_CX
-                | Code::Jcxz_rel8_16
-                | Code::Jcxz_rel8_32
-        );
-        let long = matches!(
-            insn.code(),
-            Code::Loop_rel8_64_RCX
-                | Code::Loope_rel8_64_RCX
-                | Code::Loopne_rel8_64_RCX
-                | Code::Jrcxz_rel8_64
-        );
+        let size = count_size(insn);
+        let (short, long) = (size == 2, size == 8);
         let (taken, next) = (insn.near_branch_target(), self.next_offset(insn));
         let counts = insn.is_loop() || insn.is_loopcc();
         // What has to hold besides the count, and what else goes to the next instruction.
@@ -170,11 +155,11 @@ impl Emitter<'_> {
         self.flags.recipe = self.flags.recipe.filter(holds);
         let flags = self.describe_flags();
         self.restore_places();
-        match (counts, short) {
-            (true, _) if long => dynasm!(self.ops ; .arch x64 ; lea rcx, [rcx - 1]),
-            (true, true) => dynasm!(self.ops ; .arch x64 ; lea edi, [rcx - 1] ; mov cx, di),
-            (true, false) => dynasm!(self.ops ; .arch x64 ; lea ecx, [rcx - 1]),
-            (false, _) => {}
+        match size {
+            _ if !counts => {}
+            2 => dynasm!(self.ops ; .arch x64 ; lea edi, [rcx - 1] ; mov cx, di),
+            8 => dynasm!(self.ops ; .arch x64 ; lea rcx, [rcx - 1]),
+            _ => dynasm!(self.ops ; .arch x64 ; lea ecx, [rcx - 1]),
         }
         let mut over = DIRECT + if otherwise.is_some() { CONDITIONAL } else { 0 };
         if short {
@@ -184,7 +169,7 @@ impl Emitter<'_> {
         let (nonzero, zero) = if counts { (taken, next) } else { (next, taken) };
         // Nothing comes between the jumps then.
         let jump = [0x67, 0xe3, over as u8];
-        let jump = if long { &jump[1..] } else { &jump[..] };
+        let jump = &jump[usize::from(long)..];
         self.keep_whole(jump.len() + over);
         self.bytes(jump);
         let begin = self.here();

@@ -7,6 +7,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use super::bulk::{self, Bulk};
 use super::crossing::{self, Crossings};
 use super::evaluate;
+use super::flags::save_eflags;
 use super::registers::all_pinned;
 use crate::cache::CodeOffset;
 use crate::guest::Register;
@@ -181,15 +182,8 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
     );
     let evaluate = evaluate::emit(&mut ops);
     let save_flags = here(&ops);
-    dynasm!(ops
-        ; .arch x64
-        ; mov r8, rax
-        ; lahf
-        ; seto al
-        ; gs mov [at::SAVED_FLAGS], eax
-        ; mov rax, r8
-        ; ret
-    );
+    save_eflags(&mut ops);
+    dynasm!(ops ; .arch x64 ; ret);
     let crossings = crossing::emit(&mut ops, copies, stride);
     let bulk = bulk::emit(&mut ops, copies, stride);
     let code = ops

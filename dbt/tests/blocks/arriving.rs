@@ -7,9 +7,9 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{PAGE, STACK};
-use crate::places::{CHANGING, looping};
+use crate::places::CHANGING;
 use crate::program::Program;
-use crate::side_by_side::{end_alike, machines, stop_anywhere};
+use crate::side_by_side::{end_alike, machines, random_loop, stop_anywhere};
 
 /// Rounds of a loop.
 const ROUNDS: u32 = 150;
@@ -118,10 +118,7 @@ fn code(random: &mut Random, ends: bool) -> Result<Vec<u8>, IcedError> {
 }
 
 fn program(seed: u64) -> (bool, Program) {
-    let mut random = Random::new(seed);
-    let ends = seed % 2 == 1;
-    let code = code(&mut random, ends).expect("the loop can be assembled");
-    (ends, looping(&code))
+    random_loop(seed, seed % 2 == 1, code)
 }
 
 fn engines(counted: bool) -> Vec<EngineOptions> {

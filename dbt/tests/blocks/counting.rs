@@ -7,9 +7,9 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{DATA, HOLE};
-use crate::places::{CHANGING, looping};
+use crate::places::CHANGING;
 use crate::program::Program;
-use crate::side_by_side::{end_alike, machines, stop_anywhere};
+use crate::side_by_side::{end_alike, machines, random_loop, stop_anywhere};
 
 /// What a round does: accesses, flags, registers, and sometimes the count itself.
 fn step(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
@@ -104,10 +104,7 @@ fn code(random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
 }
 
 fn program(seed: u64) -> (bool, Program) {
-    let mut random = Random::new(seed);
-    let faults = seed.is_multiple_of(3);
-    let code = code(&mut random, faults).expect("the loop can be assembled");
-    (faults, looping(&code))
+    random_loop(seed, seed.is_multiple_of(3), code)
 }
 
 fn engines(counted: bool) -> Vec<EngineOptions> {

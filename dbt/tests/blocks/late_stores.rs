@@ -7,9 +7,9 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{DATA, HOLE, STACK_TOP};
-use crate::places::{CHANGING, looping};
+use crate::places::CHANGING;
 use crate::program::Program;
-use crate::side_by_side::{end_alike, machines, stop_anywhere};
+use crate::side_by_side::{end_alike, machines, random_loop, stop_anywhere};
 
 /// Rounds of a loop.
 const ROUNDS: u32 = 40;
@@ -90,10 +90,7 @@ fn code(random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
 }
 
 fn program(seed: u64) -> (bool, Program) {
-    let mut random = Random::new(seed);
-    let faults = seed.is_multiple_of(3);
-    let code = code(&mut random, faults).expect("the loop can be assembled");
-    (faults, looping(&code))
+    random_loop(seed, seed.is_multiple_of(3), code)
 }
 
 fn engines(counted: bool) -> Vec<EngineOptions> {

@@ -3,16 +3,27 @@
 use std::fmt::Debug;
 
 use dbt::{EngineOptions, Stop};
+use iced_x86::IcedError;
 
 use crate::common::Random;
 use crate::machine::Machine;
-use crate::places::{assert_same_registers, both_go_on, interpreted, interpreter, seen};
+use crate::places::{assert_same_registers, both_go_on, interpreted, interpreter, looping, seen};
 use crate::program::Program;
 
 /// A machine for each.
 pub fn machines(engines: impl IntoIterator<Item = EngineOptions>) -> Vec<(EngineOptions, Machine)> {
     let machine = |options: EngineOptions| (options.clone(), Machine::new(options, 2));
     engines.into_iter().map(machine).collect()
+}
+
+/// A loop made at random, in which something happens or not.
+pub fn random_loop(
+    seed: u64,
+    happens: bool,
+    code: impl FnOnce(&mut Random, bool) -> Result<Vec<u8>, IcedError>,
+) -> (bool, Program) {
+    let code = code(&mut Random::new(seed), happens).expect("the loop can be assembled");
+    (happens, looping(&code))
 }
 
 /// The programs of all seeds end with the same registers and, where `exact`, the same memory. A program comes with

@@ -48,19 +48,6 @@ fn jumps_away(flow: FlowControl) -> bool {
 /// What the host fuses with a conditional jump here: no comparison of memory with a constant (Intel's optimization
 /// reference manual, "Optimizing for Macro-fusion").
 fn compares(insn: &Instruction) -> bool {
-    let constant = insn.op0_kind() == OpKind::Memory && is_immediate(insn.op1_kind());
+    let constant = insn.op0_kind() == OpKind::Memory && insn.try_immediate(1).is_ok();
     matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) && !constant
-}
-
-fn is_immediate(kind: OpKind) -> bool {
-    matches!(
-        kind,
-        OpKind::Immediate8
-            | OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64
-    )
 }

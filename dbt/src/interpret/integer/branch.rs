@@ -133,32 +133,36 @@ fn jcc(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     branch_if(cx, insn, taken)
 }
 
-fn jump_if_count_zero(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    let size = match insn.mnemonic() {
-        Mnemonic::Jcxz => 2,
-        Mnemonic::Jecxz => 4,
-        _ => 8,
-    };
-    let taken = read_gpr(cx.cpu, Gpr::RCX, size) == 0;
-    branch_if(cx, insn, taken)
-}
-
-fn loop_count(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    let size = match insn.code() {
+/// Bytes of RCX that LOOP, JRCXZ and their like count or look at.
+pub fn count_size(insn: &Instruction) -> usize {
+    match insn.code() {
         Code::Loop_rel8_16_CX
         | Code::Loop_rel8_32_CX
         | Code::Loope_rel8_16_CX
         | Code::Loope_rel8_32_CX
         | Code::Loopne_rel8_16_CX
-        | Code::Loopne_rel8_32_CX => 2,
+        | Code::Loopne_rel8_32_CX
+        | Code::Jcxz_rel8_16
+        | Code::Jcxz_rel8_32 => 2,
         Code::Loop_rel8_16_RCX
         | Code::Loop_rel8_64_RCX
         | Code::Loope_rel8_16_RCX
         | Code::Loope_rel8_64_RCX
         | Code::Loopne_rel8_16_RCX
-        | Code::Loopne_rel8_64_RCX => 8,
+        | Code::Loopne_rel8_64_RCX
+        | Code::Jrcxz_rel8_16
+        | Code::Jrcxz_rel8_64 => 8,
         _ => 4,
-    };
+    }
+}
+
+fn jump_if_count_zero(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let taken = read_gpr(cx.cpu, Gpr::RCX, count_size(insn)) == 0;
+    branch_if(cx, insn, taken)
+}
+
+fn loop_count(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let size = count_size(insn);
     let count = read_gpr(cx.cpu, Gpr::RCX, size).wrapping_sub(1) & size_mask(size);
     let zero = cx.cpu.arithmetic_flags & ZF != 0;
     let wanted = match insn.mnemonic() {

@@ -3,7 +3,7 @@
 pub(super) mod alu;
 pub(super) mod bcd;
 pub(super) mod bits;
-pub(super) mod branch;
+pub(crate) mod branch;
 pub(super) mod flag_moves;
 pub(crate) mod flags;
 pub(super) mod moves;
