@@ -151,6 +151,7 @@ impl Emitter<'_> {
         let next = self.push_next(index, insn, needed)?;
         let by = std::mem::take(&mut self.stack_ahead) - self.width(insn) as i32;
         self.move_stack(by);
+        self.registers_changed(1 << Guest::RSP);
         Ok(next)
     }
 

@@ -316,9 +316,18 @@ impl Emitter<'_> {
     pub(super) fn follow_flags(&mut self, insn: &Instruction, class: &Class) {
         if matches!(class.kind, Kind::Plain(_)) && class.flags.changed() != 0 {
             self.flags.recipe = self.stashed.take().or_else(|| Recipe::of(insn));
-        } else if let Some(recipe) = self.flags.recipe
-            && class.writes & recipe.registers() != 0
-        {
+        } else {
+            self.registers_changed(class.writes);
+        }
+    }
+
+    /// These registers, a bit each, do not hold any more what a recipe may need. Who still can see the flags has been
+    /// thought of: [`Emitter::keep_flags`].
+    pub(super) fn registers_changed(&mut self, writes: u16) {
+        let Some(recipe) = self.flags.recipe else {
+            return;
+        };
+        if writes & recipe.registers() != 0 {
             self.flags.recipe = None;
             if !self.flags.host && !self.flags.saved {
                 debug_assert!(!self.effects[self.current].keeps, "flags are lost");

@@ -243,3 +243,20 @@ fn a_stack_pointer_of_16_bits_wraps() {
     });
     assert_eq!(stop, Stop::Shutdown);
 }
+
+#[test]
+fn a_call_moves_the_stack_pointer_that_the_flags_are_of() {
+    // again: inc sp; call behind; behind: popa; jmp again
+    let code = [0x44, 0xe8, 0, 0, 0x61, 0xeb, 0xf9];
+    for steps in 1..12 {
+        let mut machines = [Machine::new(engine(true)), Machine::new(engine(false))];
+        for machine in &mut machines {
+            machine.set_up(Kind::Real, &mut Random::new(7));
+            machine.write_code(&code);
+            machine.vcpu.cpu_mut().gpr[R::RSP] = 0x7f0;
+            assert_eq!(machine.run(steps), Stop::Budget);
+        }
+        let [left, right] = &mut machines;
+        assert_eq!(differences(left, right), None, "{steps}");
+    }
+}
