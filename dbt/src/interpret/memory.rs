@@ -131,16 +131,17 @@ impl Context<'_> {
         self.authorise(address, len, Access::Write, view)
     }
 
-    /// Loads 1 to 8 bytes as the processor itself does (descriptor tables, TSS, IDT): supervisor
+    /// Loads 1, 2, 4 or 8 bytes as the processor itself does (descriptor tables, TSS, IDT): supervisor
     /// privilege whatever the CPL.
     pub fn load_system(&mut self, address: Linear, size: usize) -> Result<u64, Exception> {
         let view = self.system_view();
-        let mut bytes = [0; 8];
-        self.load_pieces(address, &mut bytes[..size], view, Access::Read)?;
-        Ok(u64::from_le_bytes(bytes))
+        match self.tlb.data[view as usize].read(address, size) {
+            Some(value) => Ok(value),
+            None => self.load_slow(address, size, view, Access::Read),
+        }
     }
 
-    /// Stores as the processor itself does: descriptor bits, TSS, frames on an inner stack.
+    /// Stores 1, 2, 4 or 8 bytes as the processor itself does: descriptor bits, TSS, frames on an inner stack.
     pub fn store_system(
         &mut self,
         address: Linear,
@@ -148,6 +149,9 @@ impl Context<'_> {
         value: u64,
     ) -> Result<(), Exception> {
         let view = self.system_view();
+        if self.tlb.data[view as usize].write(self.mem, address, size, value) {
+            return Ok(());
+        }
         self.store_slow(address, &value.to_le_bytes()[..size], view)
     }
 
