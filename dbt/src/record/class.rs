@@ -1,6 +1,6 @@
 //! A translator's view of one instruction.
 
-use iced_x86::OpAccess;
+use iced_x86::{Instruction, OpAccess, Register};
 
 use super::liveness;
 
@@ -17,6 +17,12 @@ pub enum Kind {
     Push,
     /// POP to a register.
     Pop,
+    /// POP to memory.
+    PopMemory,
+    /// PUSHAD.
+    PushAll,
+    /// POPAD.
+    PopAll,
     /// LEAVE.
     Leave,
     /// Direct near JMP.
@@ -53,6 +59,8 @@ pub enum Kind {
     PushFlags,
     /// POPFQ at CPL 0.
     PopFlags,
+    /// MOV or POP to DS, ES, FS or GS at CPL 0 of flat 32-bit code.
+    LoadSegment,
     /// MOV of a segment's selector to a register.
     ReadSelector,
     /// RDTSC or RDTSCP.
@@ -73,14 +81,14 @@ pub enum Kind {
     ReadBase,
     /// WRFSBASE or WRGSBASE.
     WriteBase,
-    /// REP STOS with 64-bit addresses.
+    /// REP STOS with addresses as wide as the code.
     Fill,
-    /// REP MOVS with 64-bit addresses and without a segment base.
+    /// REP MOVS with addresses as wide as the code, and without a segment base.
     Copy,
     /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
     BitString,
-    /// CMPXCHG16B.
-    CompareSixteen,
+    /// CMPXCHG8B or CMPXCHG16B.
+    ComparePair,
     /// FLDCW while all exceptions are masked.
     LoadControl,
     /// The interpreter executes it.
@@ -143,4 +151,16 @@ impl Class {
             _ => None,
         }
     }
+}
+
+/// Whether the offset of a memory operand in flat code of 32 bits has to be compared with its segment's limit all the
+/// same: the segment is none of the flat ones, or it is CS, which cannot be written, and perhaps not read; or the
+/// offset wraps at 16 bits.
+pub fn is_limited(insn: &Instruction) -> bool {
+    let other = matches!(
+        insn.memory_segment(),
+        Register::CS | Register::FS | Register::GS
+    );
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    other || base.is_gpr16() || index.is_gpr16() || insn.memory_displ_size() == 2
 }

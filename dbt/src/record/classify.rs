@@ -10,7 +10,7 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 
-pub use super::class::{Class, Kind, Operand};
+pub use super::class::{Class, Kind, Operand, is_limited};
 use super::shape::{may_fault, uses_vectors};
 use super::{liveness, shape};
 use crate::guest::Mode;
@@ -153,15 +153,20 @@ impl Classifier {
                 {
                     Kind::ReadSelector
                 }
+                Mnemonic::Mov | Mnemonic::Pop
+                    if loads_data_segment(insn)
+                        && !segmented
+                        && mode.has(Mode::RING0 | Mode::CODE32) =>
+                {
+                    Kind::LoadSegment
+                }
                 Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
-                    if repeats(insn) && flat(insn, OpKind::MemoryESRDI) =>
+                    if repeats(insn) && flat_string(insn, mode) =>
                 {
                     Kind::Fill
                 }
                 Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
-                    if repeats(insn)
-                        && flat(insn, OpKind::MemoryESRDI)
-                        && flat(insn, OpKind::MemorySegRSI) =>
+                    if repeats(insn) && flat_string(insn, mode) =>
                 {
                     Kind::Copy
                 }
@@ -172,7 +177,9 @@ impl Classifier {
                 {
                     Kind::BitString
                 }
-                Mnemonic::Cmpxchg16b if mode.has(Mode::CODE64) => Kind::CompareSixteen,
+                Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg8b if !segmented => Kind::ComparePair,
+                Mnemonic::Pushad if !segmented => Kind::PushAll,
+                Mnemonic::Popad if !segmented => Kind::PopAll,
                 // The interpreter notes what raises an unmasked exception.
                 _ if mode.has(Mode::X87_UNMASKED) && extension::unmasks_or_raises(insn) => {
                     Kind::Helper
@@ -183,6 +190,9 @@ impl Classifier {
                 }
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
                     Kind::Pop
+                }
+                Mnemonic::Pop if stack_width(insn) == word && insn.op0_kind() == OpKind::Memory => {
+                    Kind::PopMemory
                 }
                 Mnemonic::Leave if stack_width(insn) == word => Kind::Leave,
                 Mnemonic::Leave => Kind::Helper,
@@ -288,10 +298,21 @@ fn repeats(insn: &Instruction) -> bool {
     insn.has_rep_prefix() || insn.has_repne_prefix()
 }
 
-/// Whether a string instruction has such an operand, in a segment that begins at 0.
-fn flat(insn: &Instruction, operand: OpKind) -> bool {
-    let based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-    !based && (0..insn.op_count()).any(|index| insn.op_kind(index) == operand)
+/// Whether a string instruction's addresses are as wide as the mode's, in segments that begin at 0.
+fn flat_string(insn: &Instruction, mode: Mode) -> bool {
+    let code64 = mode.has(Mode::CODE64);
+    let (to, from) = match code64 {
+        true => (OpKind::MemoryESRDI, OpKind::MemorySegRSI),
+        false => (OpKind::MemoryESEDI, OpKind::MemorySegESI),
+    };
+    let flat = match insn.segment_prefix() {
+        Register::FS | Register::GS => false,
+        Register::CS => code64,
+        _ => !mode.segmented(),
+    };
+    flat && (0..insn.op_count())
+        .map(|operand| insn.op_kind(operand))
+        .all(|kind| kind == to || kind == from || kind == OpKind::Register)
 }
 
 /// The mode in which emitted code arrives behind an instruction that changes the privilege, or
@@ -358,15 +379,21 @@ fn stack_width(insn: &Instruction) -> u32 {
     }
 }
 
-/// A selector is pushed with two bytes whatever the width: only where these are all.
+/// 64-bit code does not push selectors.
 fn is_simple_push(insn: &Instruction, mode: Mode) -> bool {
     match insn.op0_kind() {
-        OpKind::Register if insn.op0_register().is_segment_register() => {
-            mode.segmented() && stack_width(insn) == 2
-        }
+        OpKind::Register if insn.op0_register().is_segment_register() => !mode.has(Mode::CODE64),
         OpKind::Register => insn.op0_register().is_gpr(),
         _ => true,
     }
+}
+
+/// Not SS, behind whose loads interrupts wait.
+fn loads_data_segment(insn: &Instruction) -> bool {
+    matches!(
+        insn.op0_register(),
+        Register::DS | Register::ES | Register::FS | Register::GS
+    )
 }
 
 fn near(insn: &Instruction, word: u32) -> bool {

@@ -5,7 +5,7 @@
 use iced_x86::{Instruction, OpKind, Register};
 use mmu::PAGE_SIZE;
 
-use super::classify::{Class, Kind, Operand};
+use super::classify::{self, Class, Kind, Operand};
 use super::liveness;
 use super::values::Values;
 use crate::guest::{Mode, Register as Guest};
@@ -437,6 +437,9 @@ impl Finder {
 
     /// The key of a memory operand and its displacement; `None` for odd address forms.
     fn operand_key(&self, insn: &Instruction, size: i64) -> Option<(Key, i64)> {
+        if !self.values.code64() && classify::is_limited(insn) {
+            return None;
+        }
         let mut displacement = insn.memory_displacement64() as i64;
         let segment = match insn.memory_segment() {
             segment @ (Register::FS | Register::GS) => segment,

@@ -215,6 +215,9 @@ pub fn checks_access(kind: Kind) -> bool {
         Kind::Plain(operand) => operand != Operand::None,
         Kind::Push
         | Kind::Pop
+        | Kind::PopMemory
+        | Kind::PushAll
+        | Kind::PopAll
         | Kind::Leave
         | Kind::Call
         | Kind::CallInto
@@ -225,7 +228,8 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::JumpInto
         | Kind::CallIndirectInto
         | Kind::PushFlags
-        | Kind::PopFlags => true,
+        | Kind::PopFlags
+        | Kind::LoadSegment => true,
         _ => false,
     }
 }
@@ -240,6 +244,9 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Nop
             | Kind::Push
             | Kind::Pop
+            | Kind::PopMemory
+            | Kind::PushAll
+            | Kind::PopAll
             | Kind::Leave
             | Kind::Jump
             | Kind::CallInto

@@ -4,7 +4,7 @@
 use rustc_hash::FxHashMap;
 
 use super::vcpu::Vcpu;
-use crate::guest::{Bounds, CODE_SEGMENTS, CodeSegment, CpuState, Segment};
+use crate::guest::{Bounds, CODE_SEGMENTS, CodeSegment, CpuState, Mode, Segment};
 
 /// Code segments that are remembered.
 const REMEMBERED: usize = 1 << 16;
@@ -86,7 +86,7 @@ impl Vcpu {
     /// Before emitted code is entered: tells it how far the segments reach.
     pub(super) fn follow_segments(&mut self) {
         let block = self.block.get_mut();
-        if !block.cpu.mode.segmented() {
+        if block.cpu.mode.has(Mode::CODE64) {
             return;
         }
         let typed = Bounds::typed(&block.cpu);

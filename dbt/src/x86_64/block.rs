@@ -446,11 +446,13 @@ impl Emitter<'_> {
         let needed = need.before != 0;
         match class.kind {
             Kind::Plain(operand) => self.plain(index, insn, class, operand, need),
-            Kind::Lea if self.target.mode.segmented() => self.offset_of(insn),
             Kind::Lea => self.address_of(insn, class),
             Kind::Nop => Ok(()),
             Kind::Push => self.push(index, insn, needed),
             Kind::Pop => self.pop(index, insn, needed),
+            Kind::PopMemory => self.pop_memory(index, insn, needed),
+            Kind::PushAll => self.push_all(index, needed),
+            Kind::PopAll => self.pop_all(index, needed),
             Kind::Leave => self.leave(index, insn, needed),
             // The jumps within a trace are followed.
             Kind::Jump if index + 1 < self.rips.len() => Ok(()),
@@ -489,9 +491,7 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Helper => Err(Unencodable),
-            // These make addresses of their own.
-            Kind::BitString | Kind::LoadControl if self.target.mode.segmented() => Err(Unencodable),
-            Kind::Fill | Kind::Copy | Kind::BitString | Kind::CompareSixteen
+            Kind::Fill | Kind::Copy | Kind::BitString | Kind::ComparePair
                 if !self.target.memory_inline =>
             {
                 Err(Unencodable)
@@ -499,10 +499,11 @@ impl Emitter<'_> {
             Kind::Fill => self.fill(index, insn, needed),
             Kind::Copy => self.copy(index, insn, needed),
             Kind::BitString => self.bit_string(index, insn, need),
-            Kind::CompareSixteen => self.compare_sixteen(index, insn, need),
+            Kind::ComparePair => self.compare_pair(index, insn, need),
             Kind::LoadControl => self.load_control(index, insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::PopFlags => self.pop_flags(index, needed),
+            Kind::LoadSegment => self.load_segment(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
             Kind::SystemReturn => self.system_return(index),

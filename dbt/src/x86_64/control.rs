@@ -39,7 +39,8 @@ impl Emitter<'_> {
                 let segment = insn.op0_register() as usize - Register::ES as usize;
                 let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs movzx edi, WORD [at::selector(segment)]);
-                self.store_register(memory, T1, word)?;
+                // The rest of a wider slot stays as it is.
+                self.store_register(memory, T1, 2)?;
             }
             OpKind::Register => {
                 let guest = number(insn.op0_register());

@@ -229,12 +229,8 @@ impl Emitter<'_> {
                 self.look_up(start, (size, write), stub);
             }
         } else {
-            if address.limited {
-                self.limited_linear(insn, address, size, write)?;
-                slow = self.stubs.len();
-            } else {
-                self.linear(address)?;
-            }
+            self.linear_within(insn, address, size, write)?;
+            slow = self.stubs.len();
             let stub = self.stub(None, record);
             let start = (T0_NUMBER, 0);
             if !self.predict((insn, place), start, (size, write), stub) {

@@ -28,6 +28,7 @@ mod prediction;
 mod recompute;
 pub mod registers;
 mod sections;
+mod segment_loads;
 mod segmented;
 mod stack;
 mod strings;

@@ -6,6 +6,7 @@ use iced_x86::{Instruction, MemoryOperand, Mnemonic, Register};
 use super::places::Places;
 use super::registers::{T0, number, pinned, sized};
 use crate::guest::{Mode, SegmentIndex};
+use crate::record::classify::is_limited;
 
 /// A checked operand in host memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,15 +42,11 @@ pub struct Address {
 impl Address {
     /// The address of an instruction's memory operand; `None` for forms left to helpers.
     pub(super) fn of(insn: &Instruction, mode: Mode, places: Places) -> Option<Address> {
-        if mode.segmented() {
+        let code64 = mode.has(Mode::CODE64);
+        if mode.segmented() || !code64 && is_limited(insn) {
             return Address::limited(insn, places);
         }
-        let code64 = mode.has(Mode::CODE64);
         let segment = based_segment(insn.memory_segment());
-        // A flat code segment is still not writable, and perhaps not readable.
-        if !code64 && (segment.is_some() || insn.memory_segment() == Register::CS) {
-            return None;
-        }
         let mut address = Address {
             base: None,
             index: None,

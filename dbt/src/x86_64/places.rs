@@ -173,6 +173,7 @@ impl Places {
                 | Kind::Lea
                 | Kind::Push
                 | Kind::Pop
+                | Kind::PopMemory
                 | Kind::Leave
                 | Kind::CallInto
                 | Kind::ReturnInto
@@ -182,7 +183,7 @@ impl Places {
                 | Kind::Copy
                 | Kind::BitString
                 | Kind::LoadControl
-                | Kind::CompareSixteen => {
+                | Kind::ComparePair => {
                     high |= high_bytes(insn);
                     stays |= class.implied | high;
                     uses(insn, class, &mut needs);

@@ -13,6 +13,7 @@ use super::moving::Follows;
 use super::operands::HostMemory;
 use super::places::Places;
 use super::registers::{T0, T1, is_high_byte, number, sized};
+use crate::guest::Mode;
 use crate::record::classify::{Class, Operand};
 use crate::record::grouping::Place;
 use crate::record::liveness::Flags;
@@ -373,14 +374,10 @@ impl Emitter<'_> {
             }
             return Ok(());
         }
-        let narrow_mode = !self.target.mode.has(crate::guest::Mode::CODE64);
         let registers = [insn.memory_base(), insn.memory_index()];
-        if registers
-            .iter()
-            .any(|&register| register != Register::None && register.size() == 2)
-            || (registers == [Register::None; 2] && narrow_mode)
-        {
-            return Err(Unencodable);
+        let wide = registers.iter().any(|register| register.size() >= 4);
+        if self.target.mode.segmented() || !wide && !self.target.mode.has(Mode::CODE64) {
+            return self.offset_of(insn);
         }
         let mut out = *insn;
         out.set_segment_prefix(Register::None);

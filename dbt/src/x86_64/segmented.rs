@@ -35,9 +35,25 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// Puts the linear address of an access into T0, once its offset was compared with the segment's limit if it has
+    /// to be; uses T1, and spoils EFLAGS.
+    pub(super) fn linear_within(
+        &mut self,
+        insn: usize,
+        address: &Address,
+        size: u32,
+        write: bool,
+    ) -> Result<(), Unencodable> {
+        if address.limited {
+            self.limited_linear(insn, address, size, write)
+        } else {
+            self.linear(address)
+        }
+    }
+
     /// Puts the linear address of an access into T0, once its offset was compared with the segment's
     /// limit; uses T1, and spoils EFLAGS.
-    pub(super) fn limited_linear(
+    fn limited_linear(
         &mut self,
         insn: usize,
         address: &Address,

@@ -6,15 +6,15 @@
 //! to the interpreter, which goes on from those.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
 use mmu::PAGE_SIZE;
 
 use super::bulk;
 use super::emitter::{Emitter, Unencodable};
 use super::operands::HostMemory;
-use super::registers::{T1, T2, pinned};
+use super::registers::{T1, T2, pinned, sized};
 use crate::cache::CodeOffset;
-use crate::guest::Register as Guest;
+use crate::guest::{Mode, Register as Guest};
 use crate::interpret::view;
 use crate::run::at;
 
@@ -44,8 +44,8 @@ struct Ways {
 }
 
 impl Emitter<'_> {
-    /// The beginning of a string instruction that goes forward and has something to do.
-    fn begin_string(&mut self, index: usize) -> Ways {
+    /// The beginning of a string instruction that goes forward and has something to do; it uses these index registers.
+    fn begin_string(&mut self, index: usize, registers: &[u8]) -> Ways {
         let instead = self.interpret_instead(index);
         let again = self.ops.new_dynamic_label();
         let done = self.ops.new_dynamic_label();
@@ -53,6 +53,17 @@ impl Emitter<'_> {
             ; .arch x64
             ; gs cmp BYTE [at::DIRECTION_FLAG], 0
             ; jne =>instead
+        );
+        if !self.target.mode.has(Mode::CODE64) {
+            // What 64-bit code left above the registers' 32 bits is not theirs.
+            dynasm!(self.ops ; .arch x64 ; mov r8, rcx);
+            for &register in registers {
+                dynasm!(self.ops ; .arch x64 ; or r8, Rq(register));
+            }
+            dynasm!(self.ops ; .arch x64 ; shr r8, 32 ; jnz =>instead);
+        }
+        dynasm!(self.ops
+            ; .arch x64
             ; test rcx, rcx
             ; jz =>done
             ; =>again
@@ -95,13 +106,12 @@ impl Emitter<'_> {
     /// Moves a guest index register past the elements in T2.
     fn advance(&mut self, index: u8, shift: i8) {
         let scale = 1 << shift;
-        let bytes = iced_x86::MemoryOperand::with_base_index_scale(
-            super::registers::sized(index, 8),
-            T2,
-            scale,
-        );
-        let into = super::registers::sized(index, 8);
-        let lea = Instruction::with2(iced_x86::Code::Lea_r64_m, into, bytes)
+        let bytes = MemoryOperand::with_base_index_scale(sized(index, 8), T2, scale);
+        let (code, size) = match self.target.mode.has(Mode::CODE64) {
+            true => (Code::Lea_r64_m, 8),
+            false => (Code::Lea_r32_m, 4),
+        };
+        let lea = Instruction::with2(code, sized(index, size), bytes)
             .expect("a base and a scaled index are an address");
         let lea = self.encode(&lea).expect("LEA takes every such address");
         self.bytes(&lea);
@@ -139,7 +149,7 @@ impl Emitter<'_> {
             instead,
             again,
             done,
-        } = self.begin_string(index);
+        } = self.begin_string(index, &[to]);
         self.look_up_element(to, shift, at::WRITE_TAG, instead);
         dynasm!(self.ops
             ; .arch x64
@@ -229,7 +239,7 @@ impl Emitter<'_> {
             instead,
             again,
             done,
-        } = self.begin_string(index);
+        } = self.begin_string(index, &[to, from]);
         let apart = self.ops.new_dynamic_label();
         self.look_up_element(from, shift, at::READ_TAG, instead);
         dynasm!(self.ops

@@ -1,18 +1,23 @@
-//! Accesses with an address, a width or a consequence of their own: bit strings, CMPXCHG16B and
-//! FLDCW. What misses the TLB is the interpreter's.
+//! Accesses with an address, a width or a consequence of their own: bit strings, CMPXCHG8B and 16B,
+//! FLDCW, PUSHAD and POPAD, POP to memory. What misses the TLB is the interpreter's.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, Register};
 use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
-use super::operands::HostMemory;
+use super::operands::{Address, HostMemory};
 use super::plain::Need;
-use super::registers::{T0, T1, T2, number};
+use super::registers::{T0, T1, T2, number, sized};
+use crate::guest::Register as Guest;
 use crate::interpret::view;
+use crate::record::grouping::Place;
 use crate::record::liveness::Flags;
 use crate::run::at;
+
+/// Bytes that PUSHAD stores.
+const ALL: i32 = 32;
 
 impl Emitter<'_> {
     /// Turns the linear address in T0 into a host address, if the TLB has its page.
@@ -40,7 +45,12 @@ impl Emitter<'_> {
         insn: &Instruction,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let address = self.operand(insn)?;
+        // The bit's word, and not the operand's, would be within the limit or not.
+        let address = self
+            .operand(insn)
+            .ok()
+            .filter(|address| !address.limited)
+            .ok_or(Unencodable)?;
         let bit = number(insn.op1_register());
         let size = insn.op1_register().size();
         self.spoil_flags(need.before != 0);
@@ -80,28 +90,36 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// CMPXCHG16B of an aligned operand; it stores in either case (SDM volume 2, CMPXCHG8B), so
+    /// CMPXCHG8B, and CMPXCHG16B of an aligned operand; they store in either case (SDM volume 2, CMPXCHG8B), so
     /// the mirrors follow the native copy.
-    pub(super) fn compare_sixteen(
+    pub(super) fn compare_pair(
         &mut self,
         index: usize,
         insn: &Instruction,
         need: Need,
     ) -> Result<(), Unencodable> {
-        if !std::arch::is_x86_feature_detected!("cmpxchg16b") {
+        let sixteen = insn.mnemonic() == Mnemonic::Cmpxchg16b;
+        if sixteen && !std::arch::is_x86_feature_detected!("cmpxchg16b") {
             return Err(Unencodable);
         }
+        let size = insn.memory_size().size() as u32;
         let address = self.operand(insn)?;
         self.spoil_flags(need.before != 0);
         let instead = self.interpret_instead(index);
-        self.linear(&address)?;
-        dynasm!(self.ops ; .arch x64 ; test esi, 15 ; jnz =>instead);
-        self.translate_linear(16, true, instead);
+        self.linear_within(index, &address, size, true)?;
+        if sixteen {
+            dynasm!(self.ops ; .arch x64 ; test esi, 15 ; jnz =>instead);
+        }
+        self.translate_linear(size, true, instead);
         if need.in_host(Flags::of(insn)) {
             self.restore_flags();
         }
-        dynasm!(self.ops ; .arch x64 ; cmpxchg16b [rsi]);
-        self.mirror_from_native(HostMemory::AT_T0, 16)?;
+        if sixteen {
+            dynasm!(self.ops ; .arch x64 ; cmpxchg16b [rsi]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; cmpxchg8b [rsi]);
+        }
+        self.mirror_from_native(HostMemory::AT_T0, size)?;
         self.flags = FlagsPlace::HOST;
         Ok(())
     }
@@ -117,7 +135,7 @@ impl Emitter<'_> {
         let address = self.operand(insn)?;
         self.spoil_flags(needed);
         let instead = self.interpret_instead(index);
-        self.linear(&address)?;
+        self.linear_within(index, &address, 2, false)?;
         self.translate_linear(2, false, instead);
         dynasm!(self.ops
             ; .arch x64
@@ -128,5 +146,69 @@ impl Emitter<'_> {
             ; fldcw WORD [rsi]
         );
         Ok(())
+    }
+
+    /// POP to memory. An address that depends on the stack pointer is made when that has been moved.
+    pub(super) fn pop_memory(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        if insn.memory_base().full_register() == Register::RSP {
+            return Err(Unencodable);
+        }
+        let word = self.width(insn);
+        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let to = self.operand(insn)?;
+        let from = self.check(index, (Place::Stack, &slot), word, false, needed)?;
+        let load = self.move_load(T1, from, word)?;
+        self.bytes(&load);
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
+        let memory = self.check(index, (Place::Operand, &to), word, true, needed)?;
+        dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
+        self.store_register(memory, T1, word)?;
+        self.move_stack(word as i32);
+        Ok(())
+    }
+
+    /// PUSHAD: the stack pointer that it stores is that before it.
+    pub(super) fn push_all(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
+        let registers = self.eight_registers()?;
+        let slot = Address::based(Guest::RSP, -ALL, self.target.mode);
+        let memory = self.check(index, (Place::Stack, &slot), ALL as u32, true, needed)?;
+        self.store_all(memory, |emitter, memory| {
+            for (place, &register) in (0..).zip(registers.iter().rev()) {
+                let store = emitter.move_store(memory.further(place * 4), register, 4)?;
+                emitter.bytes(&store);
+            }
+            Ok(())
+        })?;
+        self.move_stack(-ALL);
+        Ok(())
+    }
+
+    /// POPAD: what it finds for the stack pointer is skipped.
+    pub(super) fn pop_all(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
+        let registers = self.eight_registers()?;
+        let slot = Address::based(Guest::RSP, 0, self.target.mode);
+        let memory = self.check(index, (Place::Stack, &slot), ALL as u32, false, needed)?;
+        for (place, &register) in (0..).zip(registers.iter().rev()) {
+            if register != registers[Guest::RSP] {
+                let load = self.move_load(register, memory.further(place * 4), 4)?;
+                self.bytes(&load);
+            }
+        }
+        self.move_stack(ALL);
+        Ok(())
+    }
+
+    /// The host registers of EAX to EDI.
+    fn eight_registers(&self) -> Result<[Register; 8], Unencodable> {
+        let mut registers = [Register::None; 8];
+        for (guest, register) in registers.iter_mut().enumerate() {
+            *register = sized(self.places.pinned(guest).ok_or(Unencodable)?, 8);
+        }
+        Ok(registers)
     }
 }

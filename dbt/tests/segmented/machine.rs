@@ -22,13 +22,36 @@ pub enum Kind {
     Narrow32,
     /// 32-bit code and stack, with bases and limits.
     Based32,
+    /// 32-bit code of a kernel, in flat segments but for FS and GS, which it loads, too.
+    Flat32,
 }
+
+/// Selectors that [`Kind::Flat32`] loads: null ones, usual ones, and others.
+pub const SELECTORS: [u16; 16] = [
+    0, 3, 0x08, 0x10, 0x10, 0x18, 0x1b, 0x20, 0x23, 0x28, 0x30, 0x38, 0x40, 0x48, 0x14, 0x50,
+];
+
+/// What they name, from the second on.
+const DESCRIPTORS: [u64; 9] = [
+    0x00cf_9b00_0000_ffff, // flat code
+    0x00cf_9300_0000_ffff, // flat data
+    0x00cf_f300_0000_ffff, // and that of programs
+    0x0040_9312_3456_07ff, // data of 2 KiB
+    0x1280_9100_0700_0000, // which cannot be written, of 4 KiB
+    0x00cf_9200_0000_ffff, // not accessed yet
+    0x0040_9700_0000_00ff, // expands down
+    0x00cf_1300_0000_ffff, // not present
+    0x0000_8900_0000_00ff, // a task
+];
+
+/// Where the descriptors are.
+const TABLE: u64 = 0x2000;
 
 impl Kind {
     pub fn bits(self) -> u32 {
         match self {
             Kind::Real | Kind::Vm86 | Kind::Protected16 => 16,
-            Kind::Narrow32 | Kind::Based32 => 32,
+            Kind::Narrow32 | Kind::Based32 | Kind::Flat32 => 32,
         }
     }
 }
@@ -84,7 +107,7 @@ impl Machine {
         // Any fault shuts the processor down, and leaves everything as it was before.
         let none = DescriptorTable { base: 0, limit: 0 };
         (cpu.control.idtr, cpu.control.gdtr) = (none, none);
-        let typed = matches!(kind, Kind::Protected16 | Kind::Narrow32 | Kind::Based32);
+        let typed = !matches!(kind, Kind::Real | Kind::Vm86);
         for index in 0..6 {
             let mut segment = Segment::real(0x1000 + random.below(0x8000) as u16);
             if kind == Kind::Vm86 {
@@ -115,7 +138,11 @@ impl Machine {
         cs.limit = cs.limit.max(0xfff);
         let ss = cpu.segment_mut(SegmentIndex::Ss);
         if typed {
-            let wide = kind == Kind::Based32 || kind == Kind::Protected16 && random.one_in(3);
+            let wide = match kind {
+                Kind::Based32 | Kind::Flat32 => true,
+                Kind::Protected16 => random.one_in(3),
+                _ => false,
+            };
             ss.attributes = 0x93 | big(wide);
         }
         ss.limit = ss.limit.max(0xfff);
@@ -125,7 +152,31 @@ impl Machine {
         if kind == Kind::Vm86 {
             cpu.system_flags |= flags::VM;
         }
+        if kind == Kind::Flat32 {
+            for index in [SegmentIndex::Es, SegmentIndex::Ss, SegmentIndex::Ds] {
+                let segment = cpu.segment_mut(index);
+                segment.attributes = 0x93 | Segment::BIG | Segment::GRANULAR;
+            }
+            for index in [
+                SegmentIndex::Es,
+                SegmentIndex::Cs,
+                SegmentIndex::Ss,
+                SegmentIndex::Ds,
+            ] {
+                let segment = cpu.segment_mut(index);
+                (segment.base, segment.limit) = (0, u32::MAX);
+            }
+            cpu.rip = 0x4000;
+            cpu.control.gdtr = DescriptorTable {
+                base: TABLE,
+                limit: 8 * DESCRIPTORS.len() as u16 + 7,
+            };
+        }
         cpu.refresh_mode();
+        if kind == Kind::Flat32 {
+            let descriptors = DESCRIPTORS.map(u64::to_le_bytes);
+            self.write(TABLE + 8, descriptors.as_flattened());
+        }
     }
 
     /// Runs so many instructions at the most.

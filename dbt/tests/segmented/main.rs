@@ -1,4 +1,4 @@
-//! 16-bit code, and code in segments that are not flat: random programs end the same in interpreter and
+//! 16-bit code, code in segments that are not flat, and flat code that uses others: random programs end the same in interpreter and
 //! translator, at whatever fault, and what random programs would meet too rarely is written down.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -15,12 +15,13 @@ use common::{Random, setting};
 use machine::{Kind, Machine, differences};
 use program::program;
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::Real,
     Kind::Vm86,
     Kind::Protected16,
     Kind::Narrow32,
     Kind::Based32,
+    Kind::Flat32,
 ];
 
 fn engine(interpret_only: bool) -> EngineOptions {

@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, RflagsBits};
 
 use crate::common::Random;
-use crate::machine::Kind;
+use crate::machine::{Kind, SELECTORS};
 
 /// Whether interpreter and translator have to agree on all that an instruction leaves, AF aside.
 pub fn defined(insn: &Instruction) -> bool {
@@ -33,10 +33,12 @@ fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
         // The stack's instructions, and those that name memory, more often than chance has it.
         match random.below(8) {
             0 => bytes.push(
-                random.pick(&[0x50, 0x58, 0x06, 0x16, 0x1e, 0x6a, 0xc9]) | random.below(8) as u8,
+                random.pick(&[0x50, 0x58, 0x06, 0x16, 0x1e, 0x60, 0x6a, 0xc9])
+                    | random.below(8) as u8,
             ),
             1 => bytes.push(0x0f),
             2 => bytes.extend([0xff, 0x30 | random.next() as u8 & 0xc7]),
+            3 => bytes.extend(random.pick(&[[0x8f, 0], [0x0f, 0xc7]])),
             _ => {}
         }
         bytes.extend(random.next().to_le_bytes());
@@ -53,6 +55,26 @@ fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
 fn straight(random: &mut Random, bits: u32, most: u64) -> Vec<u8> {
     let count = 1 + random.below(most);
     (0..count).flat_map(|_| instruction(random, bits)).collect()
+}
+
+/// A load of ES, DS, FS or GS: from a register, or from the stack.
+fn load_segment(random: &mut Random) -> Vec<u8> {
+    let [low, high] = random.pick(&SELECTORS).to_le_bytes();
+    let mut code = match random.one_in(2) {
+        true => vec![0xb8, low, high, 0, 0, 0x8e],
+        false => vec![0x68, low, high, 0, 0],
+    };
+    let popped: &[u8] = match random.below(4) {
+        0 => &[0x07],
+        1 => &[0x1f],
+        2 => &[0x0f, 0xa1],
+        _ => &[0x0f, 0xa9],
+    };
+    match code.last() {
+        Some(0x8e) => code.push(0xc0 | random.pick(&[0, 3, 4, 5]) << 3),
+        _ => code.extend(popped),
+    }
+    code
 }
 
 /// A program for a mode.
@@ -102,6 +124,12 @@ pub fn program(random: &mut Random, kind: Kind) -> Vec<u8> {
                 code.push(0xb8 | register);
                 let value = random.below(0x700) as u32;
                 code.extend(&value.to_le_bytes()[..bits as usize / 8]);
+            }
+            4 if kind == Kind::Flat32 => code.extend(load_segment(random)),
+            5 if kind == Kind::Flat32 => {
+                // A few elements of a string: mov ecx, few; REP MOVS or STOS.
+                code.extend([0xb9, random.below(6) as u8, 0, 0, 0, 0xf3]);
+                code.push(random.pick(&[0xa4, 0xa5, 0xaa, 0xab]));
             }
             _ => code.extend(straight(random, bits, 4)),
         }

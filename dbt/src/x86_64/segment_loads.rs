@@ -1,0 +1,185 @@
+//! Loads of DS, ES, FS and GS in line, in a kernel's flat code of 32 bits: of segments of data, which the GDT has,
+//! or of null selectors. Whatever is unusual is the interpreter's, before anything has changed
+//! (SDM volume 2, MOV; volume 3, 3.4.5).
+
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::emitter::{Emitter, Unencodable};
+use super::operands::Address;
+use super::registers::{T1, number};
+use crate::guest::{Mode, Register as Guest, Segment, SegmentIndex};
+use crate::record::grouping::Place;
+use crate::run::at;
+
+/// What emitted code loads: expands up, accessed, present.
+const KIND: u16 = Segment::PRESENT
+    | Segment::NOT_SYSTEM
+    | Segment::CODE
+    | Segment::CONFORMING
+    | Segment::ACCESSED;
+/// What it has of these.
+const DATA: u16 = Segment::PRESENT | Segment::NOT_SYSTEM | Segment::ACCESSED;
+/// The attributes that a segment register keeps.
+const KEPT: i32 = 0xf0ff;
+/// The bit of a descriptor at which its attributes begin.
+const ATTRIBUTES: i8 = 40;
+/// The bits of its DPL.
+const DPL: i8 = ATTRIBUTES + 5;
+/// A descriptor's limit, granularity, base and right to write, as far as flat data has them.
+const FLAT: u64 = 0x0080_0200_0000_0000 | FLAT_LIMIT;
+const FLAT_LIMIT: u64 = 0x000f_0000_0000_ffff;
+const FLAT_MASK: u64 = 0xff8f_02ff_ffff_ffff;
+
+impl Emitter<'_> {
+    /// MOV or POP to DS, ES, FS or GS.
+    pub(super) fn load_segment(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let mode = self.target.mode;
+        if mode.has(Mode::LONG) || mode != mode.with_user_pages(false) {
+            // The GDT would be read with rights that the processor does not read it with.
+            return Err(Unencodable);
+        }
+        let pops = insn.mnemonic() == Mnemonic::Pop;
+        if insn.op1_kind() == OpKind::Register && !pops {
+            self.leave_t0();
+            self.load_guest(T1, number(insn.op1_register()));
+            dynasm!(self.ops ; .arch x64 ; movzx edi, di);
+        } else {
+            let (place, address) = match pops {
+                true => (Place::Stack, Address::based(Guest::RSP, 0, mode)),
+                false => (Place::Operand, self.operand(insn)?),
+            };
+            let memory = self.check(index, (place, &address), 2, false, needed)?;
+            self.leave_t0();
+            let load = self.move_load(T1, memory, 2)?;
+            self.bytes(&load);
+        }
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        self.load_selector(insn.op0_register(), instead);
+        if pops {
+            self.move_stack(insn.stack_pointer_increment());
+        }
+        Ok(())
+    }
+
+    /// Loads the selector in T1.
+    fn load_selector(&mut self, register: Register, instead: DynamicLabel) {
+        let segment = register as usize - Register::ES as usize;
+        let flat = [SegmentIndex::Es, SegmentIndex::Ds]
+            .iter()
+            .any(|&index| index as usize == segment);
+        let upper = at::segment_limit(segment);
+        let (named, byte_units, written, done) = (
+            self.ops.new_dynamic_label(),
+            self.ops.new_dynamic_label(),
+            self.ops.new_dynamic_label(),
+            self.ops.new_dynamic_label(),
+        );
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov [at::SCRATCH], rdi
+            ; test edi, 0xfffc
+        );
+        if flat {
+            // Null, it would not be flat any more.
+            dynasm!(self.ops ; .arch x64 ; jz =>instead);
+        } else {
+            dynasm!(self.ops
+                ; .arch x64
+                ; jnz =>named
+                ; shl rdi, 32
+                ; gs mov QWORD [at::segment_base(segment)], 0
+                ; gs mov [upper], rdi
+                ; gs mov QWORD [at::read_bound(segment)], -1
+                ; gs mov QWORD [at::write_bound(segment)], -1
+                ; jmp =>done
+                ; =>named
+            );
+        }
+        self.descriptor_address(instead);
+        self.translate_linear(8, false, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rdi, [rsi]
+            ; mov rsi, rdi
+            ; shr rsi, ATTRIBUTES
+            ; and esi, i32::from(KIND)
+            ; cmp esi, i32::from(DATA)
+            ; jne =>instead
+            ; mov rsi, rdi
+            ; shr rsi, DPL
+            ; and esi, 3
+            ; gs mov r8d, [at::SCRATCH]
+            ; and r8d, 3
+            ; cmp r8d, esi
+            ; ja =>instead
+        );
+        if flat {
+            dynasm!(self.ops
+                ; .arch x64
+                ; mov rsi, QWORD FLAT_MASK as i64
+                ; and rsi, rdi
+                ; mov r8, QWORD FLAT as i64
+                ; cmp rsi, r8
+                ; jne =>instead
+            );
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rsi, rdi
+            ; shr rsi, 16
+            ; and esi, 0xff_ffff
+            ; mov r8, rdi
+            ; shr r8, 56
+            ; shl r8d, 24
+            ; or esi, r8d
+            ; gs mov [at::segment_base(segment)], rsi
+            ; mov rsi, rdi
+            ; shr rsi, 32
+            ; and esi, 0xf_0000
+            ; movzx r8d, di
+            ; or esi, r8d
+            ; bt rdi, 55
+            ; jnc =>byte_units
+            ; shl esi, 12
+            ; or esi, 0xfff
+            ; =>byte_units
+            ; gs mov [upper], esi
+            ; gs mov [at::read_bound(segment)], rsi
+            ; shr rdi, ATTRIBUTES
+            ; and edi, KEPT
+            ; test edi, i32::from(Segment::WRITABLE)
+            ; jnz =>written
+            ; mov rsi, -1
+            ; =>written
+            ; gs mov [at::write_bound(segment)], rsi
+            ; shl edi, 16
+            ; gs mov r8d, [at::SCRATCH]
+            ; or edi, r8d
+            ; gs mov [at::selector(segment)], edi
+            ; =>done
+        );
+    }
+
+    /// Puts the linear address of the descriptor of the selector in T1 into T0, if it is in the GDT.
+    fn descriptor_address(&mut self, instead: DynamicLabel) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; test edi, 4
+            ; jnz =>instead
+            ; mov esi, edi
+            ; or esi, 7
+            ; gs movzx r8d, WORD [at::GDTR_LIMIT]
+            ; cmp esi, r8d
+            ; ja =>instead
+            ; sub esi, 7
+            ; gs add esi, [at::GDTR_BASE]
+        );
+    }
+}
