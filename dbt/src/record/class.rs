@@ -77,6 +77,10 @@ pub enum Kind {
     Fill,
     /// REP MOVS with 64-bit addresses and without a segment base.
     Copy,
+    /// LODS, STOS or SCAS without a prefix: what it does with the element.
+    Element(Operand),
+    /// MOVS or CMPS without a prefix: what it does with the element at RDI.
+    ElementPair(Operand),
     /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
     BitString,
     /// CMPXCHG16B.

@@ -11,8 +11,9 @@ use iced_x86::{
 };
 
 pub use super::class::{Class, Kind, Operand};
+use super::elements::{flat, repeats};
 use super::shape::{may_fault, uses_vectors};
-use super::{liveness, shape};
+use super::{elements, liveness, shape};
 use crate::guest::Mode;
 use crate::interpret::extension;
 use crate::interpret::operand::operand_size;
@@ -186,6 +187,7 @@ impl Classifier {
                 }
                 Mnemonic::Leave if stack_width(insn) == word => Kind::Leave,
                 Mnemonic::Leave => Kind::Helper,
+                _ if let Some(kind) = elements::kind(insn, mode) => kind,
                 _ => {
                     let registers_ok = info.used_registers().iter().all(|used| {
                         let register = used.register();
@@ -281,17 +283,6 @@ fn double_shifts_wrap() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn double_shifts_wrap() -> bool {
     true
-}
-
-/// Whether a string instruction has a prefix that repeats it as often as RCX says.
-fn repeats(insn: &Instruction) -> bool {
-    insn.has_rep_prefix() || insn.has_repne_prefix()
-}
-
-/// Whether a string instruction has such an operand, in a segment that begins at 0.
-fn flat(insn: &Instruction, operand: OpKind) -> bool {
-    let based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-    !based && (0..insn.op_count()).any(|index| insn.op_kind(index) == operand)
 }
 
 /// The mode in which emitted code arrives behind an instruction that changes the privilege, or

@@ -49,10 +49,15 @@ impl Emitter<'_> {
         let instead = self.interpret_instead(index);
         let again = self.ops.new_dynamic_label();
         let done = self.ops.new_dynamic_label();
+        if !self.forward {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs cmp BYTE [at::DIRECTION_FLAG], 0
+                ; jne =>instead
+            );
+        }
         dynasm!(self.ops
             ; .arch x64
-            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
-            ; jne =>instead
             ; test rcx, rcx
             ; jz =>done
             ; =>again
