@@ -85,6 +85,10 @@ pub enum Kind {
     Fill,
     /// REP MOVS with addresses as wide as the code, and without a segment base.
     Copy,
+    /// LODS, STOS or SCAS without a prefix: what it does with the element.
+    Element(Operand),
+    /// MOVS or CMPS without a prefix: what it does with the element at RDI.
+    ElementPair(Operand),
     /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
     BitString,
     /// CMPXCHG8B or CMPXCHG16B.

@@ -11,8 +11,9 @@ use iced_x86::{
 };
 
 pub use super::class::{Class, Kind, Operand, is_limited};
+use super::elements::{flat, repeats};
 use super::shape::{may_fault, uses_vectors};
-use super::{liveness, shape};
+use super::{elements, liveness, shape};
 use crate::guest::Mode;
 use crate::interpret::extension;
 use crate::interpret::operand::operand_size;
@@ -161,12 +162,12 @@ impl Classifier {
                     Kind::LoadSegment
                 }
                 Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
-                    if repeats(insn) && flat_string(insn, mode) =>
+                    if repeats(insn) && flat(insn, mode) =>
                 {
                     Kind::Fill
                 }
                 Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
-                    if repeats(insn) && flat_string(insn, mode) =>
+                    if repeats(insn) && flat(insn, mode) =>
                 {
                     Kind::Copy
                 }
@@ -196,6 +197,7 @@ impl Classifier {
                 }
                 Mnemonic::Leave if stack_width(insn) == word => Kind::Leave,
                 Mnemonic::Leave => Kind::Helper,
+                _ if let Some(kind) = elements::kind(insn, mode) => kind,
                 _ => {
                     let registers_ok = info.used_registers().iter().all(|used| {
                         let register = used.register();
@@ -291,28 +293,6 @@ fn double_shifts_wrap() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn double_shifts_wrap() -> bool {
     true
-}
-
-/// Whether a string instruction has a prefix that repeats it as often as RCX says.
-fn repeats(insn: &Instruction) -> bool {
-    insn.has_rep_prefix() || insn.has_repne_prefix()
-}
-
-/// Whether a string instruction's addresses are as wide as the mode's, in segments that begin at 0.
-fn flat_string(insn: &Instruction, mode: Mode) -> bool {
-    let code64 = mode.has(Mode::CODE64);
-    let (to, from) = match code64 {
-        true => (OpKind::MemoryESRDI, OpKind::MemorySegRSI),
-        false => (OpKind::MemoryESEDI, OpKind::MemorySegESI),
-    };
-    let flat = match insn.segment_prefix() {
-        Register::FS | Register::GS => false,
-        Register::CS => code64,
-        _ => !mode.segmented(),
-    };
-    flat && (0..insn.op_count())
-        .map(|operand| insn.op_kind(operand))
-        .all(|kind| kind == to || kind == from || kind == OpKind::Register)
 }
 
 /// The mode in which emitted code arrives behind an instruction that changes the privilege, or

@@ -6,8 +6,8 @@ use iced_x86::{Instruction, OpKind, Register};
 use mmu::PAGE_SIZE;
 
 use super::classify::{self, Class, Kind, Operand};
-use super::liveness;
 use super::values::Values;
+use super::{elements, liveness};
 use crate::guest::{Mode, Register as Guest};
 
 /// Groups that one block may have: each has a slot for its translation.
@@ -25,7 +25,7 @@ const WIDE_SPAN: i64 = PAGE_SIZE as i64;
 pub enum Place {
     /// Its memory operand.
     Operand = 0,
-    /// The stack slot that it pushes or pops, or LEAVE's.
+    /// The stack slot that it pushes or pops, or LEAVE's; of MOVS and CMPS the element at RDI.
     Stack = 1,
 }
 
@@ -223,7 +223,7 @@ pub struct Finder {
 /// The most accesses that an instruction may have in groups.
 fn accesses(class: &Class) -> usize {
     match class.kind {
-        Kind::Push | Kind::CallIndirect | Kind::CallIndirectInto => 2,
+        Kind::Push | Kind::CallIndirect | Kind::CallIndirectInto | Kind::ElementPair(_) => 2,
         kind => usize::from(liveness::checks_access(kind)),
     }
 }
@@ -398,6 +398,18 @@ impl Finder {
         let (operand_written, slot) = match class.kind {
             Kind::Plain(Operand::None) => return,
             Kind::Plain(operand) => (operand != Operand::Read, None),
+            Kind::Element(operand) | Kind::ElementPair(operand) => {
+                let size = i64::from(elements::size(insn));
+                let written = operand == Operand::Write;
+                for (load, place) in elements::loads(insn).zip([Place::Operand, Place::Stack]) {
+                    let last = place == Place::Stack || class.kind == Kind::Element(operand);
+                    if let Some((key, displacement)) = self.operand_key(&load, size) {
+                        let (access, span) = ((index, place as usize), span(place));
+                        self.join(key, access, displacement, (size, span), written && last);
+                    }
+                }
+                return;
+            }
             Kind::Push
             | Kind::PushFlags
             | Kind::Call

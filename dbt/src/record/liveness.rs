@@ -4,6 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use super::classify::{Class, Kind, Operand};
+use super::elements::repeats;
 
 /// CF, PF, AF, ZF, SF and OF, as iced-x86 names them.
 pub const ALL: u32 = RflagsBits::CF
@@ -66,7 +67,11 @@ pub fn overwritten(insn: &Instruction) -> u32 {
         | Mnemonic::Scasb
         | Mnemonic::Scasw
         | Mnemonic::Scasd
-        | Mnemonic::Scasq => 0,
+        | Mnemonic::Scasq
+            if repeats(insn) =>
+        {
+            0
+        }
         // AF is undefined, and cleared by processors.
         Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test => changed,
         _ => defined,
@@ -189,7 +194,9 @@ pub fn lost_at_entry(
             // A helper gets them from wherever they are, if they are anywhere.
             Kind::Helper => return precise.then_some(before_exposure),
             _ if in_host >> index & 1 != 0 => return None,
-            Kind::Plain(_) | Kind::PopFlags if class.flags.changed() != 0 => {
+            Kind::Plain(_) | Kind::Element(_) | Kind::ElementPair(_) | Kind::PopFlags
+                if class.flags.changed() != 0 =>
+            {
                 return Some(before_exposure);
             }
             Kind::JumpInto | Kind::CallIndirectInto if !lazy => return None,
@@ -229,7 +236,9 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::CallIndirectInto
         | Kind::PushFlags
         | Kind::PopFlags
-        | Kind::LoadSegment => true,
+        | Kind::LoadSegment
+        | Kind::Element(_)
+        | Kind::ElementPair(_) => true,
         _ => false,
     }
 }
@@ -263,5 +272,7 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::WriteBase
             | Kind::Fill
             | Kind::Copy
+            | Kind::Element(_)
+            | Kind::ElementPair(_)
     )
 }

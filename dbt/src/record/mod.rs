@@ -3,6 +3,7 @@
 
 mod class;
 pub mod classify;
+pub(crate) mod elements;
 pub mod features;
 pub mod grouping;
 pub mod liveness;

@@ -4,6 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::classify::{self, Class, Kind};
+use super::elements;
 use crate::guest::Register as Guest;
 
 /// What is known of a register: it holds an unknown value, which this version names, plus an
@@ -105,9 +106,27 @@ impl Values {
                 self.values[Guest::RSP] = frame;
                 self.values[Guest::RBP] = self.fresh();
             }
+            Kind::Element(_) | Kind::ElementPair(_) => self.elements(insn, class),
             _ => self.results(insn, class),
         }
         false
+    }
+
+    /// A string instruction goes forward in code that counts on it.
+    fn elements(&mut self, insn: &Instruction, class: &Class) {
+        let before = self.values;
+        self.results(insn, class);
+        for index in elements::indexes(insn) {
+            let register = index.register.number();
+            self.values[register] = if index.register.size() as i64 == self.word() {
+                Value {
+                    offset: before[register].offset + i64::from(elements::size(insn)),
+                    ..before[register]
+                }
+            } else {
+                self.fresh()
+            };
+        }
     }
 
     fn results(&mut self, insn: &Instruction, class: &Class) {

@@ -95,6 +95,9 @@ pub fn emit(
             .iter()
             .map(|insn| classifier.classify(insn, target.mode)),
     );
+    if !target.memory_inline {
+        leave_elements(&mut classes);
+    }
     if let Some((_, followed)) = classes.split_last_mut() {
         for class in followed {
             *class = class.followed();
@@ -127,6 +130,15 @@ pub fn emit(
     emitted
 }
 
+/// Leaves string instructions without a prefix to the interpreter, from before groups are found: it may go down.
+fn leave_elements(classes: &mut [Class]) {
+    for class in classes {
+        if matches!(class.kind, Kind::Element(_) | Kind::ElementPair(_)) {
+            class.kind = Kind::Helper;
+        }
+    }
+}
+
 /// Finds the accesses that share checks, into the workshop.
 fn find_groups(
     workshop: &mut Workshop,
@@ -141,7 +153,7 @@ fn find_groups(
     }
     let rounds = target.hoisting && places::closes(insns);
     let wide = |index: usize, place| {
-        let plain = matches!(classes[index].kind, Kind::Plain(_));
+        let plain = matches!(classes[index].kind, Kind::Plain(_) | Kind::Element(_));
         let predicting = target
             .prediction
             .filter(|_| plain && place == Place::Operand);
@@ -293,6 +305,7 @@ fn emit_once(
             .is_ok()
         {
             emitter.follow_flags(insn, &classes[index]);
+            emitter.follow_direction(classes[index].kind);
             if plain(&classes[index]) {
                 emitter.note_x87(insn);
             }
@@ -396,6 +409,8 @@ fn keeps_t0(kind: Kind) -> bool {
             | Kind::ReturnInto
             | Kind::JumpInto
             | Kind::CallIndirectInto
+            | Kind::Element(_)
+            | Kind::ElementPair(_)
     )
 }
 
@@ -491,6 +506,8 @@ impl Emitter<'_> {
                 Ok(())
             }
             Kind::Helper => Err(Unencodable),
+            Kind::Element(operand) => self.element(index, insn, class, operand, need),
+            Kind::ElementPair(operand) => self.element_pair(index, insn, operand, need),
             Kind::Fill | Kind::Copy | Kind::BitString | Kind::ComparePair
                 if !self.target.memory_inline =>
             {
@@ -529,6 +546,7 @@ impl Emitter<'_> {
         // It may have changed what the groups' checks saw.
         self.established = self.hoisted;
         self.near = None;
+        self.forward = false;
         self.flags = FlagsPlace::BOTH;
     }
 

@@ -51,7 +51,7 @@ pub struct Target<'a> {
     pub far_jump_cache: Option<usize>,
     /// Whether common system instructions are emitted in line.
     pub system_inline: bool,
-    /// Whether repeated string instructions, bit strings and CMPXCHG16B are.
+    /// Whether string instructions, bit strings and CMPXCHG16B are.
     pub memory_inline: bool,
     /// Whether REP STOS and REP MOVS use the host's vector registers, which has to have them.
     pub vector_strings: bool,
@@ -280,6 +280,8 @@ pub struct Emitter<'a> {
     pub(super) may_predict: bool,
     /// What the slow path of the next store may do if it crosses a page.
     pub(super) crossing_store: Crossing,
+    /// DF is known to be clear.
+    pub(super) forward: bool,
     /// RIP of each instruction.
     pub(super) rips: &'a mut Vec<u64>,
     /// The checks that predict.
@@ -353,6 +355,7 @@ impl<'a> Emitter<'a> {
             may_skip: None,
             may_predict: false,
             crossing_store: Crossing::Never,
+            forward: false,
             rips: &mut workshop.rips,
             sites: Vec::new(),
             calls: Vec::new(),

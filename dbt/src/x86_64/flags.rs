@@ -314,7 +314,11 @@ impl Emitter<'_> {
 
     /// What is known behind the current instruction.
     pub(super) fn follow_flags(&mut self, insn: &Instruction, class: &Class) {
-        if matches!(class.kind, Kind::Plain(_)) && class.flags.changed() != 0 {
+        let computes = matches!(
+            class.kind,
+            Kind::Plain(_) | Kind::Element(_) | Kind::ElementPair(_)
+        );
+        if computes && class.flags.changed() != 0 {
             self.flags.recipe = self.stashed.take().or_else(|| Recipe::of(insn));
         } else {
             self.registers_changed(class.writes);

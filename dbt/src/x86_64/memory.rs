@@ -148,6 +148,13 @@ impl Emitter<'_> {
         member.is_some_and(|(member, _)| self.established[member.group].is_some())
     }
 
+    /// Whether the translation of an access leaves T1 alone, since it has been made.
+    pub(super) fn leaves_t1(&self, (insn, place): (usize, Place), address: &Address) -> bool {
+        let member = self.groups.of(insn, place);
+        let held = member.and_then(|(member, _)| self.held(member));
+        held.is_some_and(|held| held != Held::Addend || address.simple_base().is_some())
+    }
+
     /// What T0 or the slot of a group holds, if it has been checked.
     fn held(&self, member: Member) -> Option<Held> {
         let near = self.near.filter(|near| near.group == member.group);

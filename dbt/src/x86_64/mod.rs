@@ -8,6 +8,7 @@ mod block;
 pub mod bulk;
 mod control;
 mod crossing;
+mod elements;
 mod emitter;
 mod encoding;
 mod encoding_rows;

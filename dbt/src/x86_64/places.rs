@@ -181,6 +181,8 @@ impl Places {
                 | Kind::CallIndirectInto
                 | Kind::Fill
                 | Kind::Copy
+                | Kind::Element(_)
+                | Kind::ElementPair(_)
                 | Kind::BitString
                 | Kind::LoadControl
                 | Kind::ComparePair => {

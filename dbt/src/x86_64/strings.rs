@@ -49,11 +49,13 @@ impl Emitter<'_> {
         let instead = self.interpret_instead(index);
         let again = self.ops.new_dynamic_label();
         let done = self.ops.new_dynamic_label();
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs cmp BYTE [at::DIRECTION_FLAG], 0
-            ; jne =>instead
-        );
+        if !self.forward {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs cmp BYTE [at::DIRECTION_FLAG], 0
+                ; jne =>instead
+            );
+        }
         if !self.target.mode.has(Mode::CODE64) {
             // What 64-bit code left above the registers' 32 bits is not theirs.
             dynasm!(self.ops ; .arch x64 ; mov r8, rcx);

@@ -12,6 +12,7 @@ mod calls;
 mod common;
 mod counting;
 mod crossing;
+mod elements;
 mod indirect;
 mod instruction;
 mod late_stores;

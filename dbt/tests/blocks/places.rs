@@ -5,8 +5,9 @@ use dbt::{EngineOptions, Stop};
 use iced_x86::code_asm::*;
 
 use crate::common::run_for;
-use crate::machine::{CODE, DATA, DEVICE, HOLE, Machine};
-use crate::program::{Program, Recipe};
+use crate::machine::{CODE, DEVICE, HOLE, Machine};
+use crate::program::Program;
+use crate::side_by_side::looping_in;
 
 type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
@@ -246,25 +247,7 @@ fn recursive_program(middle: Code) -> Program {
 
 /// A program that is this code, at [`CHANGING`].
 pub fn looping(code: &[u8]) -> Program {
-    let mut program = Recipe {
-        bits: 64,
-        setting: 4,
-        operations: Vec::new(),
-    }
-    .build();
-    let at = (CHANGING - CODE) as usize;
-    program.memory[0].1[at..at + code.len()].copy_from_slice(code);
-    program.start = CHANGING;
-    program.interrupts.clear();
-    program.code_on_demand = false;
-    program.maps_holes = false;
-    program.smap = false;
-    let stack = program.gpr[4];
-    program.gpr = std::array::from_fn(|guest| 0x1111_1111_1111_1111 * guest as u64);
-    program.gpr[4] = stack;
-    program.gpr[7] = DATA;
-    program.gpr[11] = 0;
-    program
+    looping_in(64, code)
 }
 
 /// General registers, RIP, flags and memory.

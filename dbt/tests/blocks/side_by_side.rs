@@ -6,14 +6,40 @@ use dbt::{EngineOptions, Stop};
 use iced_x86::IcedError;
 
 use crate::common::Random;
-use crate::machine::Machine;
-use crate::places::{assert_same_registers, both_go_on, interpreted, interpreter, looping, seen};
-use crate::program::Program;
+use crate::machine::{CODE, DATA, Machine};
+use crate::places::{
+    CHANGING, assert_same_registers, both_go_on, interpreted, interpreter, looping, seen,
+};
+use crate::program::{Program, Recipe};
 
 /// A machine for each.
 pub fn machines(engines: impl IntoIterator<Item = EngineOptions>) -> Vec<(EngineOptions, Machine)> {
     let machine = |options: EngineOptions| (options.clone(), Machine::new(options, 2));
     engines.into_iter().map(machine).collect()
+}
+
+/// A program of 32-bit or 64-bit code that begins at [`CHANGING`], with nothing to disturb it.
+pub fn looping_in(bits: u32, code: &[u8]) -> Program {
+    let mut program = Recipe {
+        bits,
+        setting: 4,
+        operations: Vec::new(),
+    }
+    .build();
+    let at = (CHANGING - CODE) as usize;
+    program.memory[0].1[at..at + code.len()].copy_from_slice(code);
+    program.start = CHANGING;
+    program.interrupts.clear();
+    program.code_on_demand = false;
+    program.maps_holes = false;
+    program.smap = false;
+    let stack = program.gpr[4];
+    let width = u64::MAX >> (64 - bits);
+    program.gpr = std::array::from_fn(|guest| (0x1111_1111_1111_1111 * guest as u64) & width);
+    program.gpr[4] = stack;
+    program.gpr[7] = DATA;
+    program.gpr[11] = 0;
+    program
 }
 
 /// A loop made at random, in which something happens or not.

@@ -9,7 +9,7 @@ use crate::common::{Random, setting};
 use crate::machine::{CODE, DATA, DATA_END, Machine, READ_ONLY};
 use crate::precise::end;
 
-type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+pub type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 const STRINGS: &[(&str, u64, Code)] = &[
     ("rep stosb", 1, |a| a.rep().stosb()),
@@ -37,13 +37,13 @@ const BITS: &[(&str, Code)] = &[
 ];
 
 /// The interpreter, and translators with and without these instructions in line.
-struct Bench {
+pub struct Bench {
     interpreter: Machine,
     translators: Vec<(EngineOptions, usize, Machine)>,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let interpreter = EngineOptions {
             interpret_only: true,
             ..EngineOptions::default()
@@ -68,7 +68,7 @@ impl Bench {
     }
 
     /// Compares registers, the last frame and all memory; the copies have to be equal.
-    fn compare(&mut self, what: &str, code: &[u8]) {
+    pub fn compare(&mut self, what: &str, code: &[u8]) {
         let (registers, frame) = end(&mut self.interpreter, false, code, 0);
         let memory = self.interpreter.memory();
         for (options, copies, machine) in &mut self.translators {
@@ -94,7 +94,7 @@ impl Bench {
 
 /// Four rounds of some code, the later ones with TLB entries that the first has left; then a
 /// divide error. What it is about to find is set up by `before`.
-fn rounds(
+pub fn rounds(
     before: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
     code: Code,
     after: Code,
@@ -117,7 +117,7 @@ fn rounds(
 }
 
 /// An address that is worth trying, for operands of so many bytes.
-fn address(random: &mut Random, bytes: u64) -> u64 {
+pub fn address(random: &mut Random, bytes: u64) -> u64 {
     let near = random.below(24);
     match random.below(8) {
         // Ends at a page's end, or a little before or behind it.

@@ -491,6 +491,33 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.rep().movsb()?;
                 a.xor(eax, eax)
             }),
+            Case::new("a byte loaded and tested", |a| {
+                a.lodsb()?;
+                a.test(al, al)?;
+                a.jne(super::RIP + 0x100)
+            }),
+            Case::new("words stored", |a| {
+                a.stosq()?;
+                a.stosq()?;
+                a.xor(eax, eax)
+            }),
+            Case::new("a word loaded, up or down", |a| {
+                a.lodsq()?;
+                a.xor(eax, eax)
+            })
+            .without_groups(),
+            Case::new("a byte moved", |a| {
+                a.movsb()?;
+                a.xor(eax, eax)
+            }),
+            Case::new("a byte looked for", |a| {
+                a.scasb()?;
+                a.jne(super::RIP + 0x100)
+            }),
+            Case::new("bytes compared", |a| {
+                a.cmpsb()?;
+                a.jne(super::RIP + 0x100)
+            }),
             Case::new("a bit of a string", |a| {
                 a.bts(qword_ptr(rbx), rsi)?;
                 a.xor(eax, eax)

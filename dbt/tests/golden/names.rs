@@ -50,6 +50,7 @@ fn behind_gs(offset: usize) -> Option<String> {
             "interrupt_waiting",
         ),
         (offset_of!(CpuBlock, exchange.stash), "stash"),
+        (offset_of!(CpuBlock, exchange.second), "second"),
         (offset_of!(CpuBlock, exchange.constant), "constant"),
         (offset_of!(CpuBlock, cpu.return_limit), "poll"),
         (offset_of!(CpuBlock, exchange.return_top), "return_top"),

@@ -30,15 +30,16 @@ fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
         while random.one_in(4) {
             bytes.push(random.pick(&[0x66, 0x67, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65]));
         }
-        // The stack's instructions, and those that name memory, more often than chance has it.
-        match random.below(8) {
+        // The stack's instructions, strings, and those that name memory, more often than chance has it.
+        match random.below(9) {
             0 => bytes.push(
                 random.pick(&[0x50, 0x58, 0x06, 0x16, 0x1e, 0x60, 0x6a, 0xc9])
                     | random.below(8) as u8,
             ),
             1 => bytes.push(0x0f),
             2 => bytes.extend([0xff, 0x30 | random.next() as u8 & 0xc7]),
-            3 => bytes.extend(random.pick(&[[0x8f, 0], [0x0f, 0xc7]])),
+            3 => bytes.push(random.pick(&[0xa4, 0xa6, 0xaa, 0xac, 0xae]) | random.next() as u8 & 1),
+            4 => bytes.extend(random.pick(&[[0x8f, 0], [0x0f, 0xc7]])),
             _ => {}
         }
         bytes.extend(random.next().to_le_bytes());
