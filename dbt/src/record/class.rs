@@ -83,6 +83,8 @@ pub enum Kind {
     CompareSixteen,
     /// FLDCW while all exceptions are masked.
     LoadControl,
+    /// LDMXCSR or VLDMXCSR.
+    LoadVectorControl,
     /// The interpreter executes it.
     Helper,
 }

@@ -225,7 +225,8 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::JumpInto
         | Kind::CallIndirectInto
         | Kind::PushFlags
-        | Kind::PopFlags => true,
+        | Kind::PopFlags
+        | Kind::LoadVectorControl => true,
         _ => false,
     }
 }
@@ -254,6 +255,7 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::ReadControl
             | Kind::ReadBase
             | Kind::WriteBase
+            | Kind::LoadVectorControl
             | Kind::Fill
             | Kind::Copy
     )

@@ -236,7 +236,8 @@ fn emit_once(
     }
     // What a helper executes finds them in memory.
     let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
-    let vectors = (classes.iter()).any(|class| plain(class) && class.vectors);
+    let works = |class: &Class| plain(class) || class.kind == Kind::LoadVectorControl;
+    let vectors = (classes.iter()).any(|class| works(class) && class.vectors);
     if vectors {
         emitter.bring_vectors(arriving);
     }
@@ -503,6 +504,7 @@ impl Emitter<'_> {
             Kind::LoadControl => self.load_control(index, insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::PopFlags => self.pop_flags(index, needed),
+            Kind::LoadVectorControl => self.load_vector_control(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
             Kind::SystemReturn => self.system_return(index),

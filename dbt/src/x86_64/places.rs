@@ -182,6 +182,7 @@ impl Places {
                 | Kind::Copy
                 | Kind::BitString
                 | Kind::LoadControl
+                | Kind::LoadVectorControl
                 | Kind::CompareSixteen => {
                     high |= high_bytes(insn);
                     stays |= class.implied | high;

@@ -2,7 +2,7 @@
 //! processor's state. The block's mode vouches for the privilege.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Register};
+use iced_x86::{Code, Instruction, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
@@ -120,6 +120,30 @@ impl Emitter<'_> {
         self.load_flags();
         self.flags = FlagsPlace::SAVED;
         dynasm!(self.ops ; .arch x64 ; lea r11, [r11 + 8]);
+        Ok(())
+    }
+
+    /// LDMXCSR: the register is in the host's, where exceptions that it leaves unmasked are raised as well. The
+    /// interpreter refuses what has reserved bits.
+    pub(super) fn load_vector_control(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        const RESERVED: i32 = !0xffff;
+        let address = self.operand(insn)?;
+        let place = (Place::Operand, &address);
+        let memory = self.host_memory(index, place);
+        let load = Instruction::with1(Code::Ldmxcsr_m32, memory.operand());
+        let load = self.encode(&load.map_err(|_| Unencodable)?)?;
+        self.check(index, place, 4, false, needed)?;
+        self.spoil_flags(needed);
+        let value = self.move_load(T1, memory, 4)?;
+        self.bytes(&value);
+        let instead = self.interpret_instead(index);
+        dynasm!(self.ops ; .arch x64 ; test edi, RESERVED ; jnz =>instead);
+        self.bytes(&load);
         Ok(())
     }
 

@@ -478,6 +478,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             })
             .kernel(),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
+            Case::new("rounding and exceptions of vectors", |a| {
+                a.ldmxcsr(dword_ptr(rbx + 4))?;
+                a.xor(eax, eax)
+            }),
         ],
     ),
     (
