@@ -49,9 +49,9 @@ pub enum Kind {
     Direction(bool),
     /// SWAPGS at CPL 0.
     SwapGs,
-    /// PUSHFQ.
+    /// PUSHFQ, or PUSHFD in flat code.
     PushFlags,
-    /// POPFQ at CPL 0.
+    /// POPFQ, or POPFD in flat code, at CPL 0, or at CPL 3 with a lower IOPL.
     PopFlags,
     /// MOV of a segment's selector to a register.
     ReadSelector,

@@ -11,6 +11,7 @@ use crate::guest::Mode;
 pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
     let code64 = mode.has(Mode::CODE64);
     let ring0 = mode.has(Mode::RING0);
+    let flat = !mode.segmented();
     let enabled = || {
         let features = insn.cpuid_features();
         (features.iter()).all(|&feature| extension_enabled(feature, mode) == Some(true))
@@ -21,8 +22,13 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
         Mnemonic::Cld => Kind::Direction(false),
         Mnemonic::Std => Kind::Direction(true),
         Mnemonic::Swapgs if ring0 && code64 => Kind::SwapGs,
-        Mnemonic::Pushfq => Kind::PushFlags,
-        Mnemonic::Popfq if ring0 && code64 => Kind::PopFlags,
+        Mnemonic::Pushfq | Mnemonic::Pushfd if flat => Kind::PushFlags,
+        // Others may change IF, but not IOPL.
+        Mnemonic::Popfq | Mnemonic::Popfd
+            if flat && (ring0 || mode.has(Mode::USER | Mode::IO_DENIED)) =>
+        {
+            Kind::PopFlags
+        }
         Mnemonic::Rdtsc | Mnemonic::Rdtscp => Kind::TimeStamp,
         Mnemonic::Stac if ring0 && code64 => Kind::UserPages(true),
         Mnemonic::Clac if ring0 && code64 => Kind::UserPages(false),

@@ -484,7 +484,7 @@ impl Emitter<'_> {
                 self.swap_gs();
                 Ok(())
             }
-            Kind::PushFlags => self.push_flags(index),
+            Kind::PushFlags => self.push_flags(index, insn),
             Kind::ReadSelector => {
                 self.read_selector(insn);
                 Ok(())
@@ -503,7 +503,7 @@ impl Emitter<'_> {
             Kind::CompareSixteen => self.compare_sixteen(index, insn, need),
             Kind::LoadControl => self.load_control(index, insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
-            Kind::PopFlags => self.pop_flags(index, needed),
+            Kind::PopFlags => self.pop_flags(index, insn, needed),
             Kind::LoadVectorControl => self.load_vector_control(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),

@@ -131,9 +131,8 @@ impl Emitter<'_> {
         );
     }
 
-    /// Loads all flags with T1, whose bits 31 to 22 and reserved ones are zero.
-    pub(super) fn load_flags(&mut self) {
-        const KEPT: i32 = SYSTEM as i32;
+    /// Loads the arithmetic flags with T1. Uses T0 and T2.
+    pub(super) fn load_arithmetic_flags(&mut self) {
         dynasm!(self.ops
             ; .arch x64
             ; mov r8d, edi
@@ -144,6 +143,15 @@ impl Emitter<'_> {
             ; and r8d, 0xd500
             ; or esi, r8d
             ; gs mov [at::SAVED_FLAGS], esi
+        );
+    }
+
+    /// Loads all flags with T1.
+    pub(super) fn load_flags(&mut self) {
+        const KEPT: i32 = SYSTEM as i32;
+        self.load_arithmetic_flags();
+        dynasm!(self.ops
+            ; .arch x64
             ; mov r8d, edi
             ; shr r8d, 9
             ; mov esi, r8d

@@ -2,6 +2,7 @@
 //! operands that cross pages, values that are refused, and pages that are missing at last.
 
 use dbt::EngineOptions;
+use dbt::guest::flags;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -73,8 +74,60 @@ impl Maker<'_> {
         self.a.stmxcsr(dword_ptr(kept))
     }
 
+    fn push_flags(&mut self) -> Made {
+        match self.long {
+            true => self.a.pushfq(),
+            false => self.a.pushfd(),
+        }
+    }
+
+    fn pop_flags(&mut self) -> Made {
+        match self.long {
+            true => self.a.popfq(),
+            false => self.a.popfd(),
+        }
+    }
+
+    /// Flags that are pushed, changed and popped, maybe at the end of a page; those that make a trap, or another
+    /// mode, at last only.
+    fn flags(&mut self) -> Made {
+        const ORDINARY: u64 = flags::ARITHMETIC | flags::DF | flags::IF | flags::IOPL;
+        const OTHER: u64 = flags::NT | flags::ID | flags::RF | flags::VIF | flags::VIP;
+        let change = self.random.next() & ORDINARY;
+        let rare = match self.random.below(4) {
+            0 => flags::TF,
+            1 => flags::AC,
+            _ => self.random.next() & OTHER,
+        };
+        let moved = self.random.one_in(3);
+        let by = self.random.below(16) as i32 - 8;
+        if moved {
+            // The stack pointer is in R8D or EBX meanwhile.
+            match self.long {
+                true => self.a.mov(r8, rsp)?,
+                false => self.a.mov(ebx, esp)?,
+            }
+            match self.long {
+                true => self.a.lea(rsp, ptr(rsi + by))?,
+                false => self.a.lea(esp, ptr(esi + by))?,
+            }
+        }
+        self.push_flags()?;
+        let top = if self.long { ptr(rsp) } else { ptr(esp) };
+        self.a.xor(dword_ptr(top), change as i32)?;
+        self.at_last(|a| a.xor(dword_ptr(top), rare as i32))?;
+        self.pop_flags()?;
+        if moved {
+            match self.long {
+                true => self.a.mov(rsp, r8)?,
+                false => self.a.mov(esp, ebx)?,
+            }
+        }
+        Ok(())
+    }
+
     fn step(&mut self) -> Made {
-        match self.random.below(4) {
+        match self.random.below(6) {
             0 => {
                 let operand = self.operand();
                 self.a.add(dword_ptr(operand), edx)
@@ -84,18 +137,17 @@ impl Maker<'_> {
                 self.a.adc(edx, dword_ptr(operand))
             }
             2 => self.a.lea(ecx, ptr(ecx + edx * 2 + 7)),
-            _ => self.vector_control(),
+            3 => self.vector_control(),
+            _ => self.flags(),
         }
     }
 
     /// All flags, and a way for each to be seen.
     fn look(&mut self) -> Made {
-        if self.long {
-            self.a.pushfq()?;
-            self.a.pop(rax)?;
-        } else {
-            self.a.pushfd()?;
-            self.a.pop(eax)?;
+        self.push_flags()?;
+        match self.long {
+            true => self.a.pop(rax)?,
+            false => self.a.pop(eax)?,
         }
         let operand = self.operand();
         self.a.xor(dword_ptr(operand), eax)
@@ -123,7 +175,12 @@ fn program(seed: u64) -> (bool, Program) {
     let mut random = Random::new(seed);
     let faults = seed.is_multiple_of(3);
     let long = !random.one_in(3);
-    let ring = if random.one_in(2) { 0 } else { 3 };
+    // 32-bit kernels have no other stack for faults.
+    let ring = if random.one_in(2) && (long || !faults) {
+        0
+    } else {
+        3
+    };
     let maker = Maker {
         a: CodeAssembler::new(if long { 64 } else { 32 }).expect("a width of code"),
         random: &mut random,

@@ -477,6 +477,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(eax, eax)
             })
             .kernel(),
+            Case::new("a program's flags from the stack", |a| {
+                a.popfq()?;
+                a.xor(eax, eax)
+            }),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
             Case::new("rounding and exceptions of vectors", |a| {
                 a.ldmxcsr(dword_ptr(rbx + 4))?;
