@@ -17,6 +17,8 @@ pub enum Kind {
     Push,
     /// POP to a register.
     Pop,
+    /// ENTER in flat code.
+    Enter,
     /// LEAVE.
     Leave,
     /// Direct near JMP.

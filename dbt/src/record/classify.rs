@@ -301,6 +301,11 @@ pub fn released(insn: &Instruction) -> i64 {
     }
 }
 
+/// How many frames around its own an ENTER copies (SDM volume 2, ENTER).
+pub fn frames(insn: &Instruction) -> u8 {
+    insn.immediate8_2nd() & 31
+}
+
 /// Bytes that translated code pushes, pops or jumps by: the mode's own, or, where there are segments
 /// that are not flat, the instruction's.
 pub fn width(insn: &Instruction, mode: Mode) -> u32 {

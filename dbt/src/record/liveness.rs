@@ -255,6 +255,7 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::ReadControl
             | Kind::ReadBase
             | Kind::WriteBase
+            | Kind::Enter
             | Kind::LoadVectorControl
             | Kind::Fill
             | Kind::Copy

@@ -44,6 +44,14 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
         }
         Mnemonic::Rdfsbase | Mnemonic::Rdgsbase if code64 => Kind::ReadBase,
         Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if code64 => Kind::WriteBase,
+        Mnemonic::Enter if flat => {
+            let whole = if code64 {
+                Code::Enterq_imm16_imm8
+            } else {
+                Code::Enterd_imm16_imm8
+            };
+            return (insn.code() == whole).then_some(Kind::Enter);
+        }
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr if enabled() => Kind::LoadVectorControl,
         _ => return None,
     })

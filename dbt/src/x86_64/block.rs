@@ -492,11 +492,12 @@ impl Emitter<'_> {
             Kind::Helper => Err(Unencodable),
             // These make addresses of their own.
             Kind::BitString | Kind::LoadControl if self.target.mode.segmented() => Err(Unencodable),
-            Kind::Fill | Kind::Copy | Kind::BitString | Kind::CompareSixteen
+            Kind::Fill | Kind::Copy | Kind::BitString | Kind::CompareSixteen | Kind::Enter
                 if !self.target.memory_inline =>
             {
                 Err(Unencodable)
             }
+            Kind::Enter => self.enter(index, insn, needed),
             Kind::Fill => self.fill(index, insn, needed),
             Kind::Copy => self.copy(index, insn, needed),
             Kind::BitString => self.bit_string(index, insn, need),

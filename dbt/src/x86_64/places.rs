@@ -173,6 +173,7 @@ impl Places {
                 | Kind::Lea
                 | Kind::Push
                 | Kind::Pop
+                | Kind::Enter
                 | Kind::Leave
                 | Kind::CallInto
                 | Kind::ReturnInto

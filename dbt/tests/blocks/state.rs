@@ -126,8 +126,48 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// A frame and what is put into it; its end may be in another page, which may be missing.
+    fn frame(&mut self) -> Made {
+        let room = match self.random.below(4) {
+            0 => 0,
+            1 => self.random.below(64) as u32 * 4,
+            _ => self.random.below(4096) as u32,
+        };
+        let level = match self.random.below(12) {
+            0 => 1,
+            1 if self.faults => 3,
+            _ => 0,
+        };
+        let by = self.random.below(16) as i32 - 8;
+        let lower = if self.faults && self.random.one_in(4) {
+            DATA as i32
+        } else {
+            DATA as i32 + 0x2000
+        };
+        if self.long {
+            self.a.mov(r8, rsp)?;
+            self.a.mov(r9, rbp)?;
+            self.a.lea(rsp, ptr(lower + by))?;
+            self.a.enter(room, level)?;
+            self.a.mov(qword_ptr(rbp - 8), rax)?;
+            self.a.add(rdx, rsp)?;
+            self.a.leave()?;
+            self.a.mov(rbp, r9)?;
+            self.a.mov(rsp, r8)
+        } else {
+            self.a.mov(ebx, esp)?;
+            self.a.push(ebp)?;
+            self.a.enter(room, level)?;
+            self.a.mov(dword_ptr(ebp - 4), eax)?;
+            self.a.add(edx, esp)?;
+            self.a.leave()?;
+            self.a.pop(ebp)?;
+            self.a.mov(esp, ebx)
+        }
+    }
+
     fn step(&mut self) -> Made {
-        match self.random.below(6) {
+        match self.random.below(8) {
             0 => {
                 let operand = self.operand();
                 self.a.add(dword_ptr(operand), edx)
@@ -138,7 +178,8 @@ impl Maker<'_> {
             }
             2 => self.a.lea(ecx, ptr(ecx + edx * 2 + 7)),
             3 => self.vector_control(),
-            _ => self.flags(),
+            4..6 => self.flags(),
+            _ => self.frame(),
         }
     }
 

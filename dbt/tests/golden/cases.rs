@@ -290,6 +290,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.pop(rbx)?;
                 a.xor(ecx, ecx)
             }),
+            Case::new("enter", |a| {
+                a.enter(24, 0)?;
+                a.xor(eax, eax)
+            }),
             Case::new("leave", |a| {
                 a.leave()?;
                 a.xor(ecx, ecx)
