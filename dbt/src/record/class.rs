@@ -69,6 +69,10 @@ pub enum Kind {
     UserPages(bool),
     /// RDPKRU in 64-bit mode.
     ReadKeyRights,
+    /// XGETBV.
+    ReadExtendedControl,
+    /// RDPID.
+    ReadProcessor,
     /// MOV from CR0, CR2, CR3 or CR4 at CPL 0 of 64-bit code.
     ReadControl,
     /// RDFSBASE or RDGSBASE.

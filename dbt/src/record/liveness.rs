@@ -157,6 +157,7 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         | Kind::Direction(_)
         | Kind::SwapGs
         | Kind::ReadSelector
+        | Kind::ReadProcessor
         | Kind::ReadControl => false,
         _ => true,
     }
@@ -252,6 +253,7 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Direction(_)
             | Kind::SwapGs
             | Kind::ReadSelector
+            | Kind::ReadProcessor
             | Kind::ReadControl
             | Kind::ReadBase
             | Kind::WriteBase

@@ -33,6 +33,8 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
         Mnemonic::Stac if ring0 && code64 => Kind::UserPages(true),
         Mnemonic::Clac if ring0 && code64 => Kind::UserPages(false),
         Mnemonic::Rdpkru if code64 => Kind::ReadKeyRights,
+        Mnemonic::Xgetbv => Kind::ReadExtendedControl,
+        Mnemonic::Rdpid => Kind::ReadProcessor,
         Mnemonic::Mov if insn.code() == Code::Mov_r64_cr => {
             let known = matches!(insn.op1_register().number(), 0 | 2 | 3 | 4);
             return (known && ring0 && code64).then_some(Kind::ReadControl);

@@ -514,6 +514,14 @@ impl Emitter<'_> {
                 self.read_key_rights(index, needed);
                 Ok(())
             }
+            Kind::ReadExtendedControl => {
+                self.read_extended_control(index, needed);
+                Ok(())
+            }
+            Kind::ReadProcessor => {
+                self.read_processor(insn);
+                Ok(())
+            }
             Kind::UserPages(open) => self.user_pages(index, open),
             Kind::ReadControl => {
                 self.read_control(insn);

@@ -166,8 +166,23 @@ impl Maker<'_> {
         }
     }
 
+    /// What is switched on, by a number that is known, unless it is the last round.
+    fn extended_control(&mut self) -> Made {
+        let number = if self.random.one_in(4) { 1 } else { 0 };
+        self.a.mov(ebx, edx)?;
+        self.a.mov(ecx, number)?;
+        self.at_last(|a| a.mov(ecx, 2))?;
+        self.a.xgetbv()?;
+        match self.long {
+            true => self.a.rdpid(rcx)?,
+            false => self.a.rdpid(ecx)?,
+        }
+        self.a.adc(edx, eax)?;
+        self.a.add(edx, ebx)
+    }
+
     fn step(&mut self) -> Made {
-        match self.random.below(8) {
+        match self.random.below(10) {
             0 => {
                 let operand = self.operand();
                 self.a.add(dword_ptr(operand), edx)
@@ -179,7 +194,8 @@ impl Maker<'_> {
             2 => self.a.lea(ecx, ptr(ecx + edx * 2 + 7)),
             3 => self.vector_control(),
             4..6 => self.flags(),
-            _ => self.frame(),
+            6..8 => self.frame(),
+            _ => self.extended_control(),
         }
     }
 

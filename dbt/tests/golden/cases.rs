@@ -475,6 +475,11 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.rdpkru()?;
                 a.xor(ebx, ebx)
             }),
+            Case::new("the extensions that are on", |a| {
+                a.xgetbv()?;
+                a.xor(ebx, ebx)
+            }),
+            Case::new("the processor's number", |a| a.rdpid(r9)),
             Case::new("user pages opened", |a| a.stac()).kernel(),
             Case::new("the flags from the stack", |a| {
                 a.popfq()?;
