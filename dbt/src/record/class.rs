@@ -89,6 +89,8 @@ pub enum Kind {
     CompareSixteen,
     /// FLDCW while all exceptions are masked.
     LoadControl,
+    /// CLFLUSH, CLFLUSHOPT or CLWB.
+    FlushLine,
     /// LDMXCSR or VLDMXCSR.
     LoadVectorControl,
     /// The interpreter executes it.

@@ -398,7 +398,7 @@ impl Finder {
         let (operand_written, slot) = match class.kind {
             Kind::Plain(Operand::None) => return,
             Kind::Plain(operand) => (operand != Operand::Read, None),
-            Kind::LoadVectorControl => (false, None),
+            Kind::LoadVectorControl | Kind::FlushLine => (false, None),
             Kind::Push
             | Kind::PushFlags
             | Kind::Call
@@ -413,7 +413,9 @@ impl Finder {
         let has_operand = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
         if has_operand {
             let size = match class.kind {
-                Kind::Plain(_) | Kind::LoadVectorControl => insn.memory_size().size() as i64,
+                Kind::Plain(_) | Kind::LoadVectorControl | Kind::FlushLine => {
+                    insn.memory_size().size() as i64
+                }
                 _ => word,
             };
             if let Some((key, displacement)) = self.operand_key(insn, size) {

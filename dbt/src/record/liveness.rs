@@ -227,7 +227,8 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::CallIndirectInto
         | Kind::PushFlags
         | Kind::PopFlags
-        | Kind::LoadVectorControl => true,
+        | Kind::LoadVectorControl
+        | Kind::FlushLine => true,
         _ => false,
     }
 }
@@ -259,6 +260,7 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::WriteBase
             | Kind::Enter
             | Kind::LoadVectorControl
+            | Kind::FlushLine
             | Kind::Fill
             | Kind::Copy
     )

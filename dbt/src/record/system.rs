@@ -54,6 +54,7 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
             };
             return (insn.code() == whole).then_some(Kind::Enter);
         }
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Kind::FlushLine,
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr if enabled() => Kind::LoadVectorControl,
         _ => return None,
     })

@@ -506,6 +506,7 @@ impl Emitter<'_> {
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::PopFlags => self.pop_flags(index, insn, needed),
             Kind::LoadVectorControl => self.load_vector_control(index, insn, needed),
+            Kind::FlushLine => self.flush_line(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
             Kind::SystemReturn => self.system_return(index),

@@ -184,6 +184,7 @@ impl Places {
                 | Kind::BitString
                 | Kind::LoadControl
                 | Kind::LoadVectorControl
+                | Kind::FlushLine
                 | Kind::CompareSixteen => {
                     high |= high_bytes(insn);
                     stays |= class.implied | high;

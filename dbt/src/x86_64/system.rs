@@ -174,6 +174,18 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// CLFLUSH, CLFLUSHOPT and CLWB: there are no caches, but they fault as the load of a byte does.
+    pub(super) fn flush_line(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        self.check(index, (Place::Operand, &address), 1, false, needed)?;
+        Ok(())
+    }
+
     /// MOV of a selector to a register: zero-extended to 32 or 64 bits.
     pub(super) fn read_selector(&mut self, insn: &Instruction) {
         let segment = insn.op1_register() as usize - Register::ES as usize;

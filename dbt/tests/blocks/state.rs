@@ -7,7 +7,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
-use crate::machine::{DATA, HOLE};
+use crate::machine::{DATA, DEVICE, HOLE, READ_ONLY};
 use crate::places::{CHANGING, looping};
 use crate::program::Program;
 use crate::side_by_side::{end_alike, machines, stop_anywhere};
@@ -181,8 +181,22 @@ impl Maker<'_> {
         self.a.add(edx, ebx)
     }
 
+    /// A line that is somewhere, or nowhere at last.
+    fn flush_line(&mut self) -> Made {
+        let operand = self.operand();
+        match self.random.below(3) {
+            0 => self.a.clflush(byte_ptr(operand))?,
+            1 => self.a.clflushopt(byte_ptr(operand))?,
+            _ => self.a.clwb(byte_ptr(operand))?,
+        }
+        let place = [HOLE, DEVICE, READ_ONLY][self.random.below(3) as usize] as u32;
+        self.a.mov(ecx, place)?;
+        let there = if self.long { ptr(rcx) } else { ptr(ecx) };
+        self.at_last(|a| a.clflush(byte_ptr(there)))
+    }
+
     fn step(&mut self) -> Made {
-        match self.random.below(10) {
+        match self.random.below(12) {
             0 => {
                 let operand = self.operand();
                 self.a.add(dword_ptr(operand), edx)
@@ -195,7 +209,8 @@ impl Maker<'_> {
             3 => self.vector_control(),
             4..6 => self.flags(),
             6..8 => self.frame(),
-            _ => self.extended_control(),
+            8..10 => self.extended_control(),
+            _ => self.flush_line(),
         }
     }
 

@@ -491,6 +491,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(eax, eax)
             }),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
+            Case::new("a cache line", |a| {
+                a.clflush(byte_ptr(rbx + 4))?;
+                a.xor(eax, eax)
+            }),
             Case::new("rounding and exceptions of vectors", |a| {
                 a.ldmxcsr(dword_ptr(rbx + 4))?;
                 a.xor(eax, eax)
