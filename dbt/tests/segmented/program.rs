@@ -37,6 +37,11 @@ fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
             ),
             1 => bytes.push(0x0f),
             2 => bytes.extend([0xff, 0x30 | random.next() as u8 & 0xc7]),
+            3 if random.one_in(4) => {
+                // LDMXCSR, STMXCSR, CLFLUSH.
+                let field = random.pick(&[0x10, 0x18, 0x38]);
+                bytes.extend([0x0f, 0xae, field | random.next() as u8 & 0x87]);
+            }
             _ => {}
         }
         bytes.extend(random.next().to_le_bytes());
