@@ -476,7 +476,7 @@ fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
 }
 
 /// EAX, EBX, ECX and EDX of a leaf. `apic_enabled` is IA32_APIC_BASE's enable bit, which the
-/// APIC feature follows.
+/// APIC feature in leaf 1 follows.
 pub fn query(cpu: &CpuState, apic_enabled: bool, leaf: u32, subleaf: u32) -> [u32; 4] {
     let model = &cpu.model;
     let leaf = match leaf {
@@ -485,12 +485,12 @@ pub fn query(cpu: &CpuState, apic_enabled: bool, leaf: u32, subleaf: u32) -> [u3
         // Beyond the end, the last basic leaf answers.
         _ => LAST_BASIC,
     };
-    let bits = model.bits(leaf, 0);
+    let bits = || model.bits(leaf, 0);
     match leaf {
         // "GenuineIntel".
         0 => [LAST_BASIC, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
         1 => {
-            let [_, _, mut ecx, mut edx] = bits;
+            let [_, _, mut ecx, mut edx] = bits();
             if cpu.control.cr4 & CR4_OSXSAVE != 0 {
                 ecx |= 1 << 27;
             }
@@ -508,9 +508,9 @@ pub fn query(cpu: &CpuState, apic_enabled: bool, leaf: u32, subleaf: u32) -> [u3
         // Leaf 4 describes the caches; 64-byte prefetching.
         2 => [0x00fe_ff01, 0x0000_00f0, 0, 0],
         4 => cache(model, subleaf),
-        6 => bits,
+        6 => bits(),
         7 if subleaf == 0 => {
-            let [eax, ebx, mut ecx, edx] = bits;
+            let [eax, ebx, mut ecx, edx] = bits();
             if cpu.control.cr4 & CR4_PKE != 0 {
                 ecx |= 1 << 4;
             }
@@ -541,7 +541,7 @@ pub fn query(cpu: &CpuState, apic_enabled: bool, leaf: u32, subleaf: u32) -> [u3
         // L2: 1 MiB, 16 ways, 64-byte lines.
         0x8000_0006 => [0, 0, 1024 << 16 | 8 << 12 | 64, 0],
         0x8000_0008 => [48 << 8 | mmu::PHYSICAL_BITS, 0, 0, 0],
-        0x8000_0001 | 0x8000_0007 => bits,
+        0x8000_0001 | 0x8000_0007 => bits(),
         _ => [0; 4],
     }
 }

@@ -23,6 +23,8 @@ pub enum Kind {
     PushAll,
     /// POPAD.
     PopAll,
+    /// ENTER in flat code.
+    Enter,
     /// LEAVE.
     Leave,
     /// Direct near JMP.
@@ -55,9 +57,9 @@ pub enum Kind {
     Direction(bool),
     /// SWAPGS at CPL 0.
     SwapGs,
-    /// PUSHFQ.
+    /// PUSHFQ, or PUSHFD in flat code.
     PushFlags,
-    /// POPFQ at CPL 0.
+    /// POPFQ, or POPFD in flat code, at CPL 0, or at CPL 3 with a lower IOPL.
     PopFlags,
     /// MOV or POP to DS, ES, FS or GS at CPL 0 of flat 32-bit code.
     LoadSegment,
@@ -75,6 +77,10 @@ pub enum Kind {
     UserPages(bool),
     /// RDPKRU in 64-bit mode.
     ReadKeyRights,
+    /// XGETBV.
+    ReadExtendedControl,
+    /// RDPID.
+    ReadProcessor,
     /// MOV from CR0, CR2, CR3 or CR4 at CPL 0 of 64-bit code.
     ReadControl,
     /// RDFSBASE or RDGSBASE.
@@ -95,6 +101,10 @@ pub enum Kind {
     ComparePair,
     /// FLDCW while all exceptions are masked.
     LoadControl,
+    /// CLFLUSH, CLFLUSHOPT or CLWB.
+    FlushLine,
+    /// LDMXCSR or VLDMXCSR.
+    LoadVectorControl,
     /// The interpreter executes it.
     Helper,
 }

@@ -13,7 +13,7 @@ use iced_x86::{
 pub use super::class::{Class, Kind, Operand, is_limited};
 use super::elements::{flat, repeats};
 use super::shape::{may_fault, uses_vectors};
-use super::{elements, liveness, shape};
+use super::{elements, liveness, shape, system};
 use crate::guest::Mode;
 use crate::interpret::extension;
 use crate::interpret::operand::operand_size;
@@ -103,6 +103,7 @@ impl Classifier {
         let word = width(insn, mode);
         let kind = match insn.flow_control() {
             FlowControl::Next => match insn.mnemonic() {
+                _ if let Some(kind) = system::kind(insn, mode) => kind,
                 Mnemonic::Lea if insn.memory_base() != Register::EIP => Kind::Lea,
                 // Hosts leave OF differently where the count is not 1. Testers of old processors look.
                 Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr
@@ -126,41 +127,6 @@ impl Classifier {
                 | Mnemonic::Prefetchw
                 | Mnemonic::Prefetch
                 | Mnemonic::Pause => Kind::Nop,
-                Mnemonic::Cli if mode.has(Mode::RING0) => Kind::Cli,
-                Mnemonic::Sti if mode.has(Mode::RING0) => Kind::Sti,
-                Mnemonic::Cld => Kind::Direction(false),
-                Mnemonic::Std => Kind::Direction(true),
-                Mnemonic::Swapgs if mode.has(Mode::RING0 | Mode::CODE64) => Kind::SwapGs,
-                Mnemonic::Pushfq => Kind::PushFlags,
-                Mnemonic::Popfq if mode.has(Mode::RING0 | Mode::CODE64) => Kind::PopFlags,
-                Mnemonic::Rdtsc | Mnemonic::Rdtscp => Kind::TimeStamp,
-                Mnemonic::Stac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(true),
-                Mnemonic::Clac if mode.has(Mode::RING0 | Mode::CODE64) => Kind::UserPages(false),
-                Mnemonic::Rdpkru if mode.has(Mode::CODE64) => Kind::ReadKeyRights,
-                Mnemonic::Mov
-                    if insn.code() == Code::Mov_r64_cr
-                        && matches!(insn.op1_register().number(), 0 | 2 | 3 | 4)
-                        && mode.has(Mode::RING0 | Mode::CODE64) =>
-                {
-                    Kind::ReadControl
-                }
-                Mnemonic::Rdfsbase | Mnemonic::Rdgsbase if mode.has(Mode::CODE64) => Kind::ReadBase,
-                Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.has(Mode::CODE64) => {
-                    Kind::WriteBase
-                }
-                Mnemonic::Mov
-                    if insn.op1_register().is_segment_register()
-                        && insn.op0_register().is_gpr() =>
-                {
-                    Kind::ReadSelector
-                }
-                Mnemonic::Mov | Mnemonic::Pop
-                    if loads_data_segment(insn)
-                        && !segmented
-                        && mode.has(Mode::RING0 | Mode::CODE32) =>
-                {
-                    Kind::LoadSegment
-                }
                 Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
                     if repeats(insn) && flat(insn, mode) =>
                 {
@@ -329,6 +295,11 @@ pub fn released(insn: &Instruction) -> i64 {
     }
 }
 
+/// How many frames around its own an ENTER copies (SDM volume 2, ENTER).
+pub fn frames(insn: &Instruction) -> u8 {
+    insn.immediate8_2nd() & 31
+}
+
 /// Bytes that translated code pushes, pops or jumps by: the mode's own, or, where there are segments
 /// that are not flat, the instruction's.
 pub fn width(insn: &Instruction, mode: Mode) -> u32 {
@@ -366,14 +337,6 @@ fn is_simple_push(insn: &Instruction, mode: Mode) -> bool {
         OpKind::Register => insn.op0_register().is_gpr(),
         _ => true,
     }
-}
-
-/// Not SS, behind whose loads interrupts wait.
-fn loads_data_segment(insn: &Instruction) -> bool {
-    matches!(
-        insn.op0_register(),
-        Register::DS | Register::ES | Register::FS | Register::GS
-    )
 }
 
 fn near(insn: &Instruction, word: u32) -> bool {
@@ -457,7 +420,7 @@ pub(super) fn is_x87(feature: CpuidFeature) -> bool {
 }
 
 /// Whether the mode lets the instruction's extension run without #NM or #UD.
-fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
+pub(super) fn extension_enabled(feature: CpuidFeature, mode: Mode) -> Option<bool> {
     Some(match feature {
         general if is_general(general) => true,
         x87 if is_x87(x87) => mode.has(Mode::X87),
@@ -554,11 +517,11 @@ fn plain(insn: &Instruction, mode: Mode, access: &[OpAccess; 5]) -> Option<Opera
         | Mnemonic::Salc
         | Mnemonic::Into
         | Mnemonic::Clflush
+        | Mnemonic::Ldmxcsr
+        | Mnemonic::Vldmxcsr
         | Mnemonic::Ud0
         | Mnemonic::Ud1
         | Mnemonic::Ud2 => return None,
-        // Processors differ in the bits that MXCSR has.
-        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => return None,
         // With CR0.TS set it may raise #NM.
         Mnemonic::Wait if !mode.has(Mode::X87) => return None,
         _ => {}

@@ -410,6 +410,7 @@ impl Finder {
                 }
                 return;
             }
+            Kind::LoadVectorControl | Kind::FlushLine => (false, None),
             Kind::Push
             | Kind::PushFlags
             | Kind::Call
@@ -424,7 +425,9 @@ impl Finder {
         let has_operand = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
         if has_operand {
             let size = match class.kind {
-                Kind::Plain(_) => insn.memory_size().size() as i64,
+                Kind::Plain(_) | Kind::LoadVectorControl | Kind::FlushLine => {
+                    insn.memory_size().size() as i64
+                }
                 _ => word,
             };
             if let Some((key, displacement)) = self.operand_key(insn, size) {

@@ -162,6 +162,7 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         | Kind::Direction(_)
         | Kind::SwapGs
         | Kind::ReadSelector
+        | Kind::ReadProcessor
         | Kind::ReadControl => false,
         _ => true,
     }
@@ -237,6 +238,8 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::PushFlags
         | Kind::PopFlags
         | Kind::LoadSegment
+        | Kind::LoadVectorControl
+        | Kind::FlushLine
         | Kind::Element(_)
         | Kind::ElementPair(_) => true,
         _ => false,
@@ -267,9 +270,13 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Direction(_)
             | Kind::SwapGs
             | Kind::ReadSelector
+            | Kind::ReadProcessor
             | Kind::ReadControl
             | Kind::ReadBase
             | Kind::WriteBase
+            | Kind::Enter
+            | Kind::LoadVectorControl
+            | Kind::FlushLine
             | Kind::Fill
             | Kind::Copy
             | Kind::Element(_)

@@ -9,6 +9,7 @@ pub mod grouping;
 pub mod liveness;
 pub mod recipe;
 mod shape;
+mod system;
 mod values;
 
 use std::sync::LazyLock;

@@ -100,6 +100,13 @@ impl Values {
                 self.values[Guest::RSP].offset += word;
                 self.values[insn.op0_register().number()] = self.fresh();
             }
+            Kind::Enter if classify::frames(insn) == 0 => {
+                let stack = &mut self.values[Guest::RSP];
+                stack.offset -= word;
+                let frame = *stack;
+                stack.offset -= i64::from(insn.immediate16());
+                self.values[Guest::RBP] = frame;
+            }
             Kind::Leave => {
                 let mut frame = self.values[Guest::RBP];
                 frame.offset += word;

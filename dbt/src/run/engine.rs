@@ -23,7 +23,7 @@ pub struct EngineOptions {
     /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
     /// emitted code.
     pub system_inline: bool,
-    /// Execute REP STOS, REP MOVS, bit strings in memory and CMPXCHG16B in emitted code.
+    /// Execute REP STOS, REP MOVS, bit strings in memory, CMPXCHG16B and ENTER in emitted code.
     pub memory_inline: bool,
     /// REP STOS and REP MOVS work by the host's vector registers, if it has AVX-512.
     pub vector_strings: bool,

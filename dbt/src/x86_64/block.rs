@@ -248,7 +248,8 @@ fn emit_once(
     }
     // What a helper executes finds them in memory.
     let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
-    let vectors = (classes.iter()).any(|class| plain(class) && class.vectors);
+    let works = |class: &Class| plain(class) || class.kind == Kind::LoadVectorControl;
+    let vectors = (classes.iter()).any(|class| works(class) && class.vectors);
     if vectors {
         emitter.bring_vectors(arriving);
     }
@@ -500,7 +501,7 @@ impl Emitter<'_> {
                 self.swap_gs();
                 Ok(())
             }
-            Kind::PushFlags => self.push_flags(index),
+            Kind::PushFlags => self.push_flags(index, insn),
             Kind::ReadSelector => {
                 self.read_selector(insn);
                 Ok(())
@@ -508,25 +509,36 @@ impl Emitter<'_> {
             Kind::Helper => Err(Unencodable),
             Kind::Element(operand) => self.element(index, insn, class, operand, need),
             Kind::ElementPair(operand) => self.element_pair(index, insn, operand, need),
-            Kind::Fill | Kind::Copy | Kind::BitString | Kind::ComparePair
+            Kind::Fill | Kind::Copy | Kind::BitString | Kind::ComparePair | Kind::Enter
                 if !self.target.memory_inline =>
             {
                 Err(Unencodable)
             }
+            Kind::Enter => self.enter(index, insn, needed),
             Kind::Fill => self.fill(index, insn, needed),
             Kind::Copy => self.copy(index, insn, needed),
             Kind::BitString => self.bit_string(index, insn, need),
             Kind::ComparePair => self.compare_pair(index, insn, need),
             Kind::LoadControl => self.load_control(index, insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
-            Kind::PopFlags => self.pop_flags(index, needed),
             Kind::LoadSegment => self.load_segment(index, insn, needed),
+            Kind::PopFlags => self.pop_flags(index, insn, needed),
+            Kind::LoadVectorControl => self.load_vector_control(index, insn, needed),
+            Kind::FlushLine => self.flush_line(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
             Kind::SystemReturn => self.system_return(index),
             Kind::InterruptReturn => self.interrupt_return(index),
             Kind::ReadKeyRights => {
                 self.read_key_rights(index, needed);
+                Ok(())
+            }
+            Kind::ReadExtendedControl => {
+                self.read_extended_control(index, needed);
+                Ok(())
+            }
+            Kind::ReadProcessor => {
+                self.read_processor(insn);
                 Ok(())
             }
             Kind::UserPages(open) => self.user_pages(index, open),

@@ -6,11 +6,12 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::astray::compare_of;
 use super::emitter::{Emitter, Unencodable};
 use super::moving::Follows;
-use super::operands::Address;
+use super::operands::{Address, HostMemory};
 use super::registers::{T0, T1, number, sized};
+use super::stack::STACK;
 use super::stubs::Stub;
 use super::whole_jumps::PUSH;
-use crate::guest::Register as Guest;
+use crate::guest::{Mode, Register as Guest};
 use crate::record::classify;
 use crate::record::grouping::Place;
 use crate::run::{JUMP_ENTRIES, JUMP_SHIFT, Upcall, UpcallKind, at};
@@ -122,6 +123,33 @@ impl Emitter<'_> {
         if place.is_none() {
             self.store_part(guest, T1, word);
         }
+        Ok(())
+    }
+
+    /// ENTER without frames around its own. Its last word has to be writable, although nothing is written there.
+    pub(super) fn enter(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        if classify::frames(insn) != 0 {
+            return Err(Unencodable);
+        }
+        let word = self.width(insn);
+        let room = i32::from(insn.immediate16());
+        let frame = -(word as i32);
+        let wide = self.target.mode.has(Mode::CODE64);
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        let last = Some(frame - room).filter(|_| room != 0);
+        for checked in last.into_iter().chain([frame]) {
+            self.add_displacement(Self::scratch(T0), STACK, checked, wide);
+            self.look_up((Self::scratch(T0), 0), (word, true), instead);
+        }
+        self.store_register(HostMemory::AT_T0, Register::RBP, word)?;
+        self.add_displacement(FRAME, STACK, frame, wide);
+        self.move_stack(frame - room);
         Ok(())
     }
 

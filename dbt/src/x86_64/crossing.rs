@@ -5,7 +5,8 @@
 //!
 //! A load finds 64 bytes of the buffer filled with what is on both sides of the boundary. A store
 //! finds them so too, changes some, and all go back, in all copies: the rest are as they were.
-//! Both are tried where the check has failed anyway; what does not cross, or whose pages are not
+//! So does what loads, computes and stores, if no flags of before matter behind it.
+//! All are tried where the check has failed anyway; what does not cross, or whose pages are not
 //! both in the TLB with the right tag, calls up. Where the pages are neighbours in the host's memory too,
 //! as most of a large array's are, the access goes on where it is.
 //!
@@ -18,6 +19,7 @@ use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
 use super::bulk::{self, Piece, Writer, memory};
 use super::emitter::{Emitter, Encoded};
+use super::registers::T1;
 use super::trampoline::here;
 use crate::cache::CodeOffset;
 use crate::record::liveness;
@@ -65,6 +67,13 @@ pub(super) enum Crossing {
     Store {
         loads: Vec<(Register, usize)>,
         store: Encoded,
+        behind: DynamicLabel,
+    },
+    /// Likewise, load from the buffer to T1, compute and store. `stash`: code behind it looks for the result there.
+    Update {
+        loads: Vec<(Register, usize)>,
+        steps: [Encoded; 3],
+        stash: bool,
         behind: DynamicLabel,
     },
 }
@@ -129,6 +138,26 @@ impl Emitter<'_> {
                     self.load_guest(scratch, guest);
                 }
                 self.bytes(&store);
+                self.call_shared(shared.finish);
+                dynasm!(self.ops ; .arch x64 ; jmp =>behind);
+            }
+            Crossing::Update {
+                loads,
+                steps,
+                stash,
+                behind,
+            } => {
+                self.call_with(shared.store[view], record);
+                for (scratch, guest) in loads {
+                    self.load_guest(scratch, guest);
+                }
+                for step in steps {
+                    self.bytes(&step);
+                }
+                if stash {
+                    self.put_into_stash(T1);
+                }
+                // None of what follows changes the flags.
                 self.call_shared(shared.finish);
                 dynasm!(self.ops ; .arch x64 ; jmp =>behind);
             }

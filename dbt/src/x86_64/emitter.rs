@@ -51,7 +51,7 @@ pub struct Target<'a> {
     pub far_jump_cache: Option<usize>,
     /// Whether common system instructions are emitted in line.
     pub system_inline: bool,
-    /// Whether string instructions, bit strings and CMPXCHG16B are.
+    /// Whether string instructions, bit strings, CMPXCHG8B, CMPXCHG16B and ENTER are.
     pub memory_inline: bool,
     /// Whether REP STOS and REP MOVS use the host's vector registers, which has to have them.
     pub vector_strings: bool,

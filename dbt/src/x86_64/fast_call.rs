@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::registers::{T1, number};
-use crate::guest::flags::{AC, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
+use crate::guest::flags::{AC, CR4_OSXSAVE, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
 use crate::guest::{Mode, Register as Guest, Segment, SegmentIndex};
 use crate::run::{UpcallKind, at};
 
@@ -16,7 +16,8 @@ const TSD_IN_BYTE_0: i8 = 1 << 2;
 /// CR4.FSGSBASE and RFLAGS.AC in byte 2 of their registers.
 const FSGSBASE_IN_BYTE_2: i8 = 1;
 const AC_IN_BYTE_2: i8 = 1 << 2;
-/// CR4.PKE there.
+/// CR4.OSXSAVE and CR4.PKE there.
+const OSXSAVE_IN_BYTE_2: i8 = 1 << 2;
 const PKE_IN_BYTE_2: i8 = 1 << 6;
 /// The flags that SYSRET loads from R11 (SDM volume 2, SYSRET).
 const RETURNED: i32 = 0x3c_7fd7;
@@ -131,9 +132,8 @@ impl Emitter<'_> {
         );
     }
 
-    /// Loads all flags with T1, whose bits 31 to 22 and reserved ones are zero.
-    pub(super) fn load_flags(&mut self) {
-        const KEPT: i32 = SYSTEM as i32;
+    /// Loads the arithmetic flags with T1. Uses T0 and T2.
+    pub(super) fn load_arithmetic_flags(&mut self) {
         dynasm!(self.ops
             ; .arch x64
             ; mov r8d, edi
@@ -144,6 +144,15 @@ impl Emitter<'_> {
             ; and r8d, 0xd500
             ; or esi, r8d
             ; gs mov [at::SAVED_FLAGS], esi
+        );
+    }
+
+    /// Loads all flags with T1.
+    pub(super) fn load_flags(&mut self) {
+        const KEPT: i32 = SYSTEM as i32;
+        self.load_arithmetic_flags();
+        dynasm!(self.ops
+            ; .arch x64
             ; mov r8d, edi
             ; shr r8d, 9
             ; mov esi, r8d
@@ -308,6 +317,28 @@ impl Emitter<'_> {
             ; gs mov eax, [at::PKRU]
             ; xor edx, edx
         );
+    }
+
+    /// XGETBV of XCR0, where the kernel has switched XSAVE on.
+    pub(super) fn read_extended_control(&mut self, index: usize, needed: bool) {
+        const { assert!(CR4_OSXSAVE == 1 << 18) };
+        self.spoil_flags_and(1 << Guest::RAX | 1 << Guest::RDX, needed);
+        let instead = self.interpret_instead(index);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs test BYTE [at::CR4 + 2], OSXSAVE_IN_BYTE_2
+            ; jz =>instead
+            ; test ecx, ecx
+            ; jnz =>instead
+            ; gs mov eax, [at::XCR0]
+            ; gs mov edx, [at::XCR0 + 4]
+        );
+    }
+
+    /// RDPID.
+    pub(super) fn read_processor(&mut self, insn: &Instruction) {
+        dynasm!(self.ops ; .arch x64 ; gs mov edi, [at::TSC_AUX]);
+        self.store_guest(number(insn.op0_register()), T1);
     }
 
     /// The base that RDFSBASE and its kin name, behind a check that the kernel allows them.

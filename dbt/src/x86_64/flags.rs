@@ -360,10 +360,15 @@ impl Emitter<'_> {
 
     /// Puts a host register into the stash.
     pub(super) fn stash(&mut self, register: Register, recipe: Recipe) {
-        let register = number(register) as u8;
-        dynasm!(self.ops ; .arch x64 ; gs mov [at::STASH], Rq(register));
+        self.put_into_stash(register);
         self.stashed = Some(recipe);
         self.stashes |= 1 << self.current;
+    }
+
+    /// Puts it there where it is known already that it is.
+    pub(super) fn put_into_stash(&mut self, register: Register) {
+        let register = number(register) as u8;
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::STASH], Rq(register));
     }
 
     /// Puts CF, which is in EFLAGS, into the stash.

@@ -174,6 +174,7 @@ impl Places {
                 | Kind::Push
                 | Kind::Pop
                 | Kind::PopMemory
+                | Kind::Enter
                 | Kind::Leave
                 | Kind::CallInto
                 | Kind::ReturnInto
@@ -185,6 +186,8 @@ impl Places {
                 | Kind::ElementPair(_)
                 | Kind::BitString
                 | Kind::LoadControl
+                | Kind::LoadVectorControl
+                | Kind::FlushLine
                 | Kind::ComparePair => {
                     high |= high_bytes(insn);
                     stays |= class.implied | high;

@@ -34,6 +34,11 @@ impl Staging {
         loaded.map(|&(guest, scratch, _, _)| (scratch, guest))
     }
 
+    /// Whether any of them is stored afterwards.
+    fn changes(&self) -> bool {
+        self.staged.iter().any(|staged| staged.3)
+    }
+
     fn place(&self, register: Register) -> Option<Register> {
         if is_high_byte(register) {
             return Some(register);
@@ -254,6 +259,25 @@ impl Emitter<'_> {
                 behind,
             };
         }
+        let in_host = need.in_host(class.flags);
+        if self.target.crossing
+            && operand == Operand::Modify
+            && on_loaded
+            && size > 1
+            && !in_host
+            && !staging.changes()
+        {
+            self.crossing_store = Crossing::Update {
+                loads: staging.loads().collect(),
+                steps: [
+                    self.move_load(T1, HostMemory::AT_T0, size)?,
+                    on_register,
+                    self.move_store(HostMemory::AT_T0, T1, size)?,
+                ],
+                stash: stash.is_some(),
+                behind,
+            };
+        }
         self.may_predict = true;
         self.check(index, at, size, write, need.before != 0)?;
         self.may_predict = false;
@@ -261,7 +285,7 @@ impl Emitter<'_> {
         if by_t0 {
             self.lead_to(checked)?;
         }
-        if need.in_host(class.flags) {
+        if in_host {
             self.restore_flags();
         }
         self.note_flags(index);

@@ -12,7 +12,7 @@ use crate::record::grouping::Place;
 use crate::record::liveness;
 
 /// The host register that holds the guest's stack pointer.
-const STACK: u8 = 11;
+pub(super) const STACK: u8 = 11;
 
 impl Emitter<'_> {
     /// Moves the guest's stack pointer; the flags stay.

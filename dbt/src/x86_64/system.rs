@@ -2,13 +2,13 @@
 //! processor's state. The block's mode vouches for the privilege.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Register};
+use iced_x86::{Code, Instruction, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
 use super::operands::Address;
 use super::registers::{T1, number, pinned, sized};
-use crate::guest::{Register as Guest, SegmentIndex, flags};
+use crate::guest::{Mode, Register as Guest, SegmentIndex, flags};
 use crate::record::grouping::Place;
 use crate::run::{UpcallKind, at};
 
@@ -82,44 +82,107 @@ impl Emitter<'_> {
         );
     }
 
-    /// PUSHFQ: the image has RF and VM clear (SDM volume 2, PUSHF).
-    pub(super) fn push_flags(&mut self, index: usize) -> Result<(), Unencodable> {
-        let slot = Address::based(Guest::RSP, -8, self.target.mode);
+    /// PUSHFQ and PUSHFD: the image has RF and VM clear (SDM volume 2, PUSHF).
+    pub(super) fn push_flags(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+    ) -> Result<(), Unencodable> {
+        let word = self.width(insn);
+        let slot = Address::based(Guest::RSP, -(word as i32), self.target.mode);
         // All flags are needed: this instruction reads them.
-        let memory = self.check(index, (Place::Stack, &slot), 8, true, true)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, true, true)?;
         self.flags_to_saved();
         self.flags_image(!(flags::RF | flags::VM));
-        self.store_register(memory, T1, 8)?;
-        dynasm!(self.ops ; .arch x64 ; lea r11, [r11 - 8]);
+        self.store_register(memory, T1, word)?;
+        self.move_stack(-(word as i32));
         Ok(())
     }
 
-    /// POPFQ that leaves the system flags as they are, except for IF (SDM volume 2, POPF).
-    pub(super) fn pop_flags(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
-        const SYSTEM: i32 = flags::SYSTEM as i32;
+    /// POPFQ and POPFD that leave the system flags as they are, except for IF at CPL 0. At CPL 3 IOPL stays
+    /// whatever is popped, and with a lower IOPL so does IF (SDM volume 2, POPF).
+    pub(super) fn pop_flags(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
         const IF: i32 = flags::IF as i32;
+        let word = self.width(insn);
+        let kernel = self.target.mode.has(Mode::RING0);
+        let ignored = if kernel { 0 } else { flags::IOPL };
+        let stays = (flags::SYSTEM & !ignored) as i32;
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
-        let memory = self.check(index, (Place::Stack, &slot), 8, false, needed)?;
+        let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         self.spoil_flags(needed);
-        let load = self.move_load(T1, memory, 8)?;
+        let load = self.move_load(T1, memory, word)?;
         self.bytes(&load);
         let instead = self.interpret_instead(index);
-        let held = self.ops.new_dynamic_label();
         dynasm!(self.ops
             ; .arch x64
             ; gs mov r8d, [at::SYSTEM_FLAGS]
             ; xor r8d, edi
-            ; test r8d, SYSTEM
+            ; test r8d, stays
             ; jnz =>instead
-            ; test edi, IF
-            ; jz =>held
-            ; gs cmp BYTE [at::INTERRUPT_WAITING], 0
-            ; jne =>instead
-            ; =>held
         );
-        self.load_flags();
+        if kernel {
+            let held = self.ops.new_dynamic_label();
+            dynasm!(self.ops
+                ; .arch x64
+                ; test edi, IF
+                ; jz =>held
+                ; gs cmp BYTE [at::INTERRUPT_WAITING], 0
+                ; jne =>instead
+                ; =>held
+            );
+            self.load_flags();
+        } else {
+            self.load_arithmetic_flags();
+            dynasm!(self.ops
+                ; .arch x64
+                ; shr edi, 10
+                ; and edi, 1
+                ; gs mov [at::DIRECTION_FLAG], dil
+            );
+        }
         self.flags = FlagsPlace::SAVED;
-        dynasm!(self.ops ; .arch x64 ; lea r11, [r11 + 8]);
+        self.move_stack(word as i32);
+        Ok(())
+    }
+
+    /// LDMXCSR: the register is in the host's, where exceptions that it leaves unmasked are raised as well. The
+    /// interpreter refuses what has reserved bits.
+    pub(super) fn load_vector_control(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        const RESERVED: i32 = !0xffff;
+        let address = self.operand(insn)?;
+        let place = (Place::Operand, &address);
+        let memory = self.host_memory(index, place);
+        let load = Instruction::with1(Code::Ldmxcsr_m32, memory.operand());
+        let load = self.encode(&load.map_err(|_| Unencodable)?)?;
+        self.check(index, place, 4, false, needed)?;
+        self.spoil_flags(needed);
+        let value = self.move_load(T1, memory, 4)?;
+        self.bytes(&value);
+        let instead = self.interpret_instead(index);
+        dynasm!(self.ops ; .arch x64 ; test edi, RESERVED ; jnz =>instead);
+        self.bytes(&load);
+        Ok(())
+    }
+
+    /// CLFLUSH, CLFLUSHOPT and CLWB: there are no caches, but they fault as the load of a byte does.
+    pub(super) fn flush_line(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        self.check(index, (Place::Operand, &address), 1, false, needed)?;
         Ok(())
     }
 

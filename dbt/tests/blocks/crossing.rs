@@ -58,6 +58,48 @@ const ACCESSES: &[(&str, Code)] = &[
         a.setb(cl)
     }),
     ("read-modify-write", |a| a.add(qword_ptr(rdi), rbx)),
+    ("update of 2 whose flags are used", |a| {
+        a.sub(word_ptr(rdi), 0x1234)?;
+        a.setbe(bl)?;
+        a.lahf()
+    }),
+    ("update of 4 whose flags are used behind a check", |a| {
+        a.add(dword_ptr(rdi), r9d)?;
+        a.mov(qword_ptr(r13), rbx)?;
+        a.lahf()?;
+        a.seto(cl)
+    }),
+    ("update of 8 between flags", |a| {
+        a.cmp(rbx, r9)?;
+        a.not(qword_ptr(rdi))?;
+        a.setb(cl)
+    }),
+    ("update that keeps the carry", |a| {
+        a.stc()?;
+        a.inc(qword_ptr(rdi))?;
+        a.adc(ecx, 0)
+    }),
+    ("update with carry", |a| {
+        a.stc()?;
+        a.sbb(qword_ptr(rdi), r10)
+    }),
+    ("update by a shift", |a| a.shl(dword_ptr(rdi), cl)),
+    ("update, locked, of a register too", |a| {
+        a.lock().xadd(qword_ptr(rdi), rbx)
+    }),
+    ("update of a register in memory too", |a| {
+        a.xchg(qword_ptr(rdi), r9)?;
+        a.mov(rbx, r9)
+    }),
+    ("update if it is equal", |a| {
+        a.lock().cmpxchg(dword_ptr(rdi), r9d)?;
+        a.setz(bl)
+    }),
+    ("update if it is equal, which it is", |a| {
+        a.mov(rax, qword_ptr(rdi))?;
+        a.cmpxchg(qword_ptr(rdi), rbx)?;
+        a.setz(cl)
+    }),
     ("two in a group", |a| {
         a.mov(rbx, qword_ptr(rdi))?;
         a.mov(qword_ptr(rdi + 8), rbx)

@@ -28,6 +28,7 @@ mod reference;
 mod second_places;
 mod side_by_side;
 mod slots;
+mod state;
 mod strings;
 mod tables;
 mod traces;

@@ -290,6 +290,10 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.pop(rbx)?;
                 a.xor(ecx, ecx)
             }),
+            Case::new("enter", |a| {
+                a.enter(24, 0)?;
+                a.xor(eax, eax)
+            }),
             Case::new("leave", |a| {
                 a.leave()?;
                 a.xor(ecx, ecx)
@@ -471,13 +475,30 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.rdpkru()?;
                 a.xor(ebx, ebx)
             }),
+            Case::new("the extensions that are on", |a| {
+                a.xgetbv()?;
+                a.xor(ebx, ebx)
+            }),
+            Case::new("the processor's number", |a| a.rdpid(r9)),
             Case::new("user pages opened", |a| a.stac()).kernel(),
             Case::new("the flags from the stack", |a| {
                 a.popfq()?;
                 a.xor(eax, eax)
             })
             .kernel(),
+            Case::new("a program's flags from the stack", |a| {
+                a.popfq()?;
+                a.xor(eax, eax)
+            }),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
+            Case::new("a cache line", |a| {
+                a.clflush(byte_ptr(rbx + 4))?;
+                a.xor(eax, eax)
+            }),
+            Case::new("rounding and exceptions of vectors", |a| {
+                a.ldmxcsr(dword_ptr(rbx + 4))?;
+                a.xor(eax, eax)
+            }),
         ],
     ),
     (

@@ -88,7 +88,7 @@ fn mode(case: &Case) -> Mode {
             | if case.kernel {
                 Mode::RING0 | Mode::SMAP
             } else {
-                Mode::USER
+                Mode::USER | Mode::IO_DENIED
             }
             | Mode::X87
             | Mode::SSE

@@ -218,12 +218,13 @@ pub fn differences(left: &mut Machine, right: &mut Machine) -> Option<String> {
     let state = |machine: &Machine| {
         let cpu = machine.vcpu.cpu();
         format!(
-            "{:x?} rip {:x} flags {:x} {:x?} {:x?} x87 {:x?} {:x?}",
+            "{:x?} rip {:x} flags {:x} {:x?} {:x?} {:x} x87 {:x?} {:x?}",
             &cpu.gpr[..8].iter().map(|&it| it as u32).collect::<Vec<_>>(),
             cpu.rip,
             cpu.rflags() & !flags::AF,
             cpu.segments,
             &cpu.vector.ymm[..8],
+            cpu.vector.mxcsr,
             cpu.vector.pointers,
             &cpu.vector.fxsave.0[..160],
         )

@@ -40,6 +40,11 @@ fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
             2 => bytes.extend([0xff, 0x30 | random.next() as u8 & 0xc7]),
             3 => bytes.push(random.pick(&[0xa4, 0xa6, 0xaa, 0xac, 0xae]) | random.next() as u8 & 1),
             4 => bytes.extend(random.pick(&[[0x8f, 0], [0x0f, 0xc7]])),
+            5 if random.one_in(4) => {
+                // LDMXCSR, STMXCSR, CLFLUSH.
+                let field = random.pick(&[0x10, 0x18, 0x38]);
+                bytes.extend([0x0f, 0xae, field | random.next() as u8 & 0x87]);
+            }
             _ => {}
         }
         bytes.extend(random.next().to_le_bytes());

@@ -8,6 +8,7 @@ use crate::interpret::operand::{next, read_gpr, read_operand, row, write_gpr, wr
 use crate::interpret::system::shared_mnemonic;
 use crate::interpret::{Access, Context};
 use crate::record::Row;
+use crate::record::classify::frames;
 
 pub(crate) const ROWS: &[Row] = &[
     row(Mnemonic::Enter, enter),
@@ -182,7 +183,7 @@ fn enter(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         _ => 8,
     };
     let mask = stack_mask(cx.cpu.mode);
-    let level = u64::from(insn.immediate8_2nd() & 31);
+    let level = u64::from(frames(insn));
     let old = (cx.cpu.gpr[Gpr::RSP], cx.cpu.gpr[Gpr::RBP]);
     let below = |pointer: u64, slots: u64| pointer.wrapping_sub(slots * size as u64) & mask;
     let slot = |cx: &Context<'_>, pointer: u64, access: Access| {

@@ -43,10 +43,12 @@ fn set_pair(cpu: &mut CpuState, value: u64) {
 fn identify(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {
     let leaf = cx.cpu.gpr[Register::RAX] as u32;
     let subleaf = cx.cpu.gpr[Register::RCX] as u32;
-    let apic = cx
-        .platform
-        .msr_read(cx.cpu.instructions, IA32_APIC_BASE)
-        .is_none_or(|base| base & APIC_ENABLED != 0);
+    // Nothing but leaf 1 tells of the APIC: the machine need not be asked for others.
+    let apic = leaf != 1
+        || cx
+            .platform
+            .msr_read(cx.cpu.instructions, IA32_APIC_BASE)
+            .is_none_or(|base| base & APIC_ENABLED != 0);
     let [eax, ebx, ecx, edx] = cpuid::query(cx.cpu, apic, leaf, subleaf);
     let gpr = &mut cx.cpu.gpr;
     gpr[Register::RAX] = u64::from(eax);

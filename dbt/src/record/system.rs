@@ -1,0 +1,72 @@
+//! Instructions that work on a few words of the processor's state rather than on operands: flags, segment
+//! bases, control registers, MXCSR, the time.
+
+use iced_x86::{Code, Instruction, Mnemonic, Register};
+
+use super::class::Kind;
+use super::classify::extension_enabled;
+use crate::guest::Mode;
+
+/// How such an instruction is translated; `None`: it is another, or the interpreter's.
+pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
+    let code64 = mode.has(Mode::CODE64);
+    let ring0 = mode.has(Mode::RING0);
+    let flat = !mode.segmented();
+    let enabled = || {
+        let features = insn.cpuid_features();
+        (features.iter()).all(|&feature| extension_enabled(feature, mode) == Some(true))
+    };
+    Some(match insn.mnemonic() {
+        Mnemonic::Cli if ring0 => Kind::Cli,
+        Mnemonic::Sti if ring0 => Kind::Sti,
+        Mnemonic::Cld => Kind::Direction(false),
+        Mnemonic::Std => Kind::Direction(true),
+        Mnemonic::Swapgs if ring0 && code64 => Kind::SwapGs,
+        Mnemonic::Pushfq | Mnemonic::Pushfd if flat => Kind::PushFlags,
+        // Others may change IF, but not IOPL.
+        Mnemonic::Popfq | Mnemonic::Popfd
+            if flat && (ring0 || mode.has(Mode::USER | Mode::IO_DENIED)) =>
+        {
+            Kind::PopFlags
+        }
+        Mnemonic::Rdtsc | Mnemonic::Rdtscp => Kind::TimeStamp,
+        Mnemonic::Stac if ring0 && code64 => Kind::UserPages(true),
+        Mnemonic::Clac if ring0 && code64 => Kind::UserPages(false),
+        Mnemonic::Rdpkru if code64 => Kind::ReadKeyRights,
+        Mnemonic::Xgetbv => Kind::ReadExtendedControl,
+        Mnemonic::Rdpid => Kind::ReadProcessor,
+        Mnemonic::Mov if insn.code() == Code::Mov_r64_cr => {
+            let known = matches!(insn.op1_register().number(), 0 | 2 | 3 | 4);
+            return (known && ring0 && code64).then_some(Kind::ReadControl);
+        }
+        Mnemonic::Mov
+            if insn.op1_register().is_segment_register() && insn.op0_register().is_gpr() =>
+        {
+            Kind::ReadSelector
+        }
+        Mnemonic::Mov | Mnemonic::Pop if loads_data_segment(insn) => {
+            return (flat && ring0 && !code64).then_some(Kind::LoadSegment);
+        }
+        Mnemonic::Rdfsbase | Mnemonic::Rdgsbase if code64 => Kind::ReadBase,
+        Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if code64 => Kind::WriteBase,
+        Mnemonic::Enter if flat => {
+            let whole = if code64 {
+                Code::Enterq_imm16_imm8
+            } else {
+                Code::Enterd_imm16_imm8
+            };
+            return (insn.code() == whole).then_some(Kind::Enter);
+        }
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Kind::FlushLine,
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr if enabled() => Kind::LoadVectorControl,
+        _ => return None,
+    })
+}
+
+/// Not SS, behind whose loads interrupts wait.
+fn loads_data_segment(insn: &Instruction) -> bool {
+    matches!(
+        insn.op0_register(),
+        Register::DS | Register::ES | Register::FS | Register::GS
+    )
+}
