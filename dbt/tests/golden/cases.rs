@@ -16,6 +16,8 @@ pub struct Case {
     pub bmi2: bool,
     /// The code runs at CPL 0, with SMAP.
     pub kernel: bool,
+    /// It is 32-bit code of a kernel without SMAP.
+    pub narrow: bool,
     /// The checks predict their TLB entries.
     pub predicting: bool,
     /// Registers may change places.
@@ -39,6 +41,7 @@ impl Case {
             counted: false,
             bmi2: true,
             kernel: false,
+            narrow: false,
             predicting: false,
             allotting: false,
             entries: false,
@@ -47,6 +50,13 @@ impl Case {
 
     pub const fn copies(self, copies: usize) -> Case {
         Case { copies, ..self }
+    }
+
+    const fn narrow(self) -> Case {
+        Case {
+            narrow: true,
+            ..self
+        }
     }
 
     const fn kernel(self) -> Case {
@@ -551,6 +561,34 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.cmpxchg16b(xmmword_ptr(rdi))?;
                 a.xor(eax, eax)
             }),
+        ],
+    ),
+    (
+        "narrow",
+        &[
+            Case::new("a variable of this processor", |a| {
+                a.mov(eax, dword_ptr(0x1234).fs())?;
+                a.add(dword_ptr(ebx + ecx * 4).fs(), eax)
+            })
+            .narrow(),
+            Case::new("an address of 16 bits", |a| {
+                a.mov(eax, dword_ptr(bx + si + 8))
+            })
+            .narrow(),
+            Case::new("all registers", |a| {
+                a.pushad()?;
+                a.popad()
+            })
+            .narrow(),
+            Case::new("selectors", |a| {
+                a.push(fs)?;
+                a.mov(ds, edx)?;
+                a.pop(fs)
+            })
+            .narrow(),
+            Case::new("to memory from the stack", |a| a.pop(dword_ptr(edi + 4))).narrow(),
+            Case::new("eight bytes compared", |a| a.cmpxchg8b(qword_ptr(edi))).narrow(),
+            Case::new("many elements", |a| a.rep().movsd()).narrow(),
         ],
     ),
 ];

@@ -66,10 +66,11 @@ fn guest_code(case: &Case) -> Vec<Instruction> {
 
 /// The same bytes at another address.
 fn guest_code_at(case: &Case, rip: u64) -> Vec<Instruction> {
-    let mut assembler = CodeAssembler::new(64).expect("64 bits is a width");
+    let bits = if case.narrow { 32 } else { 64 };
+    let mut assembler = CodeAssembler::new(bits).expect("both are widths");
     (case.code)(&mut assembler).expect("the case can be encoded");
     let bytes = assembler.assemble(RIP).expect("the case can be assembled");
-    let once: Vec<Instruction> = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE)
+    let once: Vec<Instruction> = Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE)
         .iter()
         .collect();
     once.repeat(case.rounds)
@@ -81,14 +82,15 @@ fn host_code(case: &Case, insns: &[Instruction], trampolines: &Trampolines) -> E
 
 fn mode(case: &Case) -> Mode {
     Mode(
-        Mode::CODE64
-            | Mode::WIDE_STACK
+        Mode::WIDE_STACK
             | Mode::PROTECTED
             | Mode::FLAT
-            | if case.kernel {
-                Mode::RING0 | Mode::SMAP
+            | if case.narrow {
+                Mode::CODE32 | Mode::RING0 | Mode::USER_PAGES_OPEN
+            } else if case.kernel {
+                Mode::CODE64 | Mode::RING0 | Mode::SMAP
             } else {
-                Mode::USER | Mode::IO_DENIED
+                Mode::CODE64 | Mode::USER | Mode::IO_DENIED
             }
             | Mode::X87
             | Mode::SSE

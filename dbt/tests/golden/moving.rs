@@ -140,7 +140,8 @@ fn what_is_moved_is_what_is_emitted_there() {
     let (_, trampolines) = emit_trampolines(0, 0, 2, 0x2000_0000);
     let mut compared = 0;
     for (_, cases) in GROUPS {
-        for case in cases.iter() {
+        // Both addresses are beyond 32 bits.
+        for case in cases.iter().filter(|case| !case.narrow) {
             let code = [FROM, TO].map(|rip| guest_code_at(case, rip));
             compare(case.name, case, code, &trampolines);
             compared += 1;

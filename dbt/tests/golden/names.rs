@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::ops::Range;
 
-use dbt::guest::{CpuState, Segment};
+use dbt::guest::{Bounds, CpuState, Segment};
 use dbt::run::CpuBlock;
 use iced_x86::{Instruction, OpKind, Register, SymbolResolver, SymbolResult};
 use mmu::{Reach, Reaches, Tlb, TlbEntry, TlbSet};
@@ -28,12 +28,20 @@ fn behind_gs(offset: usize) -> Option<String> {
         return Some(format!("guest.{}", GPR[(offset - gpr) / 8]));
     }
     let segments = offset_of!(CpuBlock, cpu) + offset_of!(CpuState, segments);
+    let bounds = offset_of!(CpuBlock, exchange.bounds);
     for (index, name) in ["es", "cs", "ss", "ds", "fs", "gs"].iter().enumerate() {
-        if offset == segments + index * size_of::<Segment>() + offset_of!(Segment, base) {
-            return Some(format!("guest.{name}.base"));
-        }
-        if offset == segments + index * size_of::<Segment>() + offset_of!(Segment, limit) {
-            return Some(format!("guest.{name}.limit"));
+        let segment = segments + index * size_of::<Segment>();
+        let bound = bounds + index * size_of::<Bounds>();
+        for (at, field) in [
+            (segment + offset_of!(Segment, base), "base"),
+            (segment + offset_of!(Segment, limit), "limit"),
+            (segment + offset_of!(Segment, selector), "selector"),
+            (bound + offset_of!(Bounds, read), "read_bound"),
+            (bound + offset_of!(Bounds, write), "write_bound"),
+        ] {
+            if offset == at {
+                return Some(format!("guest.{name}.{field}"));
+            }
         }
     }
     for (at, name) in [
@@ -59,6 +67,14 @@ fn behind_gs(offset: usize) -> Option<String> {
         (offset_of!(CpuBlock, cpu.system_flags), "guest.system_flags"),
         (offset_of!(CpuBlock, cpu.mode), "guest.mode"),
         (offset_of!(CpuBlock, cpu.control.cr2), "guest.cr2"),
+        (
+            offset_of!(CpuBlock, cpu.control.gdtr.base),
+            "guest.gdtr.base",
+        ),
+        (
+            offset_of!(CpuBlock, cpu.control.gdtr.limit),
+            "guest.gdtr.limit",
+        ),
         (offset_of!(CpuBlock, cpu.control.cr4), "guest.cr4"),
         (offset_of!(CpuBlock, cpu.control.efer), "guest.efer"),
         (offset_of!(CpuBlock, cpu.msrs.star) + 4, "guest.star+4"),
