@@ -40,12 +40,14 @@ pub struct TlbEntry {
     /// Added to a linear address, gives the host address of its native byte.
     pub addend: u64,
     /// Guest-physical page address. Bit 0 is set for a global page, bit 1 for one with a
-    /// protection key, which is then in bits 4 to 7. All ones in an empty entry.
+    /// protection key, which is then in bits 4 to 7, and bit 2 if the page tables allow stores and have noted one.
+    /// All ones in an empty entry.
     pub physical: u64,
 }
 
 const GLOBAL: u64 = 1 << 0;
 const KEYED: u64 = 1 << 1;
+const READY: u64 = 1 << 2;
 const KEY_SHIFT: u32 = 4;
 const PAGE: u64 = !(PAGE_SIZE - 1);
 
@@ -65,12 +67,20 @@ impl TlbEntry {
             .key
             .map_or(0, |key| KEYED | u64::from(key & 15) << KEY_SHIFT);
         let global = if mapping.global { GLOBAL } else { 0 };
-        mapping.physical.page().0 | global | key
+        let ready = if mapping.write_ready { READY } else { 0 };
+        mapping.physical.page().0 | global | ready | key
     }
 
     /// What an access has to match.
     pub fn tag(&self, write: bool) -> u64 {
         if write { self.write_tag } else { self.read_tag }
+    }
+
+    /// Where an address is, if the entry is of its page, and of a store if the page tables need not be asked. Whether
+    /// it may be accessed directly is another matter.
+    pub fn lookup(&self, address: Linear, write: bool) -> Option<GuestPhys> {
+        let known = address.0 ^ self.read_tag < PAGE_SIZE && (!write || self.physical & READY != 0);
+        known.then(|| GuestPhys(self.physical & PAGE | address.page_offset() as u64))
     }
 
     /// The hash of its page; `None` if it is empty.

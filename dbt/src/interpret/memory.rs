@@ -233,15 +233,10 @@ impl Context<'_> {
         view: View,
     ) -> Result<GuestPhys, Exception> {
         let entry = self.tlb.data[view as usize].entry(address);
-        let tag = match access {
-            Access::Read => Some(entry.read_tag),
-            Access::Write => Some(entry.write_tag),
-            Access::Fetch => None,
-        };
-        if tag.is_some_and(|tag| address.0 ^ tag < PAGE_SIZE) {
-            return Ok(GuestPhys(
-                (entry.physical & !(PAGE_SIZE - 1)) | address.page_offset() as u64,
-            ));
+        if access != Access::Fetch
+            && let Some(physical) = entry.lookup(address, access == Access::Write)
+        {
+            return Ok(physical);
         }
         let purpose = Purpose {
             write: access == Access::Write,
