@@ -5,7 +5,9 @@ use iced_x86::{Instruction, Mnemonic};
 use super::Done;
 use super::masked::{set_vector_bytes, vector_bytes};
 use crate::guest::Exception;
-use crate::interpret::address::linear_displaced;
+use crate::interpret::address::{
+    address_mask, effective_address, memory_segment, segment_linear,
+};
 use crate::interpret::operand::{next, row};
 use crate::interpret::{Access, Context, extension};
 use crate::record::Row;
@@ -41,6 +43,10 @@ fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &In
     let indexes = vector_bytes(cx.cpu, index);
     let mut mask = vector_bytes(cx.cpu, selector);
     let mut value = vector_bytes(cx.cpu, into);
+    let (segment, base) = (
+        memory_segment(cx.cpu, insn),
+        effective_address(cx.cpu, insn),
+    );
     let mut fault = None;
     let traps_before = cx.cpu.pending_debug;
     for element in 0..count {
@@ -53,12 +59,18 @@ fn gather<const INDEX: usize, const SIZE: usize>(cx: &mut Context<'_>, insn: &In
             };
             let offset = (offset as u64).wrapping_mul(u64::from(insn.memory_index_scale()));
             let traps = cx.cpu.pending_debug;
-            let loaded = linear_displaced(cx, insn, offset, SIZE, Access::Read)
-                .and_then(|at| cx.load_bytes(at, &mut value[range.clone()]));
-            if let Err(exception) = loaded {
-                cx.cpu.pending_debug = traps;
-                fault = Some(exception);
-                break;
+            let offset = base.wrapping_add(offset) & address_mask(insn);
+            let loaded = segment_linear(cx, segment, offset, SIZE, Access::Read)
+                .and_then(|at| cx.load(at, SIZE));
+            match loaded {
+                Ok(loaded) => {
+                    value[range.clone()].copy_from_slice(&loaded.to_le_bytes()[..SIZE]);
+                }
+                Err(exception) => {
+                    cx.cpu.pending_debug = traps;
+                    fault = Some(exception);
+                    break;
+                }
             }
         }
         mask[range].fill(0);
