@@ -46,7 +46,6 @@ impl Emitter<'_> {
         }
         let pops = insn.mnemonic() == Mnemonic::Pop;
         if insn.op1_kind() == OpKind::Register && !pops {
-            self.leave_t0();
             self.load_guest(T1, number(insn.op1_register()));
             dynasm!(self.ops ; .arch x64 ; movzx edi, di);
         } else {
@@ -55,7 +54,6 @@ impl Emitter<'_> {
                 false => (Place::Operand, self.operand(insn)?),
             };
             let memory = self.check(index, (place, &address), 2, false, needed)?;
-            self.leave_t0();
             let load = self.move_load(T1, memory, 2)?;
             self.bytes(&load);
         }

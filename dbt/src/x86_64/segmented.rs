@@ -85,6 +85,7 @@ impl Emitter<'_> {
     /// LEA: the offset as a value.
     pub(super) fn offset_of(&mut self, insn: &Instruction) -> Result<(), Unencodable> {
         let address = self.operand(insn)?;
+        self.leave_t0();
         self.offset(&address)?;
         let into = insn.op0_register();
         self.store_part(number(into), T0, into.size() as u32);

@@ -250,9 +250,9 @@ fn set_up_processor(cpu: &mut CpuState, program: &Program) {
         *segment = flat(data, 0xc093);
     }
     cpu.segments[1] = flat(code, if long { 0xa09b } else { 0xc09b });
+    cpu.segments[4].base = DATA;
+    cpu.segments[5].base = DATA + 0x1000;
     if long {
-        cpu.segments[4].base = DATA;
-        cpu.segments[5].base = DATA + 0x1000;
         cpu.msrs.kernel_gs_base = DATA + 0x800;
         cpu.msrs.star = STAR;
         cpu.msrs.lstar = SYSCALL;

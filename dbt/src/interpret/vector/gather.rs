@@ -5,9 +5,7 @@ use iced_x86::{Instruction, Mnemonic};
 use super::Done;
 use super::masked::{set_vector_bytes, vector_bytes};
 use crate::guest::Exception;
-use crate::interpret::address::{
-    address_mask, effective_address, memory_segment, segment_linear,
-};
+use crate::interpret::address::{address_mask, effective_address, memory_segment, segment_linear};
 use crate::interpret::operand::{next, row};
 use crate::interpret::{Access, Context, extension};
 use crate::record::Row;
