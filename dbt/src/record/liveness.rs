@@ -204,7 +204,7 @@ pub fn lost_at_entry(
             kind if !last && leaves_alone(kind) => {}
             // Without a check they would stay in EFLAGS all the time.
             Kind::Jump if lazy && checks => return Some(changed_so_far),
-            Kind::Call if lazy => return Some(changed_so_far | class.writes),
+            Kind::Call | Kind::CountBranch if lazy => return Some(changed_so_far | class.writes),
             Kind::Return | Kind::JumpIndirect | Kind::CallIndirect if lazy => {
                 return Some(u16::MAX);
             }

@@ -104,7 +104,7 @@ impl Effect {
             writes: class.writes,
             keeps: after & !class.flags.overwritten() != 0,
             checks: checks && liveness::checks_access(class.kind),
-            host: in_host || matches!(class.kind, Kind::Branch | Kind::CountBranch),
+            host: in_host || class.kind == Kind::Branch,
             saved: matches!(
                 class.kind,
                 Kind::Return

@@ -16,7 +16,6 @@ use super::registers::{T0, number};
 use super::whole_jumps::{CONDITIONAL, DIRECT};
 use crate::guest::{CodeSize, Register as Guest};
 use crate::interpret::integer::branch::count_size;
-use crate::record::recipe::Recipe;
 use crate::run::at;
 
 impl Emitter<'_> {
@@ -165,12 +164,14 @@ impl Emitter<'_> {
             Mnemonic::Loopne => Some(EQUAL),
             _ => None,
         };
-        self.restore_flags();
         // The flags of what counted the register before do not follow from it afterwards.
         let changed = if counts { 1 << Guest::RCX } else { 0 };
-        let holds = |recipe: &Recipe| recipe.registers() & changed == 0;
-        self.flags.recipe = self.flags.recipe.filter(holds);
-        let flags = self.describe_flags();
+        let recipe = self.flags.recipe;
+        if otherwise.is_some() || recipe.is_some_and(|recipe| recipe.registers() & changed != 0) {
+            self.restore_flags();
+        }
+        self.registers_changed(changed);
+        let flags = self.flags_for_exit();
         self.restore_places();
         match size {
             _ if !counts => {}
