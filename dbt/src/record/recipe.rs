@@ -343,13 +343,12 @@ fn register_or_kept(number: u32) -> Value {
     }
 }
 
-/// The second operand, if it is no memory.
+/// The second operand, if it is a register or an immediate.
 fn second(insn: &Instruction, size: u8) -> Option<Value> {
     match insn.op1_kind() {
         OpKind::Register => low_bytes(insn, 1).map(|(right, _)| right),
-        OpKind::Memory => None,
         _ => {
-            let value = insn.immediate(1);
+            let value = insn.try_immediate(1).ok()?;
             Some(Value::Constant(match size {
                 1 => i32::from(value as i8),
                 2 => i32::from(value as i16),

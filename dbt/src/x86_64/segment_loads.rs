@@ -57,7 +57,7 @@ impl Emitter<'_> {
             let load = self.move_load(T1, memory, 2)?;
             self.bytes(&load);
         }
-        self.spoil_flags(needed);
+        self.spoil_flags_and(u16::from(pops) << Guest::RSP, needed);
         let instead = self.interpret_instead(index);
         self.load_selector(insn.op0_register(), instead);
         if pops {

@@ -87,9 +87,9 @@ fn single_elements_end_as_interpreted() {
                 _ => address(&mut random, size),
             };
             if name.contains("fs:") {
-                from -= DATA;
+                from = from.wrapping_sub(DATA);
             } else if name.contains("gs:") {
-                from -= DATA + 0x1000;
+                from = from.wrapping_sub(DATA + 0x1000);
             }
             let (down, hidden) = (random.one_in(3), random.one_in(2));
             let value = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(case);

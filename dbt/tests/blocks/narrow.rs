@@ -23,7 +23,7 @@ fn store(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
         0 => a.mov(dword_ptr(edi + at), at * 77),
         1 => a.mov(word_ptr(edi + at + 1), cx),
         2 => a.mov(dword_ptr(esp + at + 64), value),
-        3 => a.mov(dword_ptr(DATA + 0x3000 + at as u64), value),
+        3 => a.mov(dword_ptr(DATA + 0x3000 + (at + 16) as u64), value),
         4 | 5 => a.push(value),
         _ => a.mov(dword_ptr(edi + at), value),
     }
