@@ -68,6 +68,11 @@ impl Context<'_> {
     pub fn load(&mut self, address: Linear, size: usize) -> Result<u64, Exception> {
         let view = self.current_view();
         self.watch(address, size, Watch::Read);
+        self.load_in(view, address, size)
+    }
+
+    #[inline]
+    fn load_in(&mut self, view: View, address: Linear, size: usize) -> Result<u64, Exception> {
         match self.tlb.data[view as usize].read(address, size) {
             Some(value) => Ok(value),
             None => self.load_slow(address, size, view, Access::Read),
@@ -93,6 +98,17 @@ impl Context<'_> {
     pub fn store(&mut self, address: Linear, size: usize, value: u64) -> Result<(), Exception> {
         let view = self.current_view();
         self.watch(address, size, Watch::Write);
+        self.store_in(view, address, size, value)
+    }
+
+    #[inline]
+    fn store_in(
+        &mut self,
+        view: View,
+        address: Linear,
+        size: usize,
+        value: u64,
+    ) -> Result<(), Exception> {
         if self.tlb.data[view as usize].write(self.mem, address, size, value) {
             return Ok(());
         }
@@ -134,11 +150,7 @@ impl Context<'_> {
     /// Loads 1, 2, 4 or 8 bytes as the processor itself does (descriptor tables, TSS, IDT): supervisor
     /// privilege whatever the CPL.
     pub fn load_system(&mut self, address: Linear, size: usize) -> Result<u64, Exception> {
-        let view = self.system_view();
-        match self.tlb.data[view as usize].read(address, size) {
-            Some(value) => Ok(value),
-            None => self.load_slow(address, size, view, Access::Read),
-        }
+        self.load_in(self.system_view(), address, size)
     }
 
     /// Stores 1, 2, 4 or 8 bytes as the processor itself does: descriptor bits, TSS, frames on an inner stack.
@@ -148,11 +160,7 @@ impl Context<'_> {
         size: usize,
         value: u64,
     ) -> Result<(), Exception> {
-        let view = self.system_view();
-        if self.tlb.data[view as usize].write(self.mem, address, size, value) {
-            return Ok(());
-        }
-        self.store_slow(address, &value.to_le_bytes()[..size], view)
+        self.store_in(self.system_view(), address, size, value)
     }
 
     /// Checks that the processor itself could store `len` bytes, without storing.

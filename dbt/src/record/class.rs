@@ -31,7 +31,7 @@ pub enum Kind {
     Jump,
     /// Jcc.
     Branch,
-    /// LOOP, LOOPE, LOOPNE, JCXZ or JECXZ in segments that are not flat.
+    /// LOOP, LOOPE, LOOPNE, JCXZ, JECXZ or JRCXZ.
     CountBranch,
     /// Direct near CALL.
     Call,

@@ -122,8 +122,8 @@ impl Index {
     }
 }
 
-/// The row of the codes for an instruction's elements.
-fn row(insn: &Instruction) -> usize {
+/// The logarithm of the bytes in an element: its row in [`Codes`].
+pub(crate) fn row(insn: &Instruction) -> usize {
     size(insn).trailing_zeros() as usize
 }
 

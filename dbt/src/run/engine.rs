@@ -23,7 +23,7 @@ pub struct EngineOptions {
     /// Execute the common system instructions (SYSCALL, SYSRET, RDTSC, STAC, CLAC and more) in
     /// emitted code.
     pub system_inline: bool,
-    /// Execute REP STOS, REP MOVS, bit strings in memory, CMPXCHG16B and ENTER in emitted code.
+    /// Execute string instructions, bit strings in memory, CMPXCHG8B, CMPXCHG16B and ENTER in emitted code.
     pub memory_inline: bool,
     /// REP STOS and REP MOVS work by the host's vector registers, if it has AVX-512.
     pub vector_strings: bool,

@@ -32,21 +32,9 @@ fn flat_descriptor(upper: u64) -> i64 {
 }
 
 impl Emitter<'_> {
-    /// Requires that the selector in T1 names this descriptor in the GDT. It is read as a
-    /// supervisor reads, which the block's mode does, unless it may read user pages.
+    /// Requires that the selector in T1 names this descriptor in the GDT.
     fn require_descriptor(&mut self, descriptor: i64, instead: DynamicLabel) {
-        dynasm!(self.ops
-            ; .arch x64
-            ; mov esi, edi
-            ; or esi, 7
-            ; gs movzx r8d, WORD [at::GDTR_LIMIT]
-            ; cmp esi, r8d
-            ; ja =>instead
-            ; sub esi, 7
-            ; jz =>instead
-            ; gs add rsi, [at::GDTR_BASE]
-        );
-        self.translate_linear(8, false, instead);
+        self.look_up_descriptor(instead);
         dynasm!(self.ops
             ; .arch x64
             ; mov rdi, QWORD descriptor

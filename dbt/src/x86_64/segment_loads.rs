@@ -79,17 +79,12 @@ impl Emitter<'_> {
             self.ops.new_dynamic_label(),
             self.ops.new_dynamic_label(),
         );
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov [at::SCRATCH], rdi
-            ; test edi, 0xfffc
-        );
-        if flat {
-            // Null, it would not be flat any more.
-            dynasm!(self.ops ; .arch x64 ; jz =>instead);
-        } else {
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
+        // Null, the others would not be flat any more.
+        if !flat {
             dynasm!(self.ops
                 ; .arch x64
+                ; test edi, 0xfffc
                 ; jnz =>named
                 ; shl rdi, 32
                 ; gs mov QWORD [at::segment_base(segment)], 0
@@ -100,8 +95,8 @@ impl Emitter<'_> {
                 ; =>named
             );
         }
-        self.descriptor_address(instead);
-        self.translate_linear(8, false, instead);
+        dynasm!(self.ops ; .arch x64 ; test edi, 4 ; jnz =>instead);
+        self.look_up_descriptor(instead);
         dynasm!(self.ops
             ; .arch x64
             ; mov rdi, [rsi]
@@ -165,19 +160,25 @@ impl Emitter<'_> {
         );
     }
 
-    /// Puts the linear address of the descriptor of the selector in T1 into T0, if it is in the GDT.
-    fn descriptor_address(&mut self, instead: DynamicLabel) {
+    /// Puts the host address of the descriptor of the selector in T1, which is of the GDT, into T0, if that has it and
+    /// the selector is not null. It is read as a supervisor reads, which the block's mode does, unless it may read user
+    /// pages.
+    pub(super) fn look_up_descriptor(&mut self, instead: DynamicLabel) {
         dynasm!(self.ops
             ; .arch x64
-            ; test edi, 4
-            ; jnz =>instead
             ; mov esi, edi
             ; or esi, 7
             ; gs movzx r8d, WORD [at::GDTR_LIMIT]
             ; cmp esi, r8d
             ; ja =>instead
             ; sub esi, 7
-            ; gs add esi, [at::GDTR_BASE]
+            ; jz =>instead
         );
+        if self.target.mode.has(Mode::CODE64) {
+            dynasm!(self.ops ; .arch x64 ; gs add rsi, [at::GDTR_BASE]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; gs add esi, [at::GDTR_BASE]);
+        }
+        self.translate_linear(8, false, instead);
     }
 }

@@ -43,22 +43,9 @@ impl Emitter<'_> {
         size: u32,
         write: bool,
     ) -> Result<(), Unencodable> {
-        if address.limited {
-            self.limited_linear(insn, address, size, write)
-        } else {
-            self.linear(address)
+        if !address.limited {
+            return self.linear(address);
         }
-    }
-
-    /// Puts the linear address of an access into T0, once its offset was compared with the segment's
-    /// limit; uses T1, and spoils EFLAGS.
-    fn limited_linear(
-        &mut self,
-        insn: usize,
-        address: &Address,
-        size: u32,
-        write: bool,
-    ) -> Result<(), Unencodable> {
         let segment = address.segment.ok_or(Unencodable)?;
         self.offset(address)?;
         let beyond = self.interpret_instead(insn);

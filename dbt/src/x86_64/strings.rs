@@ -6,7 +6,7 @@
 //! to the interpreter, which goes on from those.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::PAGE_SIZE;
 
 use super::bulk;
@@ -16,22 +16,13 @@ use super::registers::{T1, T2, pinned, sized};
 use crate::cache::CodeOffset;
 use crate::guest::{Mode, Register as Guest};
 use crate::interpret::view;
+use crate::record::elements;
 use crate::run::at;
 
 const PAGE: i32 = PAGE_SIZE as i32;
 
 /// Bytes up to which vector registers are faster than the host's own string instructions.
 const FEW: i32 = 2048;
-
-/// The logarithm of the bytes in an element.
-fn shift(insn: &Instruction) -> i8 {
-    match insn.mnemonic() {
-        Mnemonic::Stosb | Mnemonic::Movsb => 0,
-        Mnemonic::Stosw | Mnemonic::Movsw => 1,
-        Mnemonic::Stosd | Mnemonic::Movsd => 2,
-        _ => 3,
-    }
-}
 
 /// Where a string instruction goes.
 struct Ways {
@@ -144,7 +135,7 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let to = Self::index_register(Guest::RDI)?;
-        let shift = shift(insn);
+        let shift = elements::row(insn) as i8;
         let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI, needed);
         let Ways {
@@ -234,7 +225,7 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let to = Self::index_register(Guest::RDI)?;
         let from = Self::index_register(Guest::RSI)?;
-        let shift = shift(insn);
+        let shift = elements::row(insn) as i8;
         let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI | 1 << Guest::RSI, needed);
         let Ways {

@@ -8,9 +8,9 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{DATA, DEVICE, HOLE, READ_ONLY};
-use crate::places::{CHANGING, looping};
+use crate::places::CHANGING;
 use crate::program::Program;
-use crate::side_by_side::{end_alike, machines, stop_anywhere};
+use crate::side_by_side::{end_alike, looping_in, machines, stop_anywhere};
 
 /// A program that is being made.
 struct Maker<'a> {
@@ -247,6 +247,7 @@ fn program(seed: u64) -> (bool, Program) {
     let mut random = Random::new(seed);
     let faults = seed.is_multiple_of(3);
     let long = !random.one_in(3);
+    let bits = if long { 64 } else { 32 };
     // 32-bit kernels have no other stack for faults.
     let ring = if random.one_in(2) && (long || !faults) {
         0
@@ -254,20 +255,14 @@ fn program(seed: u64) -> (bool, Program) {
         3
     };
     let maker = Maker {
-        a: CodeAssembler::new(if long { 64 } else { 32 }).expect("a width of code"),
+        a: CodeAssembler::new(bits).expect("a width of code"),
         random: &mut random,
         long,
         faults,
     };
-    let mut program = looping(&maker.make().expect("the loop can be assembled"));
+    let code = maker.make().expect("the loop can be assembled");
+    let mut program = looping_in(bits, &code);
     program.ring = ring;
-    if !long {
-        program.bits = 32;
-        program.gpr = std::array::from_fn(|guest| match guest {
-            0..8 => program.gpr[guest] & 0xffff_ffff,
-            _ => 0,
-        });
-    }
     (faults, program)
 }
 

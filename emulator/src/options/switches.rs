@@ -64,7 +64,7 @@ pub const SWITCHES: &[Switch] = &[
     ),
     flag(
         "memory-inline=on|off",
-        "REP STOS, REP MOVS, bit strings, CMPXCHG16B and ENTER without leaving translated code",
+        "string instructions, bit strings, CMPXCHG8B, CMPXCHG16B and ENTER without leaving translated code",
         |engine| &mut engine.memory_inline,
     ),
     flag(
