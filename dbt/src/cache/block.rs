@@ -1,12 +1,11 @@
 //! A translated block: what was made of its code, and where that is.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use iced_x86::Instruction;
 use mmu::GuestPhys;
-use rustc_hash::FxHasher;
 
+use super::near::near_word;
 use super::parts::{Further, physical};
 use super::region::CodeOffset;
 use super::ways::Ways;
@@ -36,11 +35,16 @@ impl Key {
         self.code.jump_word(self.rip)
     }
 
-    /// A word to find it by, which hardly any other key has.
+    /// A word to find it by.
     pub(super) fn word(&self) -> u64 {
-        let mut hasher = FxHasher::default();
-        self.hash(&mut hasher);
-        hasher.finish()
+        near_word(self.physical, self.surroundings())
+    }
+
+    /// What code nearby has in common with it: everything but its own place.
+    pub(crate) fn surroundings(&self) -> u64 {
+        let start = self.rip.wrapping_sub(self.physical.page_offset() as u64);
+        let kind = u64::from(self.mode.0) << 1 | u64::from(self.grouped);
+        start.rotate_left(16) ^ kind ^ u64::from(self.code.number) << 32
     }
 }
 

@@ -2,7 +2,7 @@
 //! recently used one is emptied. Blocks know who jumps to them, so that none is entered after
 //! it is gone.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use lru::LruCache;
@@ -15,6 +15,7 @@ use super::copies::CodePlace;
 use super::heap::HeapAhead;
 use super::pages::Pages;
 use super::region::{CodeOffset, CodeRegion};
+use super::slots::Slots;
 use crate::guest::Mode;
 
 /// Areas that the code region is divided into.
@@ -27,9 +28,6 @@ const PIECE: u32 = 256 << 10;
 /// The part of an area that is for slow paths, in sixteenths.
 const COLD_PART: u32 = 5;
 
-/// Bits of a block's identifier that name its slot; those above count how often the slot was
-/// used, so that whoever remembers a block that is gone does not find another one.
-const SLOT_BITS: u32 = 22;
 /// Mappings that are remembered of what has no blocks any more, at the most.
 const MAPPINGS: usize = 1 << 16;
 
@@ -45,34 +43,14 @@ fn area_starts(start: u32, size: u32) -> [u32; 2] {
     [start, start + size / 16 * (16 - COLD_PART)]
 }
 
-fn slot_of(id: u32) -> usize {
-    (id & ((1 << SLOT_BITS) - 1)) as usize
-}
-
-#[derive(Default)]
-struct Slot {
-    /// Of the block here, or of the last one.
-    id: u32,
-    block: Option<Box<Block>>,
-}
-
-impl Slot {
-    /// The word of the block's key.
-    fn word(&self) -> u64 {
-        self.block.as_ref().map_or(0, |block| block.key.word())
-    }
-}
-
 /// All translated blocks.
 pub struct BlockCache {
     pub(super) region: CodeRegion,
-    slots: Vec<Slot>,
-    /// Slots without a block, the one that has been empty longest first.
-    free_slots: VecDeque<u32>,
+    blocks: Slots,
     /// Identifiers by [`Key::word`]: nothing more, so that it stays in the host's caches.
     by_key: HashTable<u32>,
     /// Blocks that can be moved.
-    pub(super) by_code_place: FxHashMap<CodePlace, u32>,
+    pub(super) by_code_place: HashTable<(CodePlace, u32)>,
     by_page: Pages,
     /// For each area the blocks placed in it, by address; some may be gone.
     by_code: Vec<Vec<(CodeOffset, u32)>>,
@@ -104,10 +82,9 @@ impl BlockCache {
         let blocks = region.len() / 512;
         let area_size = ((region.len() as u32 - reserved.0) / AREAS) & !63;
         BlockCache {
-            slots: vec![Slot::default()],
-            free_slots: VecDeque::new(),
+            blocks: Slots::default(),
             by_key: HashTable::with_capacity(blocks),
-            by_code_place: FxHashMap::default(),
+            by_code_place: HashTable::new(),
             by_page: Pages::default(),
             by_code: vec![Vec::new(); AREAS as usize],
             areas: LruCache::unbounded(),
@@ -140,17 +117,12 @@ impl BlockCache {
 
     /// A block that still exists.
     pub fn block(&self, id: u32) -> Option<&Block> {
-        let slot = self.slots.get(slot_of(id))?;
-        (slot.id == id).then_some(slot.block.as_deref()?)
+        self.blocks.get(id)
     }
 
     /// A block that still exists, to change what is noted of it.
     pub fn block_mut(&mut self, id: u32) -> Option<&mut Block> {
-        let slot = self.slots.get_mut(slot_of(id))?;
-        if slot.id != id {
-            return None;
-        }
-        slot.block.as_deref_mut()
+        self.blocks.get_mut(id)
     }
 
     /// Finds a block.
@@ -161,16 +133,12 @@ impl BlockCache {
 
     /// The identifier that the next block will have.
     pub fn next_id(&self) -> u32 {
-        match self.free_slots.front() {
-            Some(&slot) => self.slots[slot as usize].id.wrapping_add(1 << SLOT_BITS),
-            None => self.slots.len() as u32,
-        }
+        self.blocks.next_id()
     }
 
     /// All blocks that exist.
     pub fn ids(&self) -> Vec<u32> {
-        let used = self.slots.iter().filter(|slot| slot.block.is_some());
-        used.map(|slot| slot.id).collect()
+        self.blocks.iter().map(|(id, _)| id).collect()
     }
 
     /// The identifier of a mapping of a linear page to a physical one under a mode; never 0,
@@ -192,7 +160,7 @@ impl BlockCache {
     /// Forgets the mappings of which there are no blocks. Those of one page have to agree on it: else they would
     /// take its guard from each other.
     fn forget_mappings(&mut self) {
-        let blocks = self.slots.iter().filter_map(|slot| slot.block.as_deref());
+        let blocks = self.blocks.iter().map(|(_, block)| block);
         self.mappings = blocks.flat_map(Block::mappings).collect();
         self.mappings_wanted = self.mappings.len() + MAPPINGS;
     }
@@ -238,7 +206,7 @@ impl BlockCache {
             return;
         };
         self.heap
-            .follow(std::ptr::from_ref(newest) as usize, provider);
+            .follow(Arc::as_ptr(&newest.made) as usize, provider);
         for cursor in self.cursors {
             let here = cursor / PIECE;
             for piece in [here, here + 1] {
@@ -271,26 +239,20 @@ impl BlockCache {
             self.region.write(CodeOffset(*cursor), bytes);
             *cursor += bytes.len() as u32;
         }
-        let (slots, word) = (&self.slots, block.key.word());
-        self.by_key
-            .insert_unique(word, id, |&id| slots[slot_of(id)].word());
+        let blocks = &self.blocks;
+        self.by_key.insert_unique(block.key.word(), id, |&id| {
+            blocks.get(id).map_or(0, |block| block.key.word())
+        });
         if block.made.marks.is_some() {
-            self.by_code_place.insert(block.key.code_place(), id);
+            self.note_original(block.key.code_place(), id);
         }
         block.page_place = self.by_page.add(id, block.lowest, block.len);
         for further in &mut block.further {
             further.place = self.by_page.add(id, further.part.lowest, further.part.len);
         }
         self.by_code[self.current_area as usize].push((block.base, id));
-        if self.free_slots.pop_front().is_none() {
-            self.slots.push(Slot::default());
-        }
-        let block = Box::new(block);
         self.provide_ahead(&block);
-        self.slots[slot_of(id)] = Slot {
-            id,
-            block: Some(block),
-        };
+        self.blocks.insert(block);
         id
     }
 
@@ -309,9 +271,7 @@ impl BlockCache {
 
     /// Removes a block and every link to and from it.
     pub fn remove(&mut self, id: u32) -> Option<Block> {
-        self.block(id)?;
-        let block = *self.slots[slot_of(id)].block.take()?;
-        self.free_slots.push_back(slot_of(id) as u32);
+        let block = self.blocks.take(id)?;
         for &(from, exit) in &block.incoming {
             self.unlink(from, exit, id);
         }
@@ -327,10 +287,7 @@ impl BlockCache {
             entry.remove();
         }
         if block.made.marks.is_some() {
-            let place = block.key.code_place();
-            if self.by_code_place.get(&place) == Some(&id) {
-                self.by_code_place.remove(&place);
-            }
+            self.forget_original(block.key.code_place(), id);
         }
         self.leave_pages(&block);
         Some(block)
@@ -402,9 +359,9 @@ impl BlockCache {
 
     /// Bytes of host code in use.
     pub fn code_bytes(&self) -> u64 {
-        let blocks = self.slots.iter().filter_map(|slot| slot.block.as_ref());
+        let blocks = self.blocks.iter();
         blocks
-            .map(|block| u64::from(block.made.size) + u64::from(block.made.cold_size))
+            .map(|(_, block)| u64::from(block.made.size) + u64::from(block.made.cold_size))
             .sum()
     }
 }

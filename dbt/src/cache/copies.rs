@@ -4,6 +4,7 @@ use mmu::GuestPhys;
 
 use super::block::{Block, Key};
 use super::blocks::BlockCache;
+use super::near::near_word;
 use super::region::CodeOffset;
 use crate::guest::Mode;
 use crate::x86_64::moving::{self, Move};
@@ -14,6 +15,14 @@ pub struct CodePlace {
     physical: GuestPhys,
     mode: Mode,
     grouped: bool,
+}
+
+impl CodePlace {
+    /// A word to find it by.
+    pub(super) fn word(&self) -> u64 {
+        let kind = u64::from(self.mode.0) << 1 | u64::from(self.grouped);
+        near_word(self.physical, kind)
+    }
 }
 
 impl Key {
@@ -33,7 +42,28 @@ impl BlockCache {
         if !moving::can_arrive(key) {
             return None;
         }
-        self.by_code_place.get(&key.code_place()).copied()
+        let place = key.code_place();
+        let known = self
+            .by_code_place
+            .find(place.word(), |known| known.0 == place);
+        known.map(|&(_, id)| id)
+    }
+
+    /// A block from which copies can be made, from now on the one for its place.
+    pub(super) fn note_original(&mut self, place: CodePlace, id: u32) {
+        let same = |known: &(CodePlace, u32)| known.0 == place;
+        let entry = self
+            .by_code_place
+            .entry(place.word(), same, |known| known.0.word());
+        entry.insert((place, id));
+    }
+
+    /// No copies can be made from a block any more.
+    pub(super) fn forget_original(&mut self, place: CodePlace, id: u32) {
+        let same = |known: &(CodePlace, u32)| *known == (place, id);
+        if let Ok(entry) = self.by_code_place.find_entry(place.word(), same) {
+            entry.remove();
+        }
     }
 
     /// Copies a block for another RIP and another place; `code` becomes its code. What the copy

@@ -11,11 +11,15 @@ mod heap;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod links;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod near;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pages;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod parts;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod slots;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

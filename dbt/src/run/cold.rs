@@ -11,6 +11,10 @@ use crate::{decode, interpret};
 
 /// Counters; places of code that share one are only translated a little earlier.
 const COUNTERS: usize = 1 << 20;
+/// Counters that share a cache line: those of neighbours, which are executed one behind the other.
+const LINE: usize = 64;
+/// Bytes of code that they are for.
+const LINE_OF_CODE: u64 = 128;
 /// Counters of stores; pages that share one lose their mark a little earlier or later.
 const PAGES: usize = 1 << 12;
 /// Stores to a page that is marked as code and has none, before the mark goes: marking it again
@@ -43,7 +47,10 @@ impl Visits {
     /// The counter of code by its address in memory and by RIP, since a translation is good for
     /// both only.
     fn counter(&mut self, at: GuestPhys, rip: u64) -> &mut u8 {
-        &mut self.counts[hash(at.0 ^ rip.rotate_left(32), COUNTERS)]
+        let (near, within) = (at.0 / LINE_OF_CODE, at.0 % LINE_OF_CODE);
+        let start = rip.wrapping_sub(within).rotate_left(32);
+        let line = hash(near ^ start, COUNTERS / LINE);
+        &mut self.counts[line * LINE + within as usize * LINE / LINE_OF_CODE as usize]
     }
 
     /// Whether a place has not been visited yet.
