@@ -1,8 +1,11 @@
 //! What a PC's firmware leaves behind for a kernel that it starts: real-mode vectors that do no
-//! harm, the interrupt controllers at their traditional vectors, the timer ticking.
+//! harm, what its data area says of memory, the interrupt controllers at their traditional vectors,
+//! the timer ticking.
 
 use dbt::Vcpu;
 use mmu::{GuestPhys, MemoryError};
+
+use crate::image::LOW_MEMORY_END;
 
 const SEGMENT: u32 = 0xf000;
 /// Where firmware traditionally has a handler that only returns.
@@ -32,6 +35,11 @@ const HANDLERS: [(u32, &[u8]); 4] = [
         &[0x50, 0xb0, 0x20, 0xe6, 0xa0, 0xe6, 0x20, 0x58, 0xcf],
     ),
 ];
+
+/// In the BIOS data area: the segment of the extended one, and the KiB of memory in front of it.
+/// Kernels place there what they need below 1 MiB.
+const EXTENDED_DATA_SEGMENT: u64 = 0x40e;
+const BASE_MEMORY: u64 = 0x413;
 
 /// Ports and bytes: both 8259As at vectors 08h and 70h with timer and cascade open, counter 0 of
 /// the 8254 at its slowest.
@@ -65,7 +73,16 @@ pub fn leave(vcpu: &mut Vcpu) -> Result<(), MemoryError> {
     }
     let base = u64::from(SEGMENT) << 4;
     let handlers = HANDLERS.map(|(offset, code)| (base + u64::from(offset), code));
-    for (at, bytes) in [(0, &vectors[..])].into_iter().chain(handlers) {
+    let segment = ((LOW_MEMORY_END >> 4) as u16).to_le_bytes();
+    let base_memory = ((LOW_MEMORY_END >> 10) as u16).to_le_bytes();
+    let low = [
+        (0, &vectors[..]),
+        (EXTENDED_DATA_SEGMENT, &segment),
+        (BASE_MEMORY, &base_memory),
+        // The extended data area begins with its size in KiB.
+        (LOW_MEMORY_END, &[1]),
+    ];
+    for (at, bytes) in low.into_iter().chain(handlers) {
         let at = GuestPhys(at);
         vcpu.mem.store(at, bytes).map_err(|_| MemoryError::Rom {
             at,

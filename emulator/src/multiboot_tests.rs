@@ -186,6 +186,20 @@ fn information_does_not_hide_the_kernel() {
     assert_eq!(machine.vcpu.cpu().gpr[3], INFORMATION[1]);
 }
 
+/// Xen places its 16-bit code at the lesser of what the data area and the information say.
+#[test]
+fn the_bios_data_area_and_the_information_agree_on_low_memory() {
+    let image = elf32(&header(0, &[]), 0x10_0000, 0x10_0000, 0x1000);
+    let mut machine = load(&image, None, "").unwrap();
+    let information = machine.vcpu.cpu().gpr[3];
+    let low = machine.word(information + 4);
+    assert_eq!(low, 639);
+    assert_eq!(machine.word(0x413) & 0xffff, low);
+    let extended = machine.word(0x40e) & 0xffff;
+    assert_eq!(extended << 4, low << 10);
+    assert_eq!(machine.word(u64::from(extended) << 4) & 0xff, 1, "its KiB");
+}
+
 #[test]
 fn a_pvh_kernel_gets_its_start_information() {
     let initrd = file(b"initrd");
