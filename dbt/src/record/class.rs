@@ -95,6 +95,16 @@ pub enum Kind {
     Element(Operand),
     /// MOVS or CMPS without a prefix: what it does with the element at RDI.
     ElementPair(Operand),
+    /// REP SCAS or REP CMPS with addresses as wide as the code, and without a segment base.
+    Scan,
+    /// VMASKMOV or VPMASKMOV: what it does with memory.
+    Masked(Operand),
+    /// MASKMOVDQU, VMASKMOVDQU or MASKMOVQ.
+    MaskedBytes,
+    /// VGATHER or VPGATHER of AVX2.
+    Gather,
+    /// XLAT in flat code.
+    Translate,
     /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
     BitString,
     /// CMPXCHG8B or CMPXCHG16B.

@@ -13,7 +13,7 @@ use iced_x86::{
 pub use super::class::{Class, Kind, Operand, is_limited};
 use super::elements::{flat, repeats};
 use super::shape::{may_fault, uses_vectors};
-use super::{elements, liveness, shape, system};
+use super::{elements, liveness, masked, shape, system};
 use crate::guest::Mode;
 use crate::interpret::extension;
 use crate::interpret::operand::operand_size;
@@ -137,6 +137,8 @@ impl Classifier {
                 {
                     Kind::Copy
                 }
+                _ if elements::scans(insn) && flat(insn, mode) => Kind::Scan,
+                Mnemonic::Xlatb if !segmented => Kind::Translate,
                 Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
                     if insn.op0_kind() == OpKind::Memory
                         && insn.op1_kind() == OpKind::Register
@@ -164,6 +166,7 @@ impl Classifier {
                 Mnemonic::Leave if stack_width(insn) == word => Kind::Leave,
                 Mnemonic::Leave => Kind::Helper,
                 _ if let Some(kind) = elements::kind(insn, mode) => kind,
+                _ if let Some(kind) = masked::kind(insn, mode) => kind,
                 _ => {
                     let registers_ok = info.used_registers().iter().all(|used| {
                         let register = used.register();
@@ -216,7 +219,9 @@ impl Classifier {
                 | Kind::CallIndirect
                 | Kind::Nop
                 | Kind::Fill
-                | Kind::Copy => kind,
+                | Kind::Copy
+                | Kind::Scan => kind,
+                Kind::Plain(_) if elides(insn) => kind,
                 _ => Kind::Helper,
             }
         } else {
@@ -271,6 +276,11 @@ pub fn far_mode(insn: &Instruction, mode: Mode) -> Option<Mode> {
         }
         _ => None,
     }
+}
+
+/// Whether a prefix asks for the elision of a lock, which processors without TSX ignore.
+fn elides(insn: &Instruction) -> bool {
+    insn.has_xacquire_prefix() || insn.has_xrelease_prefix()
 }
 
 /// Whether a register is an explicit operand, or part of the memory operand.

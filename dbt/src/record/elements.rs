@@ -55,6 +55,16 @@ pub(super) fn repeats(insn: &Instruction) -> bool {
     insn.has_rep_prefix() || insn.has_repne_prefix()
 }
 
+/// Whether it is SCAS or CMPS with a prefix that repeats it.
+pub(super) fn scans(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let compares = matches!(
+        insn.mnemonic(),
+        Scasb | Scasw | Scasd | Scasq | Cmpsb | Cmpsw | Cmpsd | Cmpsq
+    );
+    compares && insn.is_string_instruction() && repeats(insn)
+}
+
 /// Whether a string instruction's addresses are as wide as the mode's, in segments that begin at 0.
 pub(super) fn flat(insn: &Instruction, mode: Mode) -> bool {
     let width = if mode.has(Mode::CODE64) { 8 } else { 4 };

@@ -240,6 +240,10 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::LoadSegment
         | Kind::LoadVectorControl
         | Kind::FlushLine
+        | Kind::Masked(_)
+        | Kind::MaskedBytes
+        | Kind::Gather
+        | Kind::Translate
         | Kind::Element(_)
         | Kind::ElementPair(_) => true,
         _ => false,
@@ -277,6 +281,10 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Enter
             | Kind::LoadVectorControl
             | Kind::FlushLine
+            | Kind::Masked(_)
+            | Kind::MaskedBytes
+            | Kind::Gather
+            | Kind::Translate
             | Kind::Fill
             | Kind::Copy
             | Kind::Element(_)

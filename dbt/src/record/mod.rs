@@ -7,6 +7,7 @@ pub(crate) mod elements;
 pub mod features;
 pub mod grouping;
 pub mod liveness;
+mod masked;
 pub mod recipe;
 mod shape;
 mod system;

@@ -248,7 +248,13 @@ fn emit_once(
     }
     // What a helper executes finds them in memory.
     let plain = |class: &Class| matches!(class.kind, Kind::Plain(_));
-    let works = |class: &Class| plain(class) || class.kind == Kind::LoadVectorControl;
+    let works = |class: &Class| {
+        plain(class)
+            || matches!(
+                class.kind,
+                Kind::LoadVectorControl | Kind::Masked(_) | Kind::MaskedBytes | Kind::Gather
+            )
+    };
     let vectors = (classes.iter()).any(|class| works(class) && class.vectors);
     if vectors {
         emitter.bring_vectors(arriving);
@@ -509,11 +515,25 @@ impl Emitter<'_> {
             Kind::Helper => Err(Unencodable),
             Kind::Element(operand) => self.element(index, insn, class, operand, need),
             Kind::ElementPair(operand) => self.element_pair(index, insn, operand, need),
-            Kind::Fill | Kind::Copy | Kind::BitString | Kind::ComparePair | Kind::Enter
+            Kind::Fill
+            | Kind::Copy
+            | Kind::Scan
+            | Kind::BitString
+            | Kind::ComparePair
+            | Kind::Enter
+            | Kind::Masked(_)
+            | Kind::MaskedBytes
+            | Kind::Gather
+            | Kind::Translate
                 if !self.target.memory_inline =>
             {
                 Err(Unencodable)
             }
+            Kind::Scan => self.scan(index, insn, class, need),
+            Kind::Masked(operand) => self.masked(index, insn, operand, needed),
+            Kind::MaskedBytes => self.masked_bytes(index, insn, needed),
+            Kind::Gather => self.gather(index, insn, needed),
+            Kind::Translate => self.translate_byte(index, insn, needed),
             Kind::Enter => self.enter(index, insn, needed),
             Kind::Fill => self.fill(index, insn, needed),
             Kind::Copy => self.copy(index, insn, needed),

@@ -20,6 +20,7 @@ mod flags;
 mod hoisting;
 mod interrupt_return;
 mod late_stores;
+mod masked;
 mod memory;
 pub mod moving;
 mod operands;

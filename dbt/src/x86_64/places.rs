@@ -182,6 +182,11 @@ impl Places {
                 | Kind::CallIndirectInto
                 | Kind::Fill
                 | Kind::Copy
+                | Kind::Scan
+                | Kind::Masked(_)
+                | Kind::MaskedBytes
+                | Kind::Gather
+                | Kind::Translate
                 | Kind::Element(_)
                 | Kind::ElementPair(_)
                 | Kind::BitString

@@ -6,16 +6,19 @@
 //! to the interpreter, which goes on from those.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, MemoryOperand, Register};
+use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 use mmu::PAGE_SIZE;
 
 use super::bulk;
 use super::emitter::{Emitter, Unencodable};
+use super::flags::{FlagsPlace, save_eflags};
 use super::operands::HostMemory;
+use super::plain::Need;
 use super::registers::{T1, T2, pinned, sized};
 use crate::cache::CodeOffset;
 use crate::guest::{Mode, Register as Guest};
 use crate::interpret::view;
+use crate::record::classify::Class;
 use crate::record::elements;
 use crate::run::at;
 
@@ -23,6 +26,9 @@ const PAGE: i32 = PAGE_SIZE as i32;
 
 /// Bytes up to which vector registers are faster than the host's own string instructions.
 const FEW: i32 = 2048;
+
+/// Bytes of the code that goes on with the next page.
+const NEXT_PAGE: u8 = 38;
 
 /// Where a string instruction goes.
 struct Ways {
@@ -245,13 +251,8 @@ impl Emitter<'_> {
             ; .arch x64
             ; gs mov rdi, [rdi + addend]
             ; add rdi, Rq(to)
-            ; gs mov [at::SCRATCH], rcx
-            ; mov ecx, Rd(from)
-            ; and ecx, PAGE - 1
-            ; cmp r8d, ecx
-            ; cmovb r8d, ecx
-            ; gs mov rcx, [at::SCRATCH]
         );
+        self.larger_offset(from);
         self.elements(shift);
         dynasm!(self.ops
             ; .arch x64
@@ -279,6 +280,120 @@ impl Emitter<'_> {
         self.next_page(again, done, instead);
         dynasm!(self.ops ; .arch x64 ; =>done);
         Ok(())
+    }
+
+    /// REP SCAS and REP CMPS: the host's own, page by page. Behind the last page the flags are those of the last
+    /// comparison; if there is none they stay.
+    pub(super) fn scan(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        class: &Class,
+        need: Need,
+    ) -> Result<(), Unencodable> {
+        let to = Self::index_register(Guest::RDI)?;
+        let from = match elements::indexes(insn).count() {
+            2 => Some(Self::index_register(Guest::RSI)?),
+            _ => None,
+        };
+        let shift = elements::row(insn) as i8;
+        let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
+        let mut host = *insn;
+        host.set_segment_prefix(Register::None);
+        for operand in 0..2 {
+            match host.op_kind(operand) {
+                OpKind::MemorySegESI => host.set_op_kind(operand, OpKind::MemorySegRSI),
+                OpKind::MemoryESEDI => host.set_op_kind(operand, OpKind::MemoryESRDI),
+                _ => {}
+            }
+        }
+        let native = self.encode(&host)?;
+        let behind = self.ops.new_dynamic_label();
+        // Between two pages they are those of the last comparison.
+        if need.before != 0 {
+            self.save_flags();
+        }
+        self.spoil_flags(need.before != 0);
+        let registers: Vec<u8> = from.into_iter().chain([to]).collect();
+        let Ways {
+            instead,
+            again,
+            done,
+        } = self.begin_string(index, &registers);
+        if let Some(from) = from {
+            self.look_up_element(from, shift, at::READ_TAG, instead);
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov rsi, [rdi + addend]
+                ; add rsi, Rq(from)
+            );
+        }
+        self.look_up_element(to, shift, at::READ_TAG, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov rdi, [rdi + addend]
+            ; add rdi, Rq(to)
+        );
+        if let Some(from) = from {
+            self.larger_offset(from);
+        }
+        self.elements(shift);
+        dynasm!(self.ops
+            ; .arch x64
+            ; sub rcx, r8
+            ; gs mov [at::SCRATCH], rcx
+            ; mov ecx, r8d
+        );
+        self.bytes(&native);
+        // What has been compared: EFLAGS have to stay.
+        dynasm!(self.ops ; .arch x64 ; not rcx ; lea r8, [r8 + rcx + 1]);
+        for &register in &registers {
+            self.advance(register, shift);
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; not rcx
+            ; gs mov rdi, [at::SCRATCH]
+            ; lea rcx, [rcx + rdi]
+        );
+        if insn.has_repne_prefix() {
+            dynasm!(self.ops ; .arch x64 ; je =>behind);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; jne =>behind);
+        }
+        // JRCXZ over that.
+        self.bytes(&[0xe3, NEXT_PAGE]);
+        let begin = self.here();
+        save_eflags(self.ops);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs cmp rsp, [at::POLL]
+            ; jae =>again
+            ; jmp =>instead
+        );
+        debug_assert_eq!(self.here() - begin, u32::from(NEXT_PAGE));
+        if need.in_host(class.flags) {
+            dynasm!(self.ops ; .arch x64 ; jmp =>behind ; =>done);
+            self.restore_flags();
+        } else {
+            dynasm!(self.ops ; .arch x64 ; =>done);
+        }
+        dynasm!(self.ops ; .arch x64 ; =>behind);
+        self.flags = FlagsPlace::HOST;
+        Ok(())
+    }
+
+    /// Makes T2 the larger of the offset in a page that it is, and that of a guest index register.
+    fn larger_offset(&mut self, index: u8) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov [at::SCRATCH], rcx
+            ; mov ecx, Rd(index)
+            ; and ecx, PAGE - 1
+            ; cmp r8d, ecx
+            ; cmovb r8d, ecx
+            ; gs mov rcx, [at::SCRATCH]
+        );
     }
 
     /// Copies the elements in T2 from the host address in T0 to that in T1, copy by copy.

@@ -18,6 +18,7 @@ mod instruction;
 mod late_stores;
 mod long_blocks;
 mod machine;
+mod masked;
 mod narrow;
 mod operation;
 mod passing;

@@ -25,6 +25,33 @@ const STRINGS: &[(&str, u64, Code)] = &[
     ("rep stosd [edi]", 4, |a| a.db(&[0x67, 0xf3, 0xab])),
 ];
 
+const SCANS: &[(&str, u64, Code)] = &[
+    ("repe scasb", 1, |a| a.repe().scasb()),
+    ("repne scasb", 1, |a| a.repne().scasb()),
+    ("repe scasw", 2, |a| a.repe().scasw()),
+    ("repne scasd", 4, |a| a.repne().scasd()),
+    ("repe scasq", 8, |a| a.repe().scasq()),
+    ("repe cmpsb", 1, |a| a.repe().cmpsb()),
+    ("repne cmpsb", 1, |a| a.repne().cmpsb()),
+    ("repe cmpsw", 2, |a| a.repe().cmpsw()),
+    ("repne cmpsd", 4, |a| a.repne().cmpsd()),
+    ("repe cmpsq", 8, |a| a.repe().cmpsq()),
+    ("repe cmpsb gs:", 1, |a| a.db(&[0x65, 0xf3, 0xa6])),
+    ("repne scasd [edi]", 4, |a| a.db(&[0x67, 0xf2, 0xaf])),
+    ("repe cmpsb and a branch", 1, |a| {
+        let mut next = a.create_label();
+        a.repe().cmpsb()?;
+        a.jb(next)?;
+        a.inc(r9d)?;
+        a.set_label(&mut next)?;
+        a.nop()
+    }),
+    ("repe scasb, flags overwritten", 1, |a| {
+        a.repe().scasb()?;
+        a.add(r9d, 5)
+    }),
+];
+
 const BITS: &[(&str, Code)] = &[
     ("bt 64", |a| a.bt(qword_ptr(rdi + 8), rsi)),
     ("bts 64", |a| a.lock().bts(qword_ptr(rdi), rsi)),
@@ -85,6 +112,8 @@ impl Bench {
             if options.precise_flags {
                 assert_eq!(found_frame, frame, "{shown}");
             }
+            let vectors = |machine: &Machine| machine.vcpu.cpu().vector.ymm;
+            assert_eq!(vectors(machine), vectors(&self.interpreter), "{shown}");
             let other = (0..memory.len()).find(|&at| memory[at] != found_memory[at]);
             assert_eq!(other, None, "memory, {shown}");
             machine.vcpu.mem.audit().expect("the copies are equal");
@@ -97,7 +126,7 @@ impl Bench {
 pub fn rounds(
     before: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
     code: Code,
-    after: Code,
+    after: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Vec<u8> {
     let assemble = || -> Result<Vec<u8>, IcedError> {
         let mut a = CodeAssembler::new(64)?;
@@ -174,6 +203,55 @@ fn repeated_strings_end_as_interpreted() {
                     a.lea(r13, ptr(r13 + r12))?;
                     a.mov(rbx, rdi)?;
                     a.lea(r14, ptr(rsi + rcx))
+                },
+            );
+            bench.compare(&shown, &code);
+        }
+    }
+}
+
+#[test]
+fn repeated_comparisons_end_as_interpreted() {
+    let mut bench = Bench::new();
+    let mut random = Random::new(setting("DBT_BLOCKS_SEED", 4));
+    for _ in 0..cases() {
+        for &(name, size, string) in SCANS {
+            let count = match random.below(4) {
+                0 => random.below(4),
+                1 => random.below(80),
+                2 => 0x1000 / size + random.below(8),
+                _ => random.below(0x2800 / size),
+            };
+            let to = address(&mut random, count * size);
+            let from = address(&mut random, count * size);
+            let down = random.one_in(5);
+            // Where memory is other than elsewhere.
+            let odd = DATA + random.below(0x4000);
+            let shown = format!("{name}, {count} from {from:#x} to {to:#x}, down {down}, {odd:#x}");
+            let code = rounds(
+                |a| {
+                    a.cld()?;
+                    a.mov(rdi, DATA)?;
+                    a.mov(ecx, 0x800)?;
+                    a.mov(rax, 0x5555_5555_5555_5555u64)?;
+                    a.rep().stosq()?;
+                    a.mov(byte_ptr(odd), r15b)?;
+                    a.mov(rdi, to)?;
+                    a.mov(rsi, from)?;
+                    a.mov(ecx, count as u32)?;
+                    if name.starts_with("repne") {
+                        a.mov(al, r15b)?;
+                    }
+                    if down { a.std() } else { a.cld() }
+                },
+                string,
+                |a| {
+                    a.pushfq()?;
+                    a.pop(r12)?;
+                    a.lea(r13, ptr(r13 + r12))?;
+                    a.lea(rbx, ptr(rdi + rsi * 2))?;
+                    a.lea(r14, ptr(r14 + rcx))?;
+                    a.lea(r14, ptr(r14 + rbx))
                 },
             );
             bench.compare(&shown, &code);

@@ -77,7 +77,7 @@ impl Case {
         Case { rounds, ..self }
     }
 
-    const fn without_groups(self) -> Case {
+    pub const fn without_groups(self) -> Case {
         Case {
             grouping: false,
             ..self
@@ -511,58 +511,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             }),
         ],
     ),
-    (
-        "unusual",
-        &[
-            Case::new("a page filled", |a| {
-                a.rep().stosq()?;
-                a.xor(eax, eax)
-            }),
-            Case::new("bytes copied", |a| {
-                a.rep().movsb()?;
-                a.xor(eax, eax)
-            }),
-            Case::new("a byte loaded and tested", |a| {
-                a.lodsb()?;
-                a.test(al, al)?;
-                a.jne(super::RIP + 0x100)
-            }),
-            Case::new("words stored", |a| {
-                a.stosq()?;
-                a.stosq()?;
-                a.xor(eax, eax)
-            }),
-            Case::new("a word loaded, up or down", |a| {
-                a.lodsq()?;
-                a.xor(eax, eax)
-            })
-            .without_groups(),
-            Case::new("a byte moved", |a| {
-                a.movsb()?;
-                a.xor(eax, eax)
-            }),
-            Case::new("a byte looked for", |a| {
-                a.scasb()?;
-                a.jne(super::RIP + 0x100)
-            }),
-            Case::new("bytes compared", |a| {
-                a.cmpsb()?;
-                a.jne(super::RIP + 0x100)
-            }),
-            Case::new("a bit of a string", |a| {
-                a.bts(qword_ptr(rbx), rsi)?;
-                a.xor(eax, eax)
-            }),
-            Case::new("a control word", |a| {
-                a.fldcw(word_ptr(rbx + 4))?;
-                a.xor(eax, eax)
-            }),
-            Case::new("sixteen bytes", |a| {
-                a.cmpxchg16b(xmmword_ptr(rdi))?;
-                a.xor(eax, eax)
-            }),
-        ],
-    ),
+    ("unusual", super::unusual::CASES),
     (
         "narrow",
         &[

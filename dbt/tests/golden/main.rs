@@ -10,6 +10,7 @@
 mod cases;
 mod moving;
 mod names;
+mod unusual;
 mod whole_jumps;
 
 use std::fmt::Write;

@@ -108,6 +108,11 @@ fn behind_gs(offset: usize) -> Option<String> {
         let name = names.iter().find(|&&(at, _)| at == field)?.1;
         return Some(format!("reach[{number}].{name}"));
     }
+    let vectors = offset_of!(CpuBlock, cpu.vector.ymm);
+    if (vectors..vectors + 512).contains(&offset) {
+        let (number, byte) = ((offset - vectors) / 32, (offset - vectors) % 32);
+        return Some(format!("guest.ymm{number}+{byte}"));
+    }
     let groups = offset_of!(CpuBlock, exchange.groups);
     if (groups..groups + 64).contains(&offset) && offset < offset_of!(CpuBlock, exchange.host_mxcsr)
     {
