@@ -61,7 +61,7 @@ pub enum Kind {
     PushFlags,
     /// POPFQ, or POPFD in flat code, at CPL 0, or at CPL 3 with a lower IOPL.
     PopFlags,
-    /// MOV or POP to DS, ES, FS or GS at CPL 0 of flat 32-bit code.
+    /// MOV or POP to DS, ES, FS or GS in 64-bit and flat 32-bit code, at CPL 0 and 3.
     LoadSegment,
     /// MOV of a segment's selector to a register.
     ReadSelector,

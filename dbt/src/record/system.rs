@@ -45,7 +45,7 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
             Kind::ReadSelector
         }
         Mnemonic::Mov | Mnemonic::Pop if loads_data_segment(insn) => {
-            return (flat && ring0 && !code64).then_some(Kind::LoadSegment);
+            return (flat && (ring0 || mode.has(Mode::USER))).then_some(Kind::LoadSegment);
         }
         Mnemonic::Rdfsbase | Mnemonic::Rdgsbase if code64 => Kind::ReadBase,
         Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if code64 => Kind::WriteBase,

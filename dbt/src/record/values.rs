@@ -84,7 +84,7 @@ impl Values {
     pub fn follow(&mut self, insn: &Instruction, class: &Class) -> bool {
         let word = self.word();
         match class.kind {
-            Kind::Helper | Kind::SwapGs | Kind::WriteBase => {
+            Kind::Helper | Kind::SwapGs | Kind::WriteBase | Kind::LoadSegment => {
                 self.forget_all();
                 self.forgot = true;
                 return true;

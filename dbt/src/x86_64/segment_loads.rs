@@ -1,9 +1,10 @@
-//! Loads of DS, ES, FS and GS in line, in a kernel's flat code of 32 bits: of segments of data, which the GDT has,
-//! or of null selectors. Whatever is unusual is the interpreter's, before anything has changed
+//! Loads of DS, ES, FS and GS in line, in 64-bit code and in flat code of 32 bits: of segments of data, which the GDT
+//! has, or of null selectors. Whatever is unusual is the interpreter's, before anything has changed
 //! (SDM volume 2, MOV; volume 3, 3.4.5).
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use mmu::View;
 
 use super::emitter::{Emitter, Unencodable};
 use super::operands::Address;
@@ -40,10 +41,6 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let mode = self.target.mode;
-        if mode.has(Mode::LONG) || mode != mode.with_user_pages(false) {
-            // The GDT would be read with rights that the processor does not read it with.
-            return Err(Unencodable);
-        }
         let pops = insn.mnemonic() == Mnemonic::Pop;
         if insn.op1_kind() == OpKind::Register && !pops {
             self.load_guest(T1, number(insn.op1_register()));
@@ -69,9 +66,12 @@ impl Emitter<'_> {
     /// Loads the selector in T1.
     fn load_selector(&mut self, register: Register, instead: DynamicLabel) {
         let segment = register as usize - Register::ES as usize;
-        let flat = [SegmentIndex::Es, SegmentIndex::Ds]
-            .iter()
-            .any(|&index| index as usize == segment);
+        let mode = self.target.mode;
+        // In 64-bit code it does not matter what these are.
+        let flat = !mode.has(Mode::CODE64)
+            && [SegmentIndex::Es, SegmentIndex::Ds]
+                .iter()
+                .any(|&index| index as usize == segment);
         let upper = at::segment_limit(segment);
         let (named, byte_units, written, done) = (
             self.ops.new_dynamic_label(),
@@ -108,11 +108,18 @@ impl Emitter<'_> {
             ; mov rsi, rdi
             ; shr rsi, DPL
             ; and esi, 3
-            ; gs mov r8d, [at::SCRATCH]
-            ; and r8d, 3
-            ; cmp r8d, esi
-            ; ja =>instead
         );
+        if mode.has(Mode::USER) {
+            dynasm!(self.ops ; .arch x64 ; cmp esi, 3 ; jne =>instead);
+        } else {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov r8d, [at::SCRATCH]
+                ; and r8d, 3
+                ; cmp r8d, esi
+                ; ja =>instead
+            );
+        }
         if flat {
             dynasm!(self.ops
                 ; .arch x64
@@ -161,7 +168,7 @@ impl Emitter<'_> {
     }
 
     /// Puts the host address of the descriptor of the selector in T1, which is of the GDT, into T0, if that has it and
-    /// the selector is not null. It is read as a supervisor reads, which the block's mode does, unless it may read user
+    /// the selector is not null. The processor reads it with a supervisor's rights, and under SMAP without those to user
     /// pages.
     pub(super) fn look_up_descriptor(&mut self, instead: DynamicLabel) {
         dynasm!(self.ops
@@ -174,11 +181,16 @@ impl Emitter<'_> {
             ; sub esi, 7
             ; jz =>instead
         );
-        if self.target.mode.has(Mode::CODE64) {
+        let mode = self.target.mode;
+        if mode.has(Mode::LONG) {
             dynasm!(self.ops ; .arch x64 ; gs add rsi, [at::GDTR_BASE]);
         } else {
             dynasm!(self.ops ; .arch x64 ; gs add esi, [at::GDTR_BASE]);
         }
-        self.translate_linear(8, false, instead);
+        let view = match mode.has(Mode::SMAP) {
+            true => View::Supervisor,
+            false => View::SupervisorOpen,
+        };
+        self.translate_as(view, 8, false, instead);
     }
 }

@@ -1,9 +1,9 @@
 //! Accesses with an address, a width or a consequence of their own: bit strings, CMPXCHG8B and 16B,
 //! FLDCW, PUSHAD and POPAD, POP to memory. What misses the TLB is the interpreter's.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, Register};
-use mmu::PAGE_SIZE;
+use mmu::{PAGE_SIZE, View};
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
@@ -21,13 +21,13 @@ const ALL: i32 = 32;
 
 impl Emitter<'_> {
     /// Turns the linear address in T0 into a host address, if the TLB has its page.
-    pub(super) fn translate_linear(
-        &mut self,
-        size: u32,
-        write: bool,
-        miss: dynasmrt::DynamicLabel,
-    ) {
-        let tlb = at::tlb(view(self.target.mode));
+    pub(super) fn translate_linear(&mut self, size: u32, write: bool, miss: DynamicLabel) {
+        self.translate_as(view(self.target.mode), size, write, miss);
+    }
+
+    /// Likewise, with the rights of a view.
+    pub(super) fn translate_as(&mut self, view: View, size: u32, write: bool, miss: DynamicLabel) {
+        let tlb = at::tlb(view);
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         let addend = tlb + at::ADDEND;
         let limit = PAGE_SIZE as i32 - size as i32;

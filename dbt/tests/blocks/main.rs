@@ -28,6 +28,7 @@ mod program;
 mod reach;
 mod reference;
 mod second_places;
+mod segment_loads;
 mod side_by_side;
 mod slots;
 mod state;

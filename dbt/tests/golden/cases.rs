@@ -501,6 +501,14 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(eax, eax)
             }),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
+            Case::new("selectors of a program", |a| {
+                a.mov(es, edx)?;
+                a.pop(fs)?;
+                a.xor(eax, eax)
+            }),
+            Case::new("a lock to be elided", |a| {
+                a.xacquire().lock().add(dword_ptr(rbx), 1)
+            }),
             Case::new("a cache line", |a| {
                 a.clflush(byte_ptr(rbx + 4))?;
                 a.xor(eax, eax)

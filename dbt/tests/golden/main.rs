@@ -89,9 +89,9 @@ fn mode(case: &Case) -> Mode {
             | if case.narrow {
                 Mode::CODE32 | Mode::RING0 | Mode::USER_PAGES_OPEN
             } else if case.kernel {
-                Mode::CODE64 | Mode::RING0 | Mode::SMAP
+                Mode::CODE64 | Mode::LONG | Mode::RING0 | Mode::SMAP
             } else {
-                Mode::CODE64 | Mode::USER | Mode::IO_DENIED
+                Mode::CODE64 | Mode::LONG | Mode::USER | Mode::IO_DENIED
             }
             | Mode::X87
             | Mode::SSE
