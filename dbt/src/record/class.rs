@@ -63,6 +63,10 @@ pub enum Kind {
     PopFlags,
     /// MOV or POP to DS, ES, FS or GS in 64-bit and flat 32-bit code, at CPL 0 and 3.
     LoadSegment,
+    /// AAA, AAD, AAM, AAS, DAA or DAS.
+    Decimal,
+    /// BOUND.
+    Bound,
     /// MOV of a segment's selector to a register.
     ReadSelector,
     /// RDTSC or RDTSCP.

@@ -161,6 +161,7 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         | Kind::Cli
         | Kind::Direction(_)
         | Kind::SwapGs
+        | Kind::Decimal
         | Kind::ReadSelector
         | Kind::ReadProcessor
         | Kind::ReadControl => false,
@@ -244,6 +245,7 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::MaskedBytes
         | Kind::Gather
         | Kind::Translate
+        | Kind::Bound
         | Kind::Element(_)
         | Kind::ElementPair(_) => true,
         _ => false,

@@ -57,6 +57,13 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
             };
             return (insn.code() == whole).then_some(Kind::Enter);
         }
+        Mnemonic::Aaa
+        | Mnemonic::Aad
+        | Mnemonic::Aam
+        | Mnemonic::Aas
+        | Mnemonic::Daa
+        | Mnemonic::Das => Kind::Decimal,
+        Mnemonic::Bound => Kind::Bound,
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Kind::FlushLine,
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr if enabled() => Kind::LoadVectorControl,
         _ => return None,

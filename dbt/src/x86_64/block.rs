@@ -1,18 +1,17 @@
 //! One block from decoded instructions to host code.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmLabelApi, dynasm};
 use iced_x86::Instruction;
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
 use super::exits::ExitSite;
 use super::flags::{Effect, FlagsPlace};
-use super::moving::{Follows, Mark};
+use super::moving::Mark;
 use super::places::{self, Places};
 use super::plain::Need;
 use crate::guest::Mode;
 use crate::interpret;
-use crate::interpret::extension::{self, Noted};
 use crate::record::classify::{Class, Classifier, Kind};
 use crate::record::grouping::Place;
 use crate::record::liveness;
@@ -422,42 +421,6 @@ fn keeps_t0(kind: Kind) -> bool {
 }
 
 impl Emitter<'_> {
-    /// How the x87 remembers an instruction: where there are no selectors, by its linear address.
-    fn x87_address(&self, insn: &Instruction) -> u64 {
-        let mode = self.target.mode;
-        if mode.has(Mode::PROTECTED) && !mode.has(Mode::VM86) {
-            insn.ip()
-        } else {
-            self.target.code.linear(insn.ip())
-        }
-    }
-
-    /// Behind an x87 instruction: it was the last one. A move touches no flags.
-    fn note_x87(&mut self, insn: &Instruction) {
-        let (ip, all) = match extension::noted(insn) {
-            None => return,
-            Some(Noted::Address) => (self.x87_address(insn), false),
-            Some(Noted::Cleared) => (0, true),
-        };
-        if let Ok(short) = i32::try_from(ip) {
-            dynasm!(self.ops ; .arch x64 ; gs mov QWORD [at::X87_INSTRUCTION], short);
-        } else {
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs mov DWORD [at::X87_INSTRUCTION], ip as i32
-                ; gs mov DWORD [at::X87_INSTRUCTION + 4], (ip >> 32) as i32
-            );
-            self.ops.mark(Follows::Halves);
-        }
-        if all {
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs mov QWORD [at::X87_OPERAND], 0
-                ; gs mov WORD [at::X87_OPCODE], 0
-            );
-        }
-    }
-
     fn instruction(
         &mut self,
         index: usize,
@@ -543,6 +506,8 @@ impl Emitter<'_> {
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::LoadSegment => self.load_segment(index, insn, needed),
             Kind::PopFlags => self.pop_flags(index, insn, needed),
+            Kind::Decimal => self.decimal(insn),
+            Kind::Bound => self.bound(index, insn, needed),
             Kind::LoadVectorControl => self.load_vector_control(index, insn, needed),
             Kind::FlushLine => self.flush_line(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),

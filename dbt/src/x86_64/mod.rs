@@ -8,6 +8,7 @@ mod block;
 pub mod bulk;
 mod control;
 mod crossing;
+mod decimal;
 mod elements;
 mod emitter;
 mod encoding;
@@ -39,6 +40,7 @@ mod system;
 mod trampoline;
 mod unusual;
 pub mod whole_jumps;
+mod x87;
 
 pub use block::{Emitted, Entries, emit, translatable};
 pub use emitter::{Emitter, Predicting, Target, Unencodable, Workshop};

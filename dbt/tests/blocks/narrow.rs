@@ -15,6 +15,20 @@ use crate::side_by_side::{end_alike, looping_in, machines, stop_anywhere};
 const ROUNDS: u32 = 40;
 const VALUES: [AsmRegister32; 5] = [eax, ecx, edx, ebx, esi];
 
+/// Where the bounds are that BOUND compares with.
+const BOUNDS: u64 = DATA + 0x3900;
+
+type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+const DIGITS: [Code; 6] = [
+    |a| a.daa(),
+    |a| a.das(),
+    |a| a.aaa(),
+    |a| a.aas(),
+    |a| a.aam(10),
+    |a| a.aad(7),
+];
+
 /// A store to one of three groups: EDI and ESP move from round to round, also across ends of pages.
 fn store(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
     let at = random.below(9) as i32 * 4 - 16;
@@ -32,7 +46,7 @@ fn store(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
 fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
     let at = random.below(9) as i32 * 4;
     let value = VALUES[random.below(5) as usize];
-    match random.below(22) {
+    match random.below(33) {
         0 => a.lea(value, ptr(DATA + at as u64)),
         1 => a.lea(value, ptr(bx + si + at)),
         2 => a.lea(value, ptr(value + edx * 2 + 5)),
@@ -59,6 +73,22 @@ fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> 
         18 => a.lock().cmpxchg8b(qword_ptr(at).fs()),
         19 => a.setc(byte_ptr(edi + at)),
         20 => a.inc(value),
+        21 => a.xlatb(),
+        22 => a.bound(value, dword_ptr(BOUNDS)),
+        23 => {
+            a.push(ds)?;
+            a.pop(es)
+        }
+        24 => a.mov(fs, word_ptr(edi + 2)),
+        25 => {
+            a.lea(esi, ptr(edi + at))?;
+            a.repe().cmpsb()
+        }
+        26 => {
+            a.mov(ecx, at)?;
+            a.repne().scasb()
+        }
+        27..=31 => DIGITS[random.below(6) as usize](a),
         _ => a.cpuid(),
     }
 }
@@ -68,6 +98,9 @@ fn code(random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
     let (mut head, mut over) = (a.create_label(), a.create_label());
     let rounds = dword_ptr(DATA + 0x3800);
     a.mov(rounds, ROUNDS as i32)?;
+    a.mov(dword_ptr(BOUNDS), i32::MIN)?;
+    a.mov(dword_ptr(BOUNDS + 4), 0x7000_0000)?;
+    a.mov(ebx, DATA as u32)?;
     a.set_label(&mut head)?;
     a.imul_3(ebp, rounds, 0x61)?;
     a.and(ebp, 0xff8)?;
@@ -128,4 +161,38 @@ fn narrow_code_ends_alike() {
 fn narrow_code_stops_anywhere() {
     let cases = setting("NARROW_CASES", 400) / 10;
     stop_anywhere(engines(true), cases, program);
+}
+
+/// All that decimal adjustment depends on, in one checksum.
+#[test]
+fn decimal_adjustment_ends_as_interpreted() {
+    let program = |number: u64| {
+        let assemble = || -> Result<Vec<u8>, IcedError> {
+            let mut a = CodeAssembler::new(32)?;
+            let mut again = a.create_label();
+            a.mov(ecx, 0x4000)?;
+            a.set_label(&mut again)?;
+            a.imul_3(ebp, ecx, 0x9e37_79b1u32 as i32)?;
+            a.mov(eax, ebp)?;
+            a.and(ah, 0x11)?;
+            a.shr(ebp, 16)?;
+            a.sahf()?;
+            a.mov(ax, bp)?;
+            DIGITS[number as usize](&mut a)?;
+            a.pushfd()?;
+            a.pop(edx)?;
+            a.imul_3(edi, edi, 0x0100_0193)?;
+            a.xor(edi, edx)?;
+            a.add(edi, eax)?;
+            a.dec(ecx)?;
+            a.jne(again)?;
+            a.hlt()?;
+            a.assemble(CHANGING)
+        };
+        let code = assemble().expect("the loop can be assembled");
+        (number, looping_in(32, &code))
+    };
+    end_alike(&mut machines(engines(false)), 6, program, |options| {
+        options.precise_flags
+    });
 }

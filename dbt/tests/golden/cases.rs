@@ -546,6 +546,18 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             Case::new("to memory from the stack", |a| a.pop(dword_ptr(edi + 4))).narrow(),
             Case::new("eight bytes compared", |a| a.cmpxchg8b(qword_ptr(edi))).narrow(),
             Case::new("many elements", |a| a.rep().movsd()).narrow(),
+            Case::new("digits", |a| {
+                a.das()?;
+                a.aaa()?;
+                a.aam(10)?;
+                a.aad(10)
+            })
+            .narrow(),
+            Case::new("bounds", |a| {
+                a.bound(ecx, dword_ptr(ebx + 8))?;
+                a.xor(ecx, ecx)
+            })
+            .narrow(),
         ],
     ),
 ];
