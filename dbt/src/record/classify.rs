@@ -154,9 +154,7 @@ impl Classifier {
                     Kind::Helper
                 }
                 Mnemonic::Fldcw if mode.has(Mode::X87) => Kind::LoadControl,
-                Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn, mode) => {
-                    Kind::Push
-                }
+                Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
                     Kind::Pop
                 }
@@ -340,13 +338,9 @@ fn stack_width(insn: &Instruction) -> u32 {
     }
 }
 
-/// 64-bit code does not push selectors.
-fn is_simple_push(insn: &Instruction, mode: Mode) -> bool {
-    match insn.op0_kind() {
-        OpKind::Register if insn.op0_register().is_segment_register() => !mode.has(Mode::CODE64),
-        OpKind::Register => insn.op0_register().is_gpr(),
-        _ => true,
-    }
+fn is_simple_push(insn: &Instruction) -> bool {
+    let pushed = insn.op0_register();
+    insn.op0_kind() != OpKind::Register || pushed.is_gpr() || pushed.is_segment_register()
 }
 
 fn near(insn: &Instruction, word: u32) -> bool {

@@ -40,8 +40,9 @@ impl Emitter<'_> {
                 let segment = insn.op0_register() as usize - Register::ES as usize;
                 let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs movzx edi, WORD [at::selector(segment)]);
-                // The rest of a wider slot stays as it is.
-                self.store_register(memory, T1, 2)?;
+                // The rest of a slot of 32 bits stays as it is.
+                let size = if word == 4 { 2 } else { word };
+                self.store_register(memory, T1, size)?;
             }
             OpKind::Register => {
                 let guest = number(insn.op0_register());

@@ -65,6 +65,10 @@ fn program(bits: u32, register: u8, selector: u32, from: From) -> Result<Vec<u8>
     a.db(&[0x0f, 0x94, 0xc0])?;
     a.db(&[0x8c, 0xc2 | register << 3])?;
     a.lea(ebp, ptr(edx + ebp * 2))?;
+    if register >= 4 {
+        a.db(&[0x0f, 0x80 | register << 3, 0x5a])?;
+        a.lea(ebp, ptr(edx + ebp * 2))?;
+    }
     a.add(ebp, eax)?;
     let near = matches!(selector, 0x28 | 0x2b);
     a.mov(edi, if near { 0x40 } else { DATA as u32 + 0x40 })?;

@@ -502,6 +502,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
             }),
             Case::new("a control register", |a| a.mov(r12, cr2)).kernel(),
             Case::new("selectors of a program", |a| {
+                a.push(gs)?;
                 a.mov(es, edx)?;
                 a.pop(fs)?;
                 a.xor(eax, eax)
