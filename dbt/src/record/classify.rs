@@ -277,7 +277,7 @@ pub fn far_mode(insn: &Instruction, mode: Mode) -> Option<Mode> {
 }
 
 /// Whether a prefix asks for the elision of a lock, which processors without TSX ignore.
-fn elides(insn: &Instruction) -> bool {
+pub(super) fn elides(insn: &Instruction) -> bool {
     insn.has_xacquire_prefix() || insn.has_xrelease_prefix()
 }
 

@@ -5,7 +5,7 @@
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::classify::{Class, is_avx, is_general, is_immediate, is_sse, is_x87};
+use super::classify::{Class, elides, is_avx, is_general, is_immediate, is_sse, is_x87};
 use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
@@ -42,6 +42,10 @@ pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
         operands: [NONE; 5],
         all: 0,
     };
+    if insn.is_vsib() {
+        // Which vectors it names makes a difference.
+        return None;
+    }
     let operands = insn.op_count();
     let mut shape = 0;
     for index in 0..operands {
@@ -90,7 +94,7 @@ pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
         }
     }
     shape |= u64::from(insn.has_rep_prefix()) << 11 | u64::from(insn.has_repne_prefix()) << 12;
-    shape |= (insn.code_size() as u64) << 13;
+    shape |= (insn.code_size() as u64) << 13 | u64::from(elides(insn)) << 15;
     Some((
         Shape(u64::from(mode.0) << 32 | shape << 16 | insn.code() as u64),
         named,

@@ -107,7 +107,7 @@ fn mask(random: &mut Random) -> [u64; 4] {
 }
 
 fn cases() -> u64 {
-    setting("DBT_BLOCKS_CASES", 300) / 10
+    setting("DBT_BLOCKS_CASES", 300) / 30
 }
 
 #[test]
