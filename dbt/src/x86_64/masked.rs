@@ -78,6 +78,7 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; movzx edi, al ; lea rsi, [rsi + rdi]);
         self.wrap(&address);
         self.translate_linear(1, false, instead);
+        self.keep_flags();
         dynasm!(self.ops ; .arch x64 ; mov al, [rsi]);
         Ok(())
     }

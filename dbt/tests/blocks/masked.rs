@@ -51,6 +51,11 @@ const MOVES: &[(&str, Code)] = &[
         a.lea(rbx, ptr(rdi - 7))?;
         a.xlatb()
     }),
+    ("XLAT behind a sum", |a| {
+        a.lea(rbx, ptr(rdi - 7))?;
+        a.add(eax, r9d)?;
+        a.xlatb()
+    }),
     ("XLAT, [ebx], fs:", |a| {
         a.lea(rbx, ptr(rdi - 0x2_0000))?;
         a.db(&[0x64, 0xd7])?;
