@@ -54,7 +54,9 @@ const MOVES: &[(&str, Code)] = &[
     ("XLAT behind a sum", |a| {
         a.lea(rbx, ptr(rdi - 7))?;
         a.add(eax, r9d)?;
-        a.xlatb()
+        a.xlatb()?;
+        a.setc(cl)?;
+        a.lea(r14, ptr(rcx + r14 * 2))
     }),
     ("XLAT, [ebx], fs:", |a| {
         a.lea(rbx, ptr(rdi - 0x2_0000))?;
