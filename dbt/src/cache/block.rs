@@ -133,6 +133,8 @@ pub struct Block {
     pub(super) impatience: u8,
     /// How often a loop has come back to it by an unlinked jump.
     pub heat: u8,
+    /// It counts how often it is entered.
+    pub counts: bool,
     /// A trace of the loop does not come back: it is only made if that is entered often.
     pub open: bool,
     /// It is the best that can be made of a loop.
@@ -228,6 +230,7 @@ impl Block {
             outgoing: Vec::new(),
             incoming: Vec::new(),
             heat: 0,
+            counts: false,
             open: false,
             settled: false,
             vain: (0, 0),
@@ -252,6 +255,7 @@ impl Block {
         Block {
             lost: self.lost,
             // A trace is one there too. Copies share the predictions of its checks.
+            counts: self.counts,
             open: self.open,
             settled: self.settled,
             attempts: self.attempts,

@@ -81,6 +81,9 @@ pub struct EngineOptions {
     /// Let traces, if there are any, follow calls and returns, over several pages; how often code is
     /// entered before one is made of it, although it is no loop. `None`: they do not.
     pub long_traces: Option<u16>,
+    /// Have blocks count their entries only where a sample has found the processor, and not from the beginning; counted
+    /// runs, which have to repeat, take no samples.
+    pub samples: bool,
     /// Let these traces follow jumps and calls through registers and memory to where these led once.
     pub indirect_traces: bool,
     /// Translate 16-bit code, and code in segments that are not flat.
@@ -125,6 +128,7 @@ impl Default for EngineOptions {
             long_blocks: true,
             traces: Some(8),
             long_traces: Some(32_768),
+            samples: true,
             indirect_traces: true,
             segmented: true,
             cold: 2,
@@ -152,6 +156,11 @@ impl EngineOptions {
     /// there are none.
     pub(super) fn long_traces(&self) -> Option<u16> {
         self.traces.and(self.long_traces)
+    }
+
+    /// Whether samples say which blocks count their entries.
+    pub(super) fn samples(&self) -> bool {
+        self.samples && !self.counted && !self.interpret_only() && self.long_traces().is_some()
     }
 }
 

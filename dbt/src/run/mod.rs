@@ -23,6 +23,8 @@ mod recording;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod return_stack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod sampler;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod segments;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;

@@ -219,7 +219,7 @@ impl Vcpu {
         let loops = self.predicts(mode);
         let predicting = loops && self.options.eager_prediction;
         let improved = if predicting || self.options.registers.is_some() {
-            self.replace(id, predicting)
+            self.replace(id, Tier::Hot { predicting })
         } else {
             Some(id)
         };
@@ -233,30 +233,43 @@ impl Vcpu {
     /// its checks may predict.
     pub(super) fn interrupted_in(&mut self, id: u32) {
         let asked = self.options.counted || self.cpu().exit_request.load(Ordering::Relaxed) != 0;
-        let block = self.cache.block_mut(id).filter(|_| asked);
-        let Some(block) = block.filter(|block| block.loops && !block.predicting) else {
+        let usual = self.options.grouping;
+        let Some(block) = self.cache.block_mut(id).filter(|_| asked) else {
             return;
         };
-        block.seen += 1;
-        if block.seen == SEEN {
-            self.replace(id, true);
+        if block.loops && !block.predicting {
+            block.seen += 1;
+            if block.seen == SEEN {
+                self.replace(id, Tier::Hot { predicting: true });
+            }
+        } else if !block.settled
+            && !block.counts
+            && block.key.grouped == usual
+            && self.options.samples()
+        {
+            self.replace(id, Tier::Sampled);
         }
     }
 
-    /// Translates a hot block again, with checks that predict or without.
-    fn replace(&mut self, id: u32, predicting: bool) -> Option<u32> {
+    /// Translates a block again, for what is known of it now.
+    fn replace(&mut self, id: u32, tier: Tier) -> Option<u32> {
         let old = self.cache.remove(id)?;
         let range = (old.lowest, old.len);
         let parts: Vec<Part> = old.further.iter().map(|further| further.part).collect();
-        let tier = Tier::Hot { predicting };
         let insns: Vec<Instruction> = old.insns().collect();
         let new = self.place(old.key, &insns, range, &parts, tier);
         if let Some(block) = new.and_then(|new| self.cache.block_mut(new)) {
             // What was found out about it stays true.
-            block.predicting = predicting || old.predicting;
+            block.predicting |= old.predicting;
             block.settled = old.settled;
+            block.open = old.open;
             block.strays = old.strays;
             block.attempts = old.attempts;
+        }
+        if let Some(new) = new {
+            for &(from, exit) in &old.incoming {
+                self.link_to(from, usize::from(exit), new);
+            }
         }
         self.drop_blocks(&[old]);
         new
@@ -322,7 +335,7 @@ impl Vcpu {
             if let Some(block) = self.cache.block_mut(record.block) {
                 block.strays += 1;
                 let predicting = block.strays < STRAYS;
-                self.replace(record.block, predicting);
+                self.replace(record.block, Tier::Hot { predicting });
             }
         }
     }

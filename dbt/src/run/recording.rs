@@ -4,7 +4,8 @@
 //!
 //! Code is hot when a loop has come back to it several times, or when it was entered some thousand times
 //! by a call, a return, an indirect jump or a jump from elsewhere. Blocks count these entries themselves, each
-//! in a word that it shares with other code only by chance; a trace does not count any more.
+//! in a word that it shares with other code only by chance: those that a sample has found the processor in, and in
+//! counted runs all. A trace does not count any more.
 
 use iced_x86::Instruction;
 

@@ -19,11 +19,20 @@ use crate::x86_64::{self, Allotting, Predicting, Target, bulk, moving};
 pub(super) enum Tier {
     /// Nothing yet.
     First,
+    /// A sample has found the processor in it.
+    Sampled,
     /// It is a hot loop.
     Hot {
         /// Its checks try the TLB entry that they found last.
         predicting: bool,
     },
+}
+
+impl Tier {
+    /// Whether it is worth more than the least.
+    fn is_hot(self) -> bool {
+        matches!(self, Tier::Hot { .. })
+    }
 }
 
 impl Vcpu {
@@ -110,15 +119,20 @@ impl Vcpu {
         tier: Tier,
     ) -> Option<u32> {
         let predicting = tier == Tier::Hot { predicting: true };
-        let may_be_hot = tier == Tier::First && key.grouped == self.options.grouping;
-        let counted_entries = self.options.long_traces().filter(|_| may_be_hot);
+        let usual = key.grouped == self.options.grouping;
+        let counts = match tier {
+            Tier::First => usual && !self.options.samples(),
+            Tier::Sampled => usual,
+            Tier::Hot { .. } => false,
+        };
+        let counted_entries = self.options.long_traces().filter(|_| counts);
         let start = Instant::now();
         if predicting {
             self.make_room_for_sites();
         }
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
-        let hot = tier != Tier::First || key.grouped != self.options.grouping;
+        let hot = tier.is_hot() || !usual;
         let whole_jumps = self.options.whole_jumps && hot;
         let ([base, cold_base], gone) = self.cache.reserve(whole_jumps.then_some(0));
         self.drop_blocks(&gone);
@@ -153,7 +167,7 @@ impl Vcpu {
             lazy_flags: self.options.lazy_flags && self.options.precise_flags,
             allotting: self.options.registers.map(|least| Allotting {
                 least,
-                hot: tier != Tier::First,
+                hot: tier.is_hot(),
             }),
             crossing: self.options.crossing,
             late_stack: self.options.late_stack,
@@ -161,7 +175,7 @@ impl Vcpu {
             late_stores: self.options.late_stores,
             slot_registers: self.options.slot_registers,
             sure_accesses: self.options.sure_accesses,
-            hoisting: self.options.hoisting && tier != Tier::First,
+            hoisting: self.options.hoisting && tier.is_hot(),
             whole_jumps,
             memory_operands: self.options.memory_operands,
             heat: counted_entries.map(|_| heat_counter(key.physical)),
@@ -198,6 +212,7 @@ impl Vcpu {
             &mut emitted,
         );
         block.predicting = predicting;
+        block.counts = counts;
         block.far_mode = far_mode;
         let id = self.cache.insert(block, &emitted.code);
         self.cache.statistics.translated += 1;

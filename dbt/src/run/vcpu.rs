@@ -13,6 +13,7 @@ use super::other_pages::Others;
 use super::prediction::Strayed;
 use super::raising::{self, LastException};
 use super::recording::Heat;
+use super::sampler::{SAMPLE, Sampler};
 use super::segments::{CodeSegments, Followed};
 use super::signal::{FaultSite, Registration, register_region};
 use super::upcall::Upcall;
@@ -29,6 +30,8 @@ use crate::x86_64::{self, Trampolines, Workshop, translatable};
 
 /// A virtual processor, with the memory and the machine it works on.
 pub struct Vcpu {
+    /// Goes before the word that it sets.
+    sampler: Option<Sampler>,
     pub(super) block: OwnedBlock,
     /// Guest-physical memory.
     pub mem: PhysMem,
@@ -122,6 +125,7 @@ impl Vcpu {
         .ok_or(VcpuError::TooMany)?;
         let cache = BlockCache::new(region, trampolines.end, mem.provider().cloned());
         Ok(Vcpu {
+            sampler: None,
             block,
             mem,
             platform,
@@ -224,12 +228,21 @@ impl Vcpu {
         self.cache.region().allow_reads();
         let vcpu = std::ptr::from_mut(self);
         self.block.get_mut().exchange.vcpu = vcpu as u64;
+        self.take_samples();
         load_x87(&self.block.get().cpu.vector.fxsave);
         set_x87_live(true);
         let stop = self.dispatch();
         set_x87_live(false);
         store_x87(&mut self.block.get_mut().cpu.vector.fxsave);
         stop
+    }
+
+    /// Has the thread that runs the processor be sampled. A host that has no such timer makes no long traces.
+    fn take_samples(&mut self) {
+        let here = self.sampler.as_ref().is_some_and(Sampler::is_here);
+        if !here && self.options.samples() {
+            self.sampler = Sampler::new(self.exit_request()).ok();
+        }
     }
 
     /// Lets emitted code take the time from the host, where that is what the machine's clock
@@ -252,7 +265,7 @@ impl Vcpu {
                 self.shutdown = false;
                 return Stop::Shutdown;
             }
-            if self.cpu().exit_request.swap(0, Ordering::Acquire) != 0 {
+            if self.cpu().exit_request.swap(0, Ordering::Acquire) & !SAMPLE != 0 {
                 return Stop::Requested;
             }
             self.settle();

@@ -131,6 +131,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         long_blocks: bits & 1 == 0,
         traces: (bits & 4 != 0).then_some(20),
         long_traces: (bits == 5).then_some(40),
+        samples: false,
         registers: (bits & 1 != 0).then_some(1),
         cold: 0,
         ..EngineOptions::default()

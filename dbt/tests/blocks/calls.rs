@@ -245,6 +245,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         counted,
         traces: Some(1 + bits as u8),
         long_traces: [Some(1), Some(2), Some(9), None][bits & 3],
+        samples: false,
         registers: (bits & 1 != 0).then_some(1),
         grouping: bits & 4 == 0,
         late_stack: bits & 2 == 0,

@@ -117,6 +117,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         long_blocks: bits & 2 == 0,
         traces: (bits & 1 == 1).then_some(2),
         long_traces: (bits == 5).then_some(20),
+        samples: false,
         registers: (bits & 1 == 1).then_some(1),
         cold: 0,
         ..EngineOptions::default()

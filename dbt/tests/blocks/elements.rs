@@ -242,6 +242,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         memory_inline: bits != 6,
         traces: (bits & 1 == 0).then_some(2),
         long_traces: (bits == 0).then_some(20),
+        samples: false,
         registers: (bits & 1 == 0).then_some(1),
         cold: 0,
         ..EngineOptions::default()

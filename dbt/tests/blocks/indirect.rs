@@ -368,6 +368,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         counted,
         traces: Some(1 + (bits & 3) as u8),
         long_traces: [Some(1), Some(2), Some(9)][bits % 3],
+        samples: false,
         indirect_traces: bits != 6,
         registers: (bits & 1 != 0).then_some(1),
         grouping: bits & 4 == 0,

@@ -85,6 +85,7 @@ fn switches(copies: usize) -> EngineOptions {
         precise_flags,
         lazy_flags: copies != 1,
         long_traces: [Some(2), Some(1), None, Some(5)][copies - 1],
+        samples: false,
         indirect_traces: copies != 4,
         prediction,
         eager_prediction: true,
@@ -127,6 +128,7 @@ impl Bench {
             pcid_tlb: !interpret_only,
             traces: Some(2),
             long_traces: Some(3),
+            samples: false,
             registers: Some(1),
             cold: 0,
             ..EngineOptions::default()

@@ -417,6 +417,7 @@ fn stops_behind_sti_see_its_shadow() {
             counted: true,
             traces: Some(2),
             long_traces: Some(3),
+            samples: false,
             cold: 0,
             ..EngineOptions::default()
         };
@@ -492,6 +493,7 @@ fn calls_of_itself_end_as_interpreted() {
         .map(|(bits, options)| EngineOptions {
             counted: bits & 2 != 0,
             long_traces: (bits & 4 != 0).then_some(4),
+            samples: false,
             ..options
         })
         .map(|options| (options.clone(), Machine::new(options, 2)))

@@ -278,6 +278,7 @@ fn engines(counted: bool) -> Vec<EngineOptions> {
         long_blocks: bits & 2 == 0,
         traces: (bits & 1 == 1).then_some(2),
         long_traces: (bits == 5).then_some(20),
+        samples: false,
         prediction: (bits == 5).then_some(1),
         eager_prediction: true,
         registers: (bits & 1 == 1).then_some(1),

@@ -122,6 +122,7 @@ fn engines() -> impl Iterator<Item = EngineOptions> {
         prediction: Some(1),
         eager_prediction: true,
         long_traces: [Some(1), Some(7), None][bits % 3],
+        samples: false,
         cold: 0,
         ..EngineOptions::default()
     })

@@ -253,6 +253,7 @@ fn returns_go_where_the_stack_says() {
                 counted,
                 cold,
                 long_traces,
+                samples: false,
                 traces: Some(4),
                 code_bytes: 2 << 20,
                 ..EngineOptions::default()
@@ -286,10 +287,29 @@ fn calls_alone_do_not_go_on_for_ever() {
             returns,
             cold: 0,
             long_traces: Some(2),
+            samples: false,
             code_bytes: 2 << 20,
             ..EngineOptions::default()
         };
         let mut vcpu = start(doubling, options);
         assert_eq!(run_for(&mut vcpu, 50), Stop::Requested);
     }
+}
+
+/// No code of it counts how often it is entered until a sample has found the processor there.
+#[test]
+fn where_samples_find_the_processor_traces_are_made() {
+    let options = EngineOptions {
+        cold: 0,
+        long_traces: Some(64),
+        samples: true,
+        code_bytes: 2 << 20,
+        ..EngineOptions::default()
+    };
+    let mut vcpu = start(doubling, options);
+    let made = (0..200).any(|_| {
+        assert_eq!(run_for(&mut vcpu, 50), Stop::Requested);
+        vcpu.statistics().traces > 0
+    });
+    assert!(made, "ten seconds without a sample");
 }

@@ -80,6 +80,7 @@ fn flags_reach_the_code_that_has_replaced_another() {
                     precise_flags,
                     traces: Some(2),
                     long_traces: (!counted).then_some(3),
+                    samples: false,
                     ..EngineOptions::default()
                 };
                 let ran = run(&call, options);

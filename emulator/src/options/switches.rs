@@ -210,6 +210,11 @@ pub const SWITCHES: &[Switch] = &[
         }),
     },
     flag(
+        "samples=on|off",
+        "only code that a timer finds running counts how often it is entered",
+        |engine| &mut engine.samples,
+    ),
+    flag(
         "indirect-traces=on|off",
         "such runs follow jumps and calls through registers and memory, too",
         |engine| &mut engine.indirect_traces,
