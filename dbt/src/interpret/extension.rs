@@ -91,7 +91,7 @@ fn x87_pointer(cpu: &CpuState, segment: SegmentIndex, offset: u64) -> u64 {
 /// FDP and FOP of an instruction that has raised an unmasked exception. It has changed no register
 /// of its address.
 fn note_exception(cx: &mut Context<'_>, insn: &Instruction) {
-    if let Some(opcode) = x87_opcode(cx, insn) {
+    if let Some(opcode) = fetched_opcode(cx, insn) {
         cx.cpu.vector.pointers.opcode = opcode;
     }
     if insn.op_kinds().any(|kind| kind == OpKind::Memory) {
@@ -103,34 +103,34 @@ fn note_exception(cx: &mut Context<'_>, insn: &Instruction) {
 
 /// The lower three bits of the first opcode byte, and the second byte. The decoded instruction
 /// does not say which of equivalent forms it had, so its bytes are fetched again.
-fn x87_opcode(cx: &mut Context<'_>, insn: &Instruction) -> Option<u16> {
-    let mut at = insn.ip();
-    let end = insn.next_ip();
-    let mut byte = || {
+fn fetched_opcode(cx: &mut Context<'_>, insn: &Instruction) -> Option<u16> {
+    x87_opcode(insn, |at| {
         let linear = decode::code_address(cx, at);
         let physical = cx.translate_fetch(linear).ok()?;
         let mut byte = [0];
         cx.load_physical(physical, &mut byte).ok()?;
-        at += 1;
-        (at <= end).then_some(byte[0])
-    };
-    loop {
-        let first = byte()?;
+        Some(byte[0])
+    })
+}
+
+/// Likewise, of the bytes at an instruction's offsets.
+pub(crate) fn x87_opcode(
+    insn: &Instruction,
+    mut byte: impl FnMut(u64) -> Option<u8>,
+) -> Option<u16> {
+    for at in insn.ip()..insn.next_ip() {
+        let first = byte(at)?;
         // Everything else in front is a prefix.
         if first & 0xf8 == 0xd8 {
-            return Some(u16::from(first & 7) << 8 | u16::from(byte()?));
+            return Some(u16::from(first & 7) << 8 | u16::from(byte(at + 1)?));
         }
     }
+    None
 }
 
 /// Whether an instruction of the x87 changes FCW, other than those that load all of a state.
 fn changes_control(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Fninit | Mnemonic::Fldcw)
-}
-
-/// Whether an instruction changes FCW, or may raise what FCW leaves unmasked.
-pub(crate) fn unmasks_or_raises(insn: &Instruction) -> bool {
-    changes_control(insn) || noted(insn).is_some()
 }
 
 fn run(cx: &mut Context<'_>, insn: &Instruction) -> Result<(), Exception> {

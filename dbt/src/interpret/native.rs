@@ -107,6 +107,7 @@ impl Engine {
             precise_flags: true,
             lazy_flags: true,
             heat: None,
+            x87_opcodes: &[],
             prediction: None,
             movable: false,
             bmi2: false,

@@ -15,7 +15,6 @@ use super::elements::{flat, repeats};
 use super::shape::{may_fault, uses_vectors};
 use super::{elements, liveness, masked, shape, system};
 use crate::guest::Mode;
-use crate::interpret::extension;
 use crate::interpret::operand::operand_size;
 
 /// Classifies instructions; keeps the factory that iced-x86 wants reused, and what is known already.
@@ -149,10 +148,8 @@ impl Classifier {
                 Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg8b if !segmented => Kind::ComparePair,
                 Mnemonic::Pushad if !segmented => Kind::PushAll,
                 Mnemonic::Popad if !segmented => Kind::PopAll,
-                // The interpreter notes what raises an unmasked exception.
-                _ if mode.has(Mode::X87_UNMASKED) && extension::unmasks_or_raises(insn) => {
-                    Kind::Helper
-                }
+                // They keep what is pending from being noted later; FNINIT changes the mode, too.
+                Mnemonic::Fninit | Mnemonic::Fnclex if mode.has(Mode::X87_UNMASKED) => Kind::Helper,
                 Mnemonic::Fldcw if mode.has(Mode::X87) => Kind::LoadControl,
                 Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {

@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use mmu::{Reach, Reaches, SITES, TlbEntry, TlbSet, View};
 
 use super::return_stack::ReturnStack;
+use super::x87_candidate::X87Candidate;
 use crate::guest::{Bounds, CpuState};
 use crate::record::grouping::GROUPS;
 
@@ -121,6 +122,8 @@ pub struct Exchange {
     pub frame: [u64; 5],
     /// How far each segment reaches, in modes that have to compare with it.
     pub bounds: [Bounds; 6],
+    /// Who has raised an unmasked x87 exception, if one is pending.
+    pub x87_candidate: X87Candidate,
 }
 
 /// A buffer for the memory operand of one instruction, with FXSAVE's alignment.
@@ -205,6 +208,9 @@ pub(crate) mod at {
     pub const TIME_SPAN: i32 = offset_of!(CpuBlock, cpu.time_line.span) as i32;
     pub const BOUNCE: i32 = offset_of!(CpuBlock, exchange.bounce) as i32;
     pub const BOUNCE_ADDRESS: i32 = offset_of!(CpuBlock, exchange.bounce_address) as i32;
+    pub const X87_CANDIDATE: i32 = offset_of!(CpuBlock, exchange.x87_candidate.word) as i32;
+    pub const X87_CANDIDATE_OPERAND: i32 =
+        offset_of!(CpuBlock, exchange.x87_candidate.operand) as i32;
     pub const FRAME: i32 = offset_of!(CpuBlock, exchange.frame) as i32;
     pub const SECOND_HITS: i32 = offset_of!(CpuBlock, exchange.second_hits) as i32;
     pub const CROSSING: i32 = offset_of!(CpuBlock, exchange.crossing) as i32;

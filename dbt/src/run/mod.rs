@@ -36,6 +36,8 @@ mod upcall;
 mod upcalls;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod vcpu;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod x87_candidate;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use block_state::at;
@@ -58,3 +60,5 @@ pub(crate) use signal::{FaultSite, Registration, register_region};
 pub use upcall::{FlagsAt, Upcall, UpcallKind};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use vcpu::Vcpu;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use x87_candidate::X87Candidate;

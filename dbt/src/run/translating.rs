@@ -11,6 +11,7 @@ use super::vcpu::{Vcpu, context_of};
 use crate::cache::{Block, FETCHED, Further, Key, Part};
 use crate::decode::{self, DecodedBlock};
 use crate::guest::Mode;
+use crate::interpret::extension;
 use crate::record::classify;
 use crate::x86_64::{self, Allotting, Predicting, Target, bulk, moving};
 
@@ -130,6 +131,7 @@ impl Vcpu {
         if predicting {
             self.make_room_for_sites();
         }
+        let x87_opcodes = self.x87_opcodes(key, insns, parts);
         let far_mode = self.far_mode(key.mode, insns);
         let (jump_cache, far_jump_cache) = self.jump_caches(key.mode, far_mode);
         let hot = tier.is_hot() || !usual;
@@ -179,6 +181,7 @@ impl Vcpu {
             whole_jumps,
             memory_operands: self.options.memory_operands,
             heat: counted_entries.map(|_| heat_counter(key.physical)),
+            x87_opcodes: &x87_opcodes,
             prediction: predicting.then_some(Predicting {
                 strayed: &self.strayed,
                 page: key.physical.page(),
@@ -226,6 +229,36 @@ impl Vcpu {
         self.cache.statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         // Settling may drop the block again if its page has just been written.
         self.cache.block(id).is_some().then_some(id)
+    }
+
+    /// What the x87 knows each instruction by, where an exception may be unmasked: their bytes are looked at again.
+    fn x87_opcodes(
+        &mut self,
+        key: Key,
+        insns: &[iced_x86::Instruction],
+        parts: &[Part],
+    ) -> Vec<Option<u16>> {
+        if !key.mode.has(Mode::X87_UNMASKED) {
+            return Vec::new();
+        }
+        let home = Part {
+            page: key.code.page(key.rip),
+            lowest: key.physical,
+            len: 0,
+        };
+        let opcodes = insns.iter().map(|insn| {
+            extension::noted(insn)?;
+            extension::x87_opcode(insn, |at| {
+                let page = key.code.page(at);
+                let mut pages = [&home].into_iter().chain(parts);
+                let lowest = pages.find(|part| part.page == page)?.lowest;
+                let offset = key.code.linear(at) % mmu::PAGE_SIZE;
+                let mut byte = [0];
+                let loaded = self.mem.load(lowest.page().add(offset), &mut byte);
+                loaded.is_ok().then_some(byte[0])
+            })
+        });
+        opcodes.collect()
     }
 
     /// The mode in which a block's last instruction arrives, where emitted code goes there by that

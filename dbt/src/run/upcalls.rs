@@ -2,6 +2,7 @@
 
 use mmu::Linear;
 
+use super::block_state::CpuBlock;
 use super::recording::{Heat, LOOP_BYTES};
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
@@ -28,6 +29,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
     if record.kind.is_inside() {
         vcpu.exchange_places(record.block);
     }
+    vcpu.settle_x87();
     vcpu.take_flags(&record);
     vcpu.forgotten = vcpu.block.get().tlb.forgotten;
     let address = match record.kind {
@@ -60,11 +62,23 @@ pub(super) extern "sysv64" fn signal(vcpu: *mut Vcpu, _: *const Upcall, _: u64) 
     // SAFETY: as in `upcall`.
     let vcpu = unsafe { &mut *vcpu };
     vcpu.returns_mode = vcpu.cpu().mode;
+    vcpu.settle_x87();
     vcpu.host_fault();
     LEAVE
 }
 
 impl Vcpu {
+    /// Notes who has raised the unmasked x87 exception that may be pending.
+    fn settle_x87(&mut self) {
+        let CpuBlock { exchange, cpu, .. } = self.block.get_mut();
+        if exchange.x87_candidate.word != 0 {
+            let pending = interpret::x87_pending(cpu);
+            exchange
+                .x87_candidate
+                .settle(pending, &mut cpu.vector.pointers);
+        }
+    }
+
     fn take_flags(&mut self, record: &Upcall) {
         self.cpu_mut().arithmetic_flags = match record.flags {
             FlagsAt::Host => unpack_flags(self.block.get().exchange.host_flags),

@@ -314,6 +314,7 @@ fn emit_once(
             emitter.follow_direction(classes[index].kind);
             if plain(&classes[index]) {
                 emitter.note_x87(insn);
+                emitter.note_candidate(index, insn);
             }
         } else {
             // Forms are refused before anything is emitted for them.

@@ -92,6 +92,8 @@ pub struct Target<'a> {
     pub memory_operands: bool,
     /// The counter of its entries; `None`: they are not counted.
     pub heat: Option<usize>,
+    /// By instruction, FOP if it raises an unmasked exception; empty where all are masked.
+    pub x87_opcodes: &'a [Option<u16>],
     /// Which checks may predict their TLB entry; `None`: none.
     pub prediction: Option<Predicting<'a>>,
     /// Whether what would change elsewhere is to be noted.

@@ -1,5 +1,5 @@
 //! Accesses with an address, a width or a consequence of their own: bit strings, CMPXCHG8B and 16B,
-//! FLDCW, PUSHAD and POPAD, POP to memory. What misses the TLB is the interpreter's.
+//! PUSHAD and POPAD, POP to memory. What misses the TLB is the interpreter's.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, Register};
@@ -121,30 +121,6 @@ impl Emitter<'_> {
         }
         self.mirror_from_native(HostMemory::AT_T0, size)?;
         self.flags = FlagsPlace::HOST;
-        Ok(())
-    }
-
-    /// FLDCW, if it leaves all exceptions masked; else the interpreter executes it, and the mode
-    /// becomes one in which exceptions are noted.
-    pub(super) fn load_control(
-        &mut self,
-        index: usize,
-        insn: &Instruction,
-        needed: bool,
-    ) -> Result<(), Unencodable> {
-        let address = self.operand(insn)?;
-        self.spoil_flags(needed);
-        let instead = self.interpret_instead(index);
-        self.linear_within(index, &address, 2, false)?;
-        self.translate_linear(2, false, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; movzx edi, BYTE [rsi]
-            ; not edi
-            ; test dil, 0x3f
-            ; jnz =>instead
-            ; fldcw WORD [rsi]
-        );
         Ok(())
     }
 

@@ -1,19 +1,33 @@
-//! What the x87 remembers of the last instruction.
+//! What the x87 remembers of the last instruction and of the last that raised an unmasked exception; FLDCW.
+//!
+//! The host's FCW is the guest's: what an unmasked exception keeps from being executed or stored is kept so by the
+//! host, which raises #MF where the guest's processor does. To ask it for FSW behind each instruction would take ten
+//! times as long as the instruction. So each leaves its opcode and the address of its operand, and whoever is called up
+//! looks at FSW: up to then no other has been executed that an exception would not have kept from it.
 
-use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::Instruction;
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, OpKind};
 
-use super::emitter::Emitter;
+use super::emitter::{Emitter, Unencodable};
 use super::moving::Follows;
+use super::operands::Address;
 use crate::guest::Mode;
 use crate::interpret::extension::{self, Noted};
-use crate::run::at;
+use crate::run::{X87Candidate, at};
+
+/// The masks of FCW.
+const MASKS: i8 = 0x3f;
 
 impl Emitter<'_> {
-    /// How the x87 remembers an instruction: where there are no selectors, by its linear address.
-    fn x87_address(&self, insn: &Instruction) -> u64 {
+    /// Whether there are selectors; else the x87 remembers linear addresses.
+    fn has_selectors(&self) -> bool {
         let mode = self.target.mode;
-        if mode.has(Mode::PROTECTED) && !mode.has(Mode::VM86) {
+        mode.has(Mode::PROTECTED) && !mode.has(Mode::VM86)
+    }
+
+    /// How the x87 remembers an instruction.
+    fn x87_address(&self, insn: &Instruction) -> u64 {
+        if self.has_selectors() {
             insn.ip()
         } else {
             self.target.code.linear(insn.ip())
@@ -44,5 +58,75 @@ impl Emitter<'_> {
                 ; gs mov WORD [at::X87_OPCODE], 0
             );
         }
+    }
+    /// Behind an x87 instruction that may raise an unmasked exception: what is to be noted if it has. Leaves the flags
+    /// alone.
+    pub(super) fn note_candidate(&mut self, index: usize, insn: &Instruction) {
+        let unmasked = self.target.mode.has(Mode::X87_UNMASKED);
+        if !unmasked || extension::noted(insn) != Some(Noted::Address) {
+            return;
+        }
+        let opcode = self.target.x87_opcodes.get(index).copied().flatten();
+        let in_memory = insn.op_kinds().any(|kind| kind == OpKind::Memory);
+        if in_memory {
+            let address = self.operand(insn).expect("it has been accessed");
+            self.note_operand(&address);
+        }
+        let word = X87Candidate::word(opcode, in_memory) as i32;
+        dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::X87_CANDIDATE], word);
+    }
+
+    fn note_operand(&mut self, address: &Address) {
+        self.leave_t0();
+        let offset = Address {
+            segment: None,
+            ..*address
+        };
+        let emitted = match address.limited {
+            true => self.offset(&offset),
+            false => self.linear(&offset),
+        };
+        emitted.expect("the address has been made for the access");
+        if let Some(segment) = address.segment.filter(|_| !self.has_selectors()) {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov edi, [at::segment_base(segment)]
+                ; lea esi, [rsi + rdi]
+            );
+        }
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::X87_CANDIDATE_OPERAND], rsi);
+    }
+
+    /// FLDCW, if it leaves all exceptions masked, or not all, as they are; else the interpreter executes it, and the
+    /// mode becomes another.
+    pub(super) fn load_control(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        self.linear_within(index, &address, 2, false)?;
+        self.translate_linear(2, false, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; movzx edi, BYTE [rsi]
+            ; not edi
+            ; test dil, MASKS
+        );
+        if self.target.mode.has(Mode::X87_UNMASKED) {
+            dynasm!(self.ops ; .arch x64 ; jz =>instead);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; jnz =>instead);
+        }
+        // An exception that is pending is raised by the host; one that becomes unmasked is nobody's.
+        self.note_flags(index);
+        dynasm!(self.ops ; .arch x64 ; fldcw WORD [rsi]);
+        if self.target.mode.has(Mode::X87_UNMASKED) {
+            dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::X87_CANDIDATE], 0);
+        }
+        Ok(())
     }
 }

@@ -36,6 +36,7 @@ mod strings;
 mod tables;
 mod traces;
 mod undefined;
+mod x87;
 
 use std::cell::RefCell;
 use std::fmt::Write;

@@ -112,7 +112,11 @@ impl Bench {
             if options.precise_flags {
                 assert_eq!(found_frame, frame, "{shown}");
             }
-            let vectors = |machine: &Machine| machine.vcpu.cpu().vector.ymm;
+            let vectors = |machine: &Machine| {
+                let vector = &machine.vcpu.cpu().vector;
+                let x87 = vector.fxsave.0[..160].to_vec();
+                (vector.ymm, x87, vector.pointers)
+            };
             assert_eq!(vectors(machine), vectors(&self.interpreter), "{shown}");
             let other = (0..memory.len()).find(|&at| memory[at] != found_memory[at]);
             assert_eq!(other, None, "memory, {shown}");

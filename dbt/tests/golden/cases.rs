@@ -22,6 +22,8 @@ pub struct Case {
     pub predicting: bool,
     /// Registers may change places.
     pub allotting: bool,
+    /// Some x87 exceptions are not masked.
+    pub unmasked: bool,
     /// The entries are listed, too.
     pub entries: bool,
 }
@@ -44,6 +46,7 @@ impl Case {
             narrow: false,
             predicting: false,
             allotting: false,
+            unmasked: false,
             entries: false,
         }
     }
@@ -55,6 +58,13 @@ impl Case {
     const fn narrow(self) -> Case {
         Case {
             narrow: true,
+            ..self
+        }
+    }
+
+    const fn unmasked(self) -> Case {
+        Case {
+            unmasked: true,
             ..self
         }
     }
@@ -469,6 +479,18 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.fstp(qword_ptr(rbx))?;
                 a.xor(ecx, ecx)
             }),
+            Case::new("x87 load, add and store", |a| {
+                a.fld(qword_ptr(rbx))?;
+                a.faddp(st1, st0)?;
+                a.fstp(qword_ptr(rbx))?;
+                a.xor(ecx, ecx)
+            })
+            .unmasked(),
+            Case::new("FLDCW", |a| {
+                a.fldcw(word_ptr(rbx))?;
+                a.xor(ecx, ecx)
+            })
+            .unmasked(),
         ],
     ),
     (

@@ -93,6 +93,7 @@ fn mode(case: &Case) -> Mode {
             } else {
                 Mode::CODE64 | Mode::LONG | Mode::USER | Mode::IO_DENIED
             }
+            | if case.unmasked { Mode::X87_UNMASKED } else { 0 }
             | Mode::X87
             | Mode::SSE
             | Mode::AVX,
@@ -141,6 +142,7 @@ fn host_code_at(
         whole_jumps: spot.whole_jumps,
         memory_operands: true,
         heat: None,
+        x87_opcodes: &[Some(0x123); 64],
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,
             page: mmu::GuestPhys(0x1000),
@@ -193,6 +195,7 @@ fn listing(case: &Case, trampolines: &Trampolines) -> String {
         (!case.grouping, "grouping off".to_string()),
         (!case.bmi2, "no BMI2".to_string()),
         (case.predicting, "predicting".to_string()),
+        (case.unmasked, "x87 exceptions unmasked".to_string()),
         (case.allotting, "hot".to_string()),
     ] {
         if on {

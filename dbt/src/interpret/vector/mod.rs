@@ -16,7 +16,7 @@ use crate::record::Row;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use moves::execute as execute_move;
 pub(crate) use x87::follow_control as follow_x87_control;
-pub(super) use x87::pending as x87_pending;
+pub(crate) use x87::pending as x87_pending;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use x87::store_refused as x87_store_refused;
 
