@@ -25,7 +25,7 @@ pub use memory::Access;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use memory::{paging, view};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use vector::{follow_x87_control, x87_pending};
+pub(crate) use vector::{OPCODE_BITS, follow_x87_control, x87_pending};
 
 /// The rows of the instruction table, by group.
 pub(crate) const ROWS: &[&[Row]] = &[

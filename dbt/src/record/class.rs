@@ -115,6 +115,8 @@ pub enum Kind {
     ComparePair,
     /// FLDCW while all exceptions are masked.
     LoadControl,
+    /// FNSTENV, FLDENV, FNSAVE or FRSTOR with words of 32 bits, while all exceptions are masked.
+    Environment,
     /// CLFLUSH, CLFLUSHOPT or CLWB.
     FlushLine,
     /// LDMXCSR or VLDMXCSR.

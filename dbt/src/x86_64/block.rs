@@ -1,7 +1,7 @@
 //! One block from decoded instructions to host code.
 
 use dynasmrt::{DynasmLabelApi, dynasm};
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
@@ -504,6 +504,10 @@ impl Emitter<'_> {
             Kind::BitString => self.bit_string(index, insn, need),
             Kind::ComparePair => self.compare_pair(index, insn, need),
             Kind::LoadControl => self.load_control(index, insn, needed),
+            Kind::Environment => match insn.mnemonic() {
+                Mnemonic::Fnstenv | Mnemonic::Fnsave => self.store_environment(index, insn, needed),
+                _ => self.load_environment(index, insn, needed),
+            },
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::LoadSegment => self.load_segment(index, insn, needed),
             Kind::PopFlags => self.pop_flags(index, insn, needed),

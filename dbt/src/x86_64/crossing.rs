@@ -62,7 +62,7 @@ pub(super) enum Crossing {
     Never,
     /// Work on the buffer.
     Load,
-    /// Execute this store on the buffer, once these guest registers are in scratch registers, and
+    /// Execute this store, of a move or of the x87 with all exceptions masked, on the buffer, once these guest registers are in scratch registers, and
     /// go on there.
     Store {
         loads: Vec<(Register, usize)>,

@@ -249,7 +249,9 @@ impl Emitter<'_> {
             Operand::Write | Operand::WriteOnce | Operand::Modify
         );
         let behind = self.ops.new_dynamic_label();
-        if self.target.crossing && operand == Operand::Write && repeatable(insn) {
+        // A pending exception would be raised by the repetition.
+        let once = operand == Operand::WriteOnce && !self.target.mode.has(Mode::X87_UNMASKED);
+        if self.target.crossing && (once || operand == Operand::Write && repeatable(insn)) {
             self.crossing_store = Crossing::Store {
                 loads: staging.loads().collect(),
                 store: match memory == HostMemory::AT_T0 {

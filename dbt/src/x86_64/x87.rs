@@ -1,4 +1,5 @@
-//! What the x87 remembers of the last instruction and of the last that raised an unmasked exception; FLDCW.
+//! What the x87 remembers of the last instruction and of the last that raised an unmasked exception; FLDCW, FNSTENV
+//! and their like.
 //!
 //! The host's FCW is the guest's: what an unmasked exception keeps from being executed or stored is kept so by the
 //! host, which raises #MF where the guest's processor does. To ask it for FSW behind each instruction would take ten
@@ -6,17 +7,24 @@
 //! looks at FSW: up to then no other has been executed that an exception would not have kept from it.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::emitter::{Emitter, Unencodable};
 use super::moving::Follows;
-use super::operands::Address;
+use super::operands::{Address, HostMemory};
+use super::registers::T1;
 use crate::guest::Mode;
+use crate::interpret::OPCODE_BITS;
 use crate::interpret::extension::{self, Noted};
 use crate::run::{X87Candidate, at};
 
 /// The masks of FCW.
 const MASKS: i8 = 0x3f;
+/// Bytes of the environment, and of it and the registers; where FIP and FDP are. FOP is above the selector of FIP.
+const ENVIRONMENT: u32 = 28;
+const SAVED: u32 = 108;
+const FIP: i32 = 12;
+const FDP: i32 = 20;
 
 impl Emitter<'_> {
     /// Whether there are selectors; else the x87 remembers linear addresses.
@@ -36,10 +44,10 @@ impl Emitter<'_> {
 
     /// Behind an x87 instruction: it was the last one. A move touches no flags.
     pub(super) fn note_x87(&mut self, insn: &Instruction) {
-        let (ip, all) = match extension::noted(insn) {
+        let ip = match extension::noted(insn) {
             None => return,
-            Some(Noted::Address) => (self.x87_address(insn), false),
-            Some(Noted::Cleared) => (0, true),
+            Some(Noted::Address) => self.x87_address(insn),
+            Some(Noted::Cleared) => return self.clear_pointers(),
         };
         if let Ok(short) = i32::try_from(ip) {
             dynasm!(self.ops ; .arch x64 ; gs mov QWORD [at::X87_INSTRUCTION], short);
@@ -51,14 +59,18 @@ impl Emitter<'_> {
             );
             self.ops.mark(Follows::Halves);
         }
-        if all {
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs mov QWORD [at::X87_OPERAND], 0
-                ; gs mov WORD [at::X87_OPCODE], 0
-            );
-        }
     }
+
+    /// FIP, FDP and FOP become zero.
+    fn clear_pointers(&mut self) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov QWORD [at::X87_INSTRUCTION], 0
+            ; gs mov QWORD [at::X87_OPERAND], 0
+            ; gs mov WORD [at::X87_OPCODE], 0
+        );
+    }
+
     /// Behind an x87 instruction that may raise an unmasked exception: what is to be noted if it has. Leaves the flags
     /// alone.
     pub(super) fn note_candidate(&mut self, index: usize, insn: &Instruction) {
@@ -127,6 +139,92 @@ impl Emitter<'_> {
         if self.target.mode.has(Mode::X87_UNMASKED) {
             dynasm!(self.ops ; .arch x64 ; gs mov DWORD [at::X87_CANDIDATE], 0);
         }
+        Ok(())
+    }
+
+    /// FNSTENV and FNSAVE in protected mode: the host's, but for the pointers (SDM volume 1, figure 8-9).
+    pub(super) fn store_environment(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        let saves = insn.mnemonic() == Mnemonic::Fnsave;
+        let size = if saves { SAVED } else { ENVIRONMENT };
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        self.linear_within(index, &address, size, true)?;
+        self.translate_linear(size, true, instead);
+        dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::BOUNCE_ADDRESS]);
+        if saves {
+            dynasm!(self.ops ; .arch x64 ; fnsave [r8]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; fnstenv [r8]);
+        }
+        let place = |at: i32| HostMemory::AT_T0.further(at);
+        for word in (0..FIP).step_by(4) {
+            dynasm!(self.ops
+                ; .arch x64
+                ; movzx edi, WORD [r8 + word]
+                ; or edi, 0xffff_0000u32 as i32
+            );
+            self.store_register(place(word), T1, 4)?;
+        }
+        dynasm!(self.ops ; .arch x64 ; gs mov edi, [at::X87_INSTRUCTION]);
+        self.store_register(place(FIP), T1, 4)?;
+        dynasm!(self.ops ; .arch x64 ; gs movzx edi, WORD [at::X87_OPCODE] ; shl edi, 16);
+        self.store_register(place(FIP + 4), T1, 4)?;
+        dynasm!(self.ops ; .arch x64 ; gs mov edi, [at::X87_OPERAND]);
+        self.store_register(place(FDP), T1, 4)?;
+        dynasm!(self.ops ; .arch x64 ; mov edi, 0xffff_0000u32 as i32);
+        self.store_register(place(FDP + 4), T1, 4)?;
+        for word in (ENVIRONMENT as i32..size as i32).step_by(8) {
+            dynasm!(self.ops ; .arch x64 ; mov rdi, [r8 + word]);
+            self.store_register(place(word), T1, 8)?;
+        }
+        if saves {
+            self.clear_pointers();
+        }
+        Ok(())
+    }
+
+    /// FLDENV and FRSTOR in protected mode, if they leave all exceptions masked.
+    pub(super) fn load_environment(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let address = self.operand(insn)?;
+        let restores = insn.mnemonic() == Mnemonic::Frstor;
+        let size = if restores { SAVED } else { ENVIRONMENT };
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        self.linear_within(index, &address, size, false)?;
+        self.translate_linear(size, false, instead);
+        dynasm!(self.ops
+            ; .arch x64
+            ; movzx edi, BYTE [rsi]
+            ; not edi
+            ; test dil, MASKS
+            ; jnz =>instead
+        );
+        if restores {
+            dynasm!(self.ops ; .arch x64 ; frstor [rsi]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; fldenv [rsi]);
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov edi, [rsi + FIP]
+            ; gs mov [at::X87_INSTRUCTION], rdi
+            ; mov edi, [rsi + FDP]
+            ; gs mov [at::X87_OPERAND], rdi
+            ; movzx edi, WORD [rsi + FIP + 6]
+            ; and edi, i32::from(OPCODE_BITS)
+            ; gs mov [at::X87_OPCODE], di
+        );
         Ok(())
     }
 }

@@ -52,6 +52,19 @@ const ACCESSES: &[(&str, Code)] = &[
     ("store of 16, aligned", |a| a.movaps(xmmword_ptr(rdi), xmm3)),
     ("store of 32", |a| a.vmovdqu(ymmword_ptr(rdi), ymm4)),
     ("store of a half", |a| a.movss(dword_ptr(rdi), xmm5)),
+    ("store of 10", |a| {
+        a.fldpi()?;
+        a.fstp(tbyte_ptr(rdi))
+    }),
+    ("store of 8, rounded", |a| {
+        a.fldpi()?;
+        a.fst(qword_ptr(rdi + r12 * 1))?;
+        a.fisttp(dword_ptr(r13))
+    }),
+    ("store of 10, decimal", |a| {
+        a.fldpi()?;
+        a.fbstp(tbyte_ptr(rdi))
+    }),
     ("store between flags", |a| {
         a.cmp(rbx, r9)?;
         a.movups(xmmword_ptr(rdi), xmm3)?;

@@ -62,7 +62,7 @@ impl Case {
         }
     }
 
-    const fn unmasked(self) -> Case {
+    pub const fn unmasked(self) -> Case {
         Case {
             unmasked: true,
             ..self
@@ -483,11 +483,6 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.fld(qword_ptr(rbx))?;
                 a.faddp(st1, st0)?;
                 a.fstp(qword_ptr(rbx))?;
-                a.xor(ecx, ecx)
-            })
-            .unmasked(),
-            Case::new("FLDCW", |a| {
-                a.fldcw(word_ptr(rbx))?;
                 a.xor(ecx, ecx)
             })
             .unmasked(),

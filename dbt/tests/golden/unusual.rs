@@ -77,6 +77,21 @@ pub const CASES: &[Case] = &[
         a.fldcw(word_ptr(rbx + 4))?;
         a.xor(eax, eax)
     }),
+    Case::new("FNSTENV and FLDENV", |a| {
+        a.fnstenv(ptr(rbx))?;
+        a.fldenv(ptr(rbx))?;
+        a.xor(ecx, ecx)
+    }),
+    Case::new("FNSAVE and FRSTOR", |a| {
+        a.fnsave(ptr(rbx))?;
+        a.frstor(ptr(rbx))?;
+        a.xor(ecx, ecx)
+    }),
+    Case::new("FLDCW, unmasked", |a| {
+        a.fldcw(word_ptr(rbx))?;
+        a.xor(ecx, ecx)
+    })
+    .unmasked(),
     Case::new("sixteen bytes", |a| {
         a.cmpxchg16b(xmmword_ptr(rdi))?;
         a.xor(eax, eax)

@@ -15,6 +15,7 @@ use crate::record::Row;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use moves::execute as execute_move;
+pub(crate) use x87::OPCODE_BITS;
 pub(crate) use x87::follow_control as follow_x87_control;
 pub(crate) use x87::pending as x87_pending;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -8,7 +8,7 @@ use crate::{guest::FxsaveArea, interpret::extension, run};
 /// Offset of the first register in an FXSAVE image; registers are 16 bytes apart.
 pub(super) const REGISTERS: usize = 32;
 /// The bits of FOP.
-pub(super) const OPCODE_BITS: u16 = 0x7ff;
+pub(crate) const OPCODE_BITS: u16 = 0x7ff;
 /// One past the last register.
 pub(super) const REGISTERS_END: usize = 160;
 
