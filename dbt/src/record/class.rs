@@ -61,7 +61,7 @@ pub enum Kind {
     PushFlags,
     /// POPFQ, or POPFD in flat code, at CPL 0, or at CPL 3 with a lower IOPL.
     PopFlags,
-    /// MOV or POP to DS, ES, FS or GS in 64-bit and flat 32-bit code, at CPL 0 and 3.
+    /// MOV or POP to DS, ES, FS or GS, or outside of flat code LDS, LES, LFS or LGS, at CPL 0 and 3.
     LoadSegment,
     /// AAA, AAD, AAM, AAS, DAA or DAS.
     Decimal,
@@ -107,7 +107,7 @@ pub enum Kind {
     MaskedBytes,
     /// VGATHER or VPGATHER of AVX2.
     Gather,
-    /// XLAT in flat code.
+    /// XLAT.
     Translate,
     /// BT, BTS, BTR or BTC of a bit string in memory: the register chooses the address, too.
     BitString,

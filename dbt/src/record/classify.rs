@@ -137,7 +137,7 @@ impl Classifier {
                     Kind::Copy
                 }
                 _ if elements::scans(insn) && flat(insn, mode) => Kind::Scan,
-                Mnemonic::Xlatb if !segmented => Kind::Translate,
+                Mnemonic::Xlatb => Kind::Translate,
                 Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
                     if insn.op0_kind() == OpKind::Memory
                         && insn.op1_kind() == OpKind::Register
@@ -146,8 +146,10 @@ impl Classifier {
                     Kind::BitString
                 }
                 Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg8b if !segmented => Kind::ComparePair,
-                Mnemonic::Pushad if !segmented => Kind::PushAll,
-                Mnemonic::Popad if !segmented => Kind::PopAll,
+                Mnemonic::Pushad => Kind::PushAll,
+                Mnemonic::Popad => Kind::PopAll,
+                Mnemonic::Pusha if segmented => Kind::PushAll,
+                Mnemonic::Popa if segmented => Kind::PopAll,
                 // They keep what is pending from being noted later; FNINIT changes the mode, too.
                 Mnemonic::Fninit | Mnemonic::Fnclex if mode.has(Mode::X87_UNMASKED) => Kind::Helper,
                 _ if is_environment(insn)

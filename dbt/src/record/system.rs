@@ -1,7 +1,7 @@
 //! Instructions that work on a few words of the processor's state rather than on operands: flags, segment
 //! bases, control registers, MXCSR, the time.
 
-use iced_x86::{Code, Instruction, Mnemonic, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::class::Kind;
 use super::classify::extension_enabled;
@@ -45,15 +45,22 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
             Kind::ReadSelector
         }
         Mnemonic::Mov | Mnemonic::Pop if loads_data_segment(insn) => {
-            return (flat && (ring0 || mode.has(Mode::USER))).then_some(Kind::LoadSegment);
+            return (ring0 || mode.has(Mode::USER)).then_some(Kind::LoadSegment);
+        }
+        Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs
+            if !flat && insn.op1_kind() == OpKind::Memory =>
+        {
+            return (ring0 || mode.has(Mode::USER)).then_some(Kind::LoadSegment);
         }
         Mnemonic::Rdfsbase | Mnemonic::Rdgsbase if code64 => Kind::ReadBase,
         Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if code64 => Kind::WriteBase,
-        Mnemonic::Enter if flat => {
+        Mnemonic::Enter => {
             let whole = if code64 {
                 Code::Enterq_imm16_imm8
-            } else {
+            } else if mode.has(Mode::WIDE_STACK) {
                 Code::Enterd_imm16_imm8
+            } else {
+                Code::Enterw_imm16_imm8
             };
             return (insn.code() == whole).then_some(Kind::Enter);
         }

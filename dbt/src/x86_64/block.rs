@@ -437,8 +437,8 @@ impl Emitter<'_> {
             Kind::Push => self.push(index, insn, needed),
             Kind::Pop => self.pop(index, insn, needed),
             Kind::PopMemory => self.pop_memory(index, insn, needed),
-            Kind::PushAll => self.push_all(index, needed),
-            Kind::PopAll => self.pop_all(index, needed),
+            Kind::PushAll => self.push_all(index, insn, needed),
+            Kind::PopAll => self.pop_all(index, insn, needed),
             Kind::Leave => self.leave(index, insn, needed),
             // The jumps within a trace are followed.
             Kind::Jump if index + 1 < self.rips.len() => Ok(()),

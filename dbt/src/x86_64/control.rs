@@ -1,7 +1,7 @@
 //! Stack instructions and jumps.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::astray::compare_of;
 use super::emitter::{Emitter, Unencodable};
@@ -137,19 +137,35 @@ impl Emitter<'_> {
         if classify::frames(insn) != 0 {
             return Err(Unencodable);
         }
-        let word = self.width(insn);
+        let mode = self.target.mode;
+        let wide = mode.has(Mode::CODE64);
+        let word = match insn.code() {
+            Code::Enterw_imm16_imm8 => 2,
+            Code::Enterd_imm16_imm8 => 4,
+            _ => 8,
+        };
         let room = i32::from(insn.immediate16());
         let frame = -(word as i32);
-        let wide = self.target.mode.has(Mode::CODE64);
         self.spoil_flags(needed);
         let instead = self.interpret_instead(index);
         let last = Some(frame - room).filter(|_| room != 0);
         for checked in last.into_iter().chain([frame]) {
-            self.add_displacement(Self::scratch(T0), STACK, checked, wide);
-            self.look_up((Self::scratch(T0), 0), (word, true), instead);
+            if mode.segmented() {
+                let slot = Address::based(Guest::RSP, checked, mode);
+                self.linear_within(index, &slot, word, true)?;
+                self.translate_linear(word, true, instead);
+            } else {
+                self.add_displacement(Self::scratch(T0), STACK, checked, wide);
+                self.look_up((Self::scratch(T0), 0), (word, true), instead);
+            }
         }
         self.store_register(HostMemory::AT_T0, Register::RBP, word)?;
-        self.add_displacement(FRAME, STACK, frame, wide);
+        if word == 2 {
+            self.add_displacement(Self::scratch(T1), STACK, frame, false);
+            self.store_part(Guest::RBP, T1, word);
+        } else {
+            self.add_displacement(FRAME, STACK, frame, wide);
+        }
         self.move_stack(frame - room);
         Ok(())
     }

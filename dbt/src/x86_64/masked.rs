@@ -71,12 +71,26 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        let address = self.unlimited(&load_by(insn, insn.memory_base(), Register::None))?;
+        let address = self.operand(&load_by(insn, insn.memory_base(), Register::None))?;
         self.spoil_flags(needed);
         let instead = self.interpret_instead(index);
-        self.linear(&address)?;
-        dynasm!(self.ops ; .arch x64 ; movzx edi, al ; lea rsi, [rsi + rdi]);
-        self.wrap(&address);
+        if let Some(segment) = address.segment.filter(|_| address.limited) {
+            self.offset(&address)?;
+            dynasm!(self.ops ; .arch x64 ; movzx edi, al ; lea esi, [rsi + rdi]);
+            if address.short {
+                dynasm!(self.ops ; .arch x64 ; movzx esi, si);
+            }
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs cmp rsi, [at::read_bound(segment)]
+                ; jg =>instead
+                ; gs add esi, [at::segment_base(segment)]
+            );
+        } else {
+            self.linear(&address)?;
+            dynasm!(self.ops ; .arch x64 ; movzx edi, al ; lea rsi, [rsi + rdi]);
+            self.wrap(&address);
+        }
         self.translate_linear(1, false, instead);
         self.keep_flags();
         dynasm!(self.ops ; .arch x64 ; mov al, [rsi]);

@@ -1,6 +1,6 @@
-//! Loads of DS, ES, FS and GS in line, in 64-bit code and in flat code of 32 bits: of segments of data, which the GDT
-//! has, or of null selectors. Whatever is unusual is the interpreter's, before anything has changed
-//! (SDM volume 2, MOV; volume 3, 3.4.5).
+//! Loads of DS, ES, FS and GS in line: of segments of data, which the GDT has, or of null selectors, and in real and
+//! virtual-8086 mode of all. Whatever is unusual is the interpreter's, before anything has changed
+//! (SDM volume 2, MOV; volume 3, 3.4.5 and 21.1.1).
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -8,7 +8,7 @@ use mmu::View;
 
 use super::emitter::{Emitter, Unencodable};
 use super::operands::Address;
-use super::registers::{T1, number};
+use super::registers::{T1, T2, number};
 use crate::guest::{Mode, Register as Guest, Segment, SegmentIndex};
 use crate::record::grouping::Place;
 use crate::run::at;
@@ -32,8 +32,20 @@ const FLAT: u64 = 0x0080_0200_0000_0000 | FLAT_LIMIT;
 const FLAT_LIMIT: u64 = 0x000f_0000_0000_ffff;
 const FLAT_MASK: u64 = 0xff8f_02ff_ffff_ffff;
 
+/// The segment register that an instruction loads, and the other register.
+fn loaded(insn: &Instruction) -> (Register, Option<Register>) {
+    let segment = match insn.mnemonic() {
+        Mnemonic::Lds => Register::DS,
+        Mnemonic::Les => Register::ES,
+        Mnemonic::Lfs => Register::FS,
+        Mnemonic::Lgs => Register::GS,
+        _ => return (insn.op0_register(), None),
+    };
+    (segment, Some(insn.op0_register()))
+}
+
 impl Emitter<'_> {
-    /// MOV or POP to DS, ES, FS or GS.
+    /// MOV or POP to DS, ES, FS or GS; LDS, LES, LFS and LGS.
     pub(super) fn load_segment(
         &mut self,
         index: usize,
@@ -41,8 +53,13 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let mode = self.target.mode;
+        // Elsewhere the mode would say something else of the segments if all were flat.
+        if mode.segmented() && self.target.code.number == 0 {
+            return Err(Unencodable);
+        }
         let pops = insn.mnemonic() == Mnemonic::Pop;
-        if insn.op1_kind() == OpKind::Register && !pops {
+        let (register, offset) = loaded(insn);
+        if offset.is_none() && !pops && insn.op1_kind() == OpKind::Register {
             self.load_guest(T1, number(insn.op1_register()));
             dynasm!(self.ops ; .arch x64 ; movzx edi, di);
         } else {
@@ -50,17 +67,69 @@ impl Emitter<'_> {
                 true => (Place::Stack, Address::based(Guest::RSP, 0, mode)),
                 false => (Place::Operand, self.operand(insn)?),
             };
-            let memory = self.check(index, (place, &address), 2, false, needed)?;
-            let load = self.move_load(T1, memory, 2)?;
+            let before = offset.map_or(0, |offset| offset.size() as u32);
+            let memory = self.check(index, (place, &address), before + 2, false, needed)?;
+            let load = self.move_load(T1, memory.further(before as i32), 2)?;
             self.bytes(&load);
+            if before != 0 {
+                let load = self.move_load(T2, memory, before)?;
+                self.bytes(&load);
+                dynasm!(self.ops ; .arch x64 ; gs mov [at::FRAME], r8);
+            }
         }
-        self.spoil_flags_and(u16::from(pops) << Guest::RSP, needed);
+        let changed = if pops { Some(Register::RSP) } else { offset };
+        let changed = changed.map_or(0, |register| 1 << number(register));
+        self.spoil_flags_and(changed, needed);
         let instead = self.interpret_instead(index);
-        self.load_selector(insn.op0_register(), instead);
+        if mode.has(Mode::PROTECTED) && !mode.has(Mode::VM86) {
+            self.load_selector(register, instead);
+        } else {
+            self.load_paragraph(register, instead);
+        }
         if pops {
             self.move_stack(insn.stack_pointer_increment());
         }
+        if let Some(offset) = offset {
+            dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::FRAME]);
+            self.store_part(number(offset), T2, offset.size() as u32);
+        }
         Ok(())
+    }
+
+    /// Loads the selector in T1 in real or virtual-8086 mode. In real mode the limit stays as it is, if the segment
+    /// was present.
+    fn load_paragraph(&mut self, register: Register, instead: DynamicLabel) {
+        let segment = register as usize - Register::ES as usize;
+        let usual = Segment::real(0).attributes;
+        if self.target.mode.has(Mode::VM86) {
+            let attributes = i32::from(usual | 3 << 5) << 16;
+            dynasm!(self.ops
+                ; .arch x64
+                ; lea r8d, [rdi + attributes]
+                ; mov esi, 0xffff
+                ; gs mov [at::segment_limit(segment)], esi
+            );
+        } else {
+            let kept = i32::from(Segment::BIG | Segment::GRANULAR) << 16;
+            let attributes = i32::from(usual) << 16;
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov r8d, [at::selector(segment)]
+                ; test r8d, i32::from(Segment::PRESENT) << 16
+                ; jz =>instead
+                ; and r8d, kept
+                ; lea r8d, [r8 + rdi + attributes]
+                ; gs mov esi, [at::segment_limit(segment)]
+            );
+        }
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov [at::selector(segment)], r8d
+            ; shl edi, 4
+            ; gs mov [at::segment_base(segment)], rdi
+            ; gs mov [at::read_bound(segment)], rsi
+            ; gs mov [at::write_bound(segment)], rsi
+        );
     }
 
     /// Loads the selector in T1.
@@ -69,6 +138,7 @@ impl Emitter<'_> {
         let mode = self.target.mode;
         // In 64-bit code it does not matter what these are.
         let flat = !mode.has(Mode::CODE64)
+            && !mode.segmented()
             && [SegmentIndex::Es, SegmentIndex::Ds]
                 .iter()
                 .any(|&index| index as usize == segment);

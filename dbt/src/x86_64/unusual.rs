@@ -1,5 +1,5 @@
 //! Accesses with an address, a width or a consequence of their own: bit strings, CMPXCHG8B and 16B,
-//! PUSHAD and POPAD, POP to memory. What misses the TLB is the interpreter's.
+//! PUSHA, POPA, POP to memory. What misses the TLB is the interpreter's.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, Register};
@@ -15,9 +15,6 @@ use crate::interpret::view;
 use crate::record::grouping::Place;
 use crate::record::liveness::Flags;
 use crate::run::at;
-
-/// Bytes that PUSHAD stores.
-const ALL: i32 = 32;
 
 impl Emitter<'_> {
     /// Turns the linear address in T0 into a host address, if the TLB has its page.
@@ -148,34 +145,58 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// PUSHAD: the stack pointer that it stores is that before it.
-    pub(super) fn push_all(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
+    /// PUSHA and PUSHAD: the stack pointer that they store is that before them.
+    pub(super) fn push_all(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
         let registers = self.eight_registers()?;
-        let slot = Address::based(Guest::RSP, -ALL, self.target.mode);
-        let memory = self.check(index, (Place::Stack, &slot), ALL as u32, true, needed)?;
+        let all = -insn.stack_pointer_increment();
+        let size = all / 8;
+        let slot = Address::based(Guest::RSP, -all, self.target.mode);
+        let memory = self.check(index, (Place::Stack, &slot), all as u32, true, needed)?;
         self.store_all(memory, |emitter, memory| {
             for (place, &register) in (0..).zip(registers.iter().rev()) {
-                let store = emitter.move_store(memory.further(place * 4), register, 4)?;
+                let memory = memory.further(place * size);
+                let store = emitter.move_store(memory, register, size as u32)?;
                 emitter.bytes(&store);
             }
             Ok(())
         })?;
-        self.move_stack(-ALL);
+        self.move_stack(-all);
         Ok(())
     }
 
-    /// POPAD: what it finds for the stack pointer is skipped.
-    pub(super) fn pop_all(&mut self, index: usize, needed: bool) -> Result<(), Unencodable> {
+    /// POPA and POPAD: what they find for the stack pointer is skipped.
+    pub(super) fn pop_all(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
         let registers = self.eight_registers()?;
+        let all = insn.stack_pointer_increment();
+        let size = all / 8;
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
-        let memory = self.check(index, (Place::Stack, &slot), ALL as u32, false, needed)?;
+        let memory = self.check(index, (Place::Stack, &slot), all as u32, false, needed)?;
         for (place, &register) in (0..).zip(registers.iter().rev()) {
-            if register != registers[Guest::RSP] {
-                let load = self.move_load(register, memory.further(place * 4), 4)?;
+            if register == registers[Guest::RSP] {
+                continue;
+            }
+            let memory = memory.further(place * size);
+            if size == 2 {
+                let load = self.move_load(T1, memory, 2)?;
+                self.bytes(&load);
+                let host = number(register) as u8;
+                dynasm!(self.ops ; .arch x64 ; mov Rw(host), di);
+            } else {
+                let load = self.move_load(register, memory, 4)?;
                 self.bytes(&load);
             }
         }
-        self.move_stack(ALL);
+        self.move_stack(all);
         Ok(())
     }
 

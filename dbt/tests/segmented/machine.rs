@@ -22,11 +22,11 @@ pub enum Kind {
     Narrow32,
     /// 32-bit code and stack, with bases and limits.
     Based32,
-    /// 32-bit code of a kernel, in flat segments but for FS and GS, which it loads, too.
+    /// 32-bit code of a kernel, in flat segments but for FS and GS.
     Flat32,
 }
 
-/// Selectors that [`Kind::Flat32`] loads: null ones, usual ones, and others.
+/// Selectors that protected mode loads: null ones, usual ones, and others.
 pub const SELECTORS: [u16; 16] = [
     0, 3, 0x08, 0x10, 0x10, 0x18, 0x1b, 0x20, 0x23, 0x28, 0x30, 0x38, 0x40, 0x48, 0x14, 0x50,
 ];
@@ -167,13 +167,15 @@ impl Machine {
                 (segment.base, segment.limit) = (0, u32::MAX);
             }
             cpu.rip = 0x4000;
+        }
+        if typed {
             cpu.control.gdtr = DescriptorTable {
                 base: TABLE,
                 limit: 8 * DESCRIPTORS.len() as u16 + 7,
             };
         }
         cpu.refresh_mode();
-        if kind == Kind::Flat32 {
+        if typed {
             let descriptors = DESCRIPTORS.map(u64::to_le_bytes);
             self.write(TABLE + 8, descriptors.as_flattened());
         }

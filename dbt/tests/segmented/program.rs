@@ -33,10 +33,14 @@ fn instruction(random: &mut Random, bits: u32) -> Vec<u8> {
         // The stack's instructions, strings, and those that name memory, more often than chance has it.
         match random.below(9) {
             0 => bytes.push(
-                random.pick(&[0x50, 0x58, 0x06, 0x16, 0x1e, 0x60, 0x6a, 0xc9])
+                random.pick(&[0x50, 0x58, 0x06, 0x16, 0x1e, 0x60, 0x6a, 0xc8])
                     | random.below(8) as u8,
             ),
             1 => bytes.push(0x0f),
+            // XLAT, ENTER of one level, LEAVE.
+            2 if random.one_in(3) => bytes.push(0xd7),
+            2 if random.one_in(3) => bytes.extend([0xc8, random.below(64) as u8, 0, 0]),
+            2 if random.one_in(3) => bytes.push(0xc9),
             2 => bytes.extend([0xff, 0x30 | random.next() as u8 & 0xc7]),
             3 => bytes.push(random.pick(&[0xa4, 0xa6, 0xaa, 0xac, 0xae]) | random.next() as u8 & 1),
             4 => bytes.extend(random.pick(&[[0x8f, 0], [0x0f, 0xc7]])),
@@ -63,13 +67,28 @@ fn straight(random: &mut Random, bits: u32, most: u64) -> Vec<u8> {
     (0..count).flat_map(|_| instruction(random, bits)).collect()
 }
 
-/// A load of ES, DS, FS or GS: from a register, or from the stack.
-fn load_segment(random: &mut Random) -> Vec<u8> {
-    let [low, high] = random.pick(&SELECTORS).to_le_bytes();
-    let mut code = match random.one_in(2) {
-        true => vec![0xb8, low, high, 0, 0, 0x8e],
-        false => vec![0x68, low, high, 0, 0],
+/// A load of ES, DS, FS or GS: from a register, from the stack, or with an offset from there.
+fn load_segment(random: &mut Random, kind: Kind) -> Vec<u8> {
+    let selector = match kind {
+        Kind::Real | Kind::Vm86 => 0x1000 + random.below(0x8000) as u16,
+        _ => random.pick(&SELECTORS),
     };
+    let [low, high] = selector.to_le_bytes();
+    let operand = &[low, high, 0, 0][..kind.bits() as usize / 8];
+    let from_register = random.one_in(2);
+    let mut code = vec![if from_register { 0xb8 } else { 0x68 }];
+    code.extend(operand);
+    if !from_register && kind.bits() == 16 && random.one_in(2) {
+        // push bx; mov bp, sp; lds, les, lfs or lgs cx, [bp]; pop bx, twice.
+        code.extend([0x53, 0x89, 0xe5]);
+        let opcode = random.pick(&[&[0xc5][..], &[0xc4], &[0x0f, 0xb4], &[0x0f, 0xb5]]);
+        code.extend(opcode);
+        code.extend([0x4e, 0, 0x5b, 0x5b]);
+        return code;
+    }
+    if from_register {
+        code.push(0x8e);
+    }
     let popped: &[u8] = match random.below(4) {
         0 => &[0x07],
         1 => &[0x1f],
@@ -77,7 +96,7 @@ fn load_segment(random: &mut Random) -> Vec<u8> {
         _ => &[0x0f, 0xa9],
     };
     match code.last() {
-        Some(0x8e) => code.push(0xc0 | random.pick(&[0, 3, 4, 5]) << 3),
+        Some(0x8e) if from_register => code.push(0xc0 | random.pick(&[0, 3, 4, 5]) << 3),
         _ => code.extend(popped),
     }
     code
@@ -131,7 +150,7 @@ pub fn program(random: &mut Random, kind: Kind) -> Vec<u8> {
                 let value = random.below(0x700) as u32;
                 code.extend(&value.to_le_bytes()[..bits as usize / 8]);
             }
-            4 if kind == Kind::Flat32 => code.extend(load_segment(random)),
+            4 => code.extend(load_segment(random, kind)),
             5 if kind == Kind::Flat32 => {
                 // A few elements of a string: mov ecx, few; REP MOVS or STOS.
                 code.extend([0xb9, random.below(6) as u8, 0, 0, 0, 0xf3]);
