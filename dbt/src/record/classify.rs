@@ -152,13 +152,6 @@ impl Classifier {
                 Mnemonic::Popa if segmented => Kind::PopAll,
                 // They keep what is pending from being noted later; FNINIT changes the mode, too.
                 Mnemonic::Fninit | Mnemonic::Fnclex if mode.has(Mode::X87_UNMASKED) => Kind::Helper,
-                _ if is_environment(insn)
-                    && !segmented
-                    && mode.has(Mode::X87)
-                    && !mode.has(Mode::X87_UNMASKED) =>
-                {
-                    Kind::Environment
-                }
                 Mnemonic::Fldcw if mode.has(Mode::X87) => Kind::LoadControl,
                 Mnemonic::Push if stack_width(insn) == word && is_simple_push(insn) => Kind::Push,
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_register().is_gpr() => {
@@ -268,17 +261,6 @@ fn double_shifts_wrap() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn double_shifts_wrap() -> bool {
     true
-}
-
-/// Whether an instruction stores or loads the environment of the x87, in words of 32 bits.
-fn is_environment(insn: &Instruction) -> bool {
-    matches!(
-        insn.code(),
-        Code::Fnstenv_m28byte
-            | Code::Fldenv_m28byte
-            | Code::Fnsave_m108byte
-            | Code::Frstor_m108byte
-    )
 }
 
 /// The mode in which emitted code arrives behind an instruction that changes the privilege, or

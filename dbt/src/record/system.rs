@@ -71,6 +71,17 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
         | Mnemonic::Daa
         | Mnemonic::Das => Kind::Decimal,
         Mnemonic::Bound => Kind::Bound,
+        Mnemonic::Fnstenv | Mnemonic::Fldenv | Mnemonic::Fnsave | Mnemonic::Frstor => {
+            let wide = matches!(
+                insn.code(),
+                Code::Fnstenv_m28byte
+                    | Code::Fldenv_m28byte
+                    | Code::Fnsave_m108byte
+                    | Code::Frstor_m108byte
+            );
+            let masked = mode.has(Mode::X87) && !mode.has(Mode::X87_UNMASKED);
+            return (wide && flat && masked).then_some(Kind::Environment);
+        }
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Kind::FlushLine,
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr if enabled() => Kind::LoadVectorControl,
         _ => return None,
