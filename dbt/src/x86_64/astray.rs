@@ -106,7 +106,7 @@ impl Emitter<'_> {
         self.stack_ahead = 0;
         dynasm!(self.ops ; .arch x64 ; =>label);
         match &astray.load {
-            Some(load) => self.bytes(load),
+            Some(load) => self.put(load),
             None => {
                 self.load_guest(T0, number(insn.op0_register()));
                 if self.width(insn) == 4 {
@@ -146,10 +146,10 @@ impl Emitter<'_> {
 
     /// Goes on where a trace goes on behind an instruction if `compare` finds that address, which it has in
     /// T1, and elsewhere to `label`.
-    pub(super) fn go_on_if_equal(&mut self, index: usize, compare: &[u8], label: DynamicLabel) {
+    pub(super) fn go_on_if_equal(&mut self, index: usize, compare: &Encoded, label: DynamicLabel) {
         self.load_code_address(T1, self.rips[index + 1]);
         self.keep_fused(compare.len());
-        self.bytes(compare);
+        self.put(compare);
         dynasm!(self.ops ; .arch x64 ; jne =>label);
     }
 }

@@ -104,6 +104,7 @@ pub fn emit(
         }
     }
     let precise = target.precise_flags;
+    let target = &target;
     find_groups(workshop, insns, &classes, target);
     let groups = &workshop.groups;
     let leavable = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
@@ -144,7 +145,7 @@ fn find_groups(
     workshop: &mut Workshop,
     insns: &[Instruction],
     classes: &[Class],
-    target: Target<'_>,
+    target: &Target<'_>,
 ) {
     let Workshop { finder, groups, .. } = workshop;
     // What wraps or is cut by a limit is near nothing.
@@ -173,7 +174,7 @@ fn emit_once(
     classes: &[Class],
     (exposes, sure): (u64, u64),
     (rip, places): (u64, Places),
-    target: Target<'_>,
+    target: &Target<'_>,
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
     let view = interpret::view(mode);

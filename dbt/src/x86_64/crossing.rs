@@ -55,8 +55,11 @@ impl Crossings {
     }
 }
 
+/// Scratch registers, and the guest registers by number that go there.
+pub(super) type Loads = [Option<(Register, usize)>; 2];
+
 /// What the slow path of an access can do if it crosses.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(super) enum Crossing {
     /// It cannot, or is left to the interpreter.
     Never,
@@ -65,13 +68,13 @@ pub(super) enum Crossing {
     /// Execute this store on the buffer, once these guest registers are in scratch registers, and
     /// go on there.
     Store {
-        loads: Vec<(Register, usize)>,
+        loads: Loads,
         store: Encoded,
         behind: DynamicLabel,
     },
     /// Likewise, load from the buffer to T1, compute and store. `stash`: code behind it looks for the result there.
     Update {
-        loads: Vec<(Register, usize)>,
+        loads: Loads,
         steps: [Encoded; 3],
         stash: bool,
         behind: DynamicLabel,
@@ -117,8 +120,8 @@ impl Emitter<'_> {
     }
 
     /// The call of a memory slow path, with what it may do if the access crosses.
-    pub(super) fn call_slow_path(&mut self, record: Upcall, crossing: Crossing) {
-        let shared = self.target.trampolines.crossings;
+    pub(super) fn call_slow_path(&mut self, record: Upcall, crossing: &Crossing) {
+        let shared = &self.target.trampolines.crossings;
         let view = crate::interpret::view(self.target.mode) as usize;
         match crossing {
             Crossing::Never if record.kind == UpcallKind::Memory => {
@@ -134,12 +137,12 @@ impl Emitter<'_> {
                 behind,
             } => {
                 self.call_with(shared.store[view], record);
-                for (scratch, guest) in loads {
-                    self.load_guest(scratch, guest);
+                for (scratch, guest) in loads.iter().flatten() {
+                    self.load_guest(*scratch, *guest);
                 }
-                self.bytes(&store);
+                self.put(store);
                 self.call_shared(shared.finish);
-                dynasm!(self.ops ; .arch x64 ; jmp =>behind);
+                dynasm!(self.ops ; .arch x64 ; jmp =>*behind);
             }
             Crossing::Update {
                 loads,
@@ -148,18 +151,18 @@ impl Emitter<'_> {
                 behind,
             } => {
                 self.call_with(shared.store[view], record);
-                for (scratch, guest) in loads {
-                    self.load_guest(scratch, guest);
+                for (scratch, guest) in loads.iter().flatten() {
+                    self.load_guest(*scratch, *guest);
                 }
                 for step in steps {
-                    self.bytes(&step);
+                    self.put(step);
                 }
-                if stash {
+                if *stash {
                     self.put_into_stash(T1);
                 }
                 // None of what follows changes the flags.
                 self.call_shared(shared.finish);
-                dynasm!(self.ops ; .arch x64 ; jmp =>behind);
+                dynasm!(self.ops ; .arch x64 ; jmp =>*behind);
             }
         }
     }

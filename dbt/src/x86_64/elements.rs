@@ -54,7 +54,7 @@ impl Emitter<'_> {
         self.may_predict = true;
         let from = self.check(index, (Place::Operand, &source), size, false, needed)?;
         let load = self.move_load(T1, from, size)?;
-        self.bytes(&load);
+        self.put(&load);
         let stays = self.leaves_t1((index, Place::Stack), &destination);
         if !stays {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
@@ -62,7 +62,7 @@ impl Emitter<'_> {
         let behind = self.ops.new_dynamic_label();
         if write && self.target.crossing && size > 1 {
             self.crossing_store = Crossing::Store {
-                loads: Vec::new(),
+                loads: [None; 2],
                 store: self.store_from_scratch(size)?,
                 behind,
             };
@@ -79,7 +79,7 @@ impl Emitter<'_> {
             return self.advance_indexes(insn);
         }
         let load = self.move_load(T2, to, size)?;
-        self.bytes(&load);
+        self.put(&load);
         // The comparison comes last: the host fuses it with a branch.
         self.advance_indexes(insn)?;
         self.compare_loaded(size);
@@ -186,7 +186,7 @@ impl Emitter<'_> {
         );
         let lea = Instruction::with2(code, sized(into, width), sum).map_err(|_| Unencodable)?;
         let lea = self.encode(&lea)?;
-        self.bytes(&lea);
+        self.put(&lea);
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
 use super::stubs::Stub;
 use super::trampoline::Trampolines;
+use super::whole_jumps::LONGEST;
 use crate::cache::{CodeOffset, Further};
 use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
@@ -114,28 +115,36 @@ pub struct Predicting<'a> {
 /// The bytes of one host instruction.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Encoded {
-    bytes: [u8; 15],
+    /// Behind the instruction there is room for what is appended to the longest one.
+    bytes: [u8; LONGEST + APPENDED],
     len: u8,
 }
 
+/// Bytes that are appended at once.
+const APPENDED: usize = size_of::<u64>();
+
 impl Encoded {
-    /// Appends a byte.
-    pub(super) fn push(&mut self, byte: u8) {
-        self.bytes[usize::from(self.len)] = byte;
-        self.len += 1;
+    /// Appends the lowest bytes of a number; the others are not part of the instruction.
+    pub(super) fn append(&mut self, bytes: u64, count: usize) {
+        let end = usize::from(self.len);
+        self.bytes[end..end + APPENDED].copy_from_slice(&bytes.to_le_bytes());
+        self.len += count as u8;
     }
 
-    /// Appends some.
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.push(byte);
-        }
+    /// Appends a byte.
+    pub(super) fn push(&mut self, byte: u8) {
+        self.append(byte.into(), 1);
+    }
+
+    /// Appends 32 bits.
+    pub(super) fn push_i32(&mut self, value: i32) {
+        self.append((value as u32).into(), 4);
     }
 
     /// Appends a ModRM byte and what belongs to it: a register or an extension, and an absolute address.
     pub(super) fn absolute(&mut self, field: u8, address: i32) {
-        self.extend(&[(field & 7) << 3 | 4, 0x25]);
-        self.extend(&address.to_le_bytes());
+        self.append(u64::from((field & 7) << 3 | 4) | 0x25 << 8, 2);
+        self.push_i32(address);
     }
 
     /// Appends a REX prefix, if there is one, and an opcode.
@@ -144,6 +153,18 @@ impl Encoded {
             self.push(rex);
         }
         self.extend(opcode);
+    }
+
+    /// Appends some bytes.
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.push(byte);
+        }
+    }
+
+    /// The instruction, and what is behind it.
+    pub(super) fn room(&self) -> &[u8; LONGEST + APPENDED] {
+        &self.bytes
     }
 }
 
@@ -161,6 +182,7 @@ pub struct Workshop {
     ops: Sections,
     encoder: Encoder,
     stubs: Vec<Stub>,
+    finishing: Vec<Stub>,
     rips: Vec<u64>,
     effects: Vec<Effect>,
     late: LateStores,
@@ -180,6 +202,7 @@ impl Default for Workshop {
             ops: Sections::default(),
             encoder: Encoder::new(64),
             stubs: Vec::new(),
+            finishing: Vec::new(),
             rips: Vec::new(),
             effects: Vec::new(),
             late: LateStores::default(),
@@ -224,7 +247,7 @@ pub struct Emitter<'a> {
     pub(super) ops: &'a mut Sections,
     encoder: &'a mut Encoder,
     code: &'a mut [Vec<u8>; 2],
-    pub(super) target: Target<'a>,
+    pub(super) target: &'a Target<'a>,
     /// Where the guest's registers are.
     pub(super) places: Places,
     /// The registers of groups that have one.
@@ -233,6 +256,8 @@ pub struct Emitter<'a> {
     pub(super) inner: Option<Inner>,
     pub(super) flags: FlagsPlace,
     pub(super) stubs: &'a mut Vec<Stub>,
+    /// Room for those that are being emitted.
+    finishing: &'a mut Vec<Stub>,
     pub(super) exits: Vec<ExitSite>,
     /// Resume points of memory slow paths: (index of the stub, offset in the block).
     pub(super) insn_starts: Vec<u32>,
@@ -312,7 +337,7 @@ pub struct Unencodable;
 
 impl<'a> Emitter<'a> {
     /// An empty block.
-    pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
+    pub fn new(target: &'a Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
         workshop.ops.clear(target.movable);
         workshop.stubs.clear();
         workshop.rips.clear();
@@ -332,6 +357,7 @@ impl<'a> Emitter<'a> {
             inner: None,
             flags: FlagsPlace::HOST,
             stubs: &mut workshop.stubs,
+            finishing: &mut workshop.finishing,
             exits,
             insn_starts,
             flags_away: 0,
@@ -376,7 +402,7 @@ impl<'a> Emitter<'a> {
 
     /// Offset of the next byte from its section's start.
     pub(super) fn here(&self) -> u32 {
-        self.ops.offset().0 as u32
+        self.ops.here()
     }
 
     /// Encodes an instruction that names host registers only.
@@ -394,6 +420,11 @@ impl<'a> Emitter<'a> {
         buffer.clear();
         self.encoder.set_buffer(buffer);
         done.map(|_| encoded).map_err(|_| Unencodable)
+    }
+
+    /// Emits an instruction.
+    pub(super) fn put(&mut self, encoded: &Encoded) {
+        self.ops.put(encoded);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
@@ -490,7 +521,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits everything that goes behind the block's end, and returns the code.
-    pub(super) fn finish(mut self) -> Finished {
+    pub(super) fn finish(&mut self) -> Finished {
         self.finish_stubs();
         self.landings();
         self.finish_stubs();
@@ -502,26 +533,27 @@ impl<'a> Emitter<'a> {
         }
         Finished {
             code,
-            exits: self.exits,
-            insn_starts: self.insn_starts,
+            exits: std::mem::take(&mut self.exits),
+            insn_starts: std::mem::take(&mut self.insn_starts),
             flags_away: self.flags_away,
             flags_lost: self.flags_lost,
-            recipes: self.recipes,
+            recipes: std::mem::take(&mut self.recipes),
             stashes: self.stashes,
             marks: self.ops.marks(),
         }
     }
 
     fn finish_stubs(&mut self) {
-        let mut stubs = std::mem::take(self.stubs);
         // Some have slow paths of their own.
-        while !stubs.is_empty() {
-            for stub in stubs.drain(..) {
+        while !self.stubs.is_empty() {
+            std::mem::swap(self.stubs, self.finishing);
+            let stubs = std::mem::take(self.finishing);
+            for stub in &stubs {
                 self.finish_stub(stub);
             }
-            std::mem::swap(&mut stubs, self.stubs);
+            *self.finishing = stubs;
+            self.finishing.clear();
         }
-        *self.stubs = stubs;
     }
 
     /// The scratch registers, in the order in which operands are staged.

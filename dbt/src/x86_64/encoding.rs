@@ -197,7 +197,7 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
         }
         match (mode, near) {
             (0x40, Some(near)) => out.push(near as u8),
-            (0x80, _) => out.extend(&displacement.to_le_bytes()),
+            (0x80, _) => out.push_i32(displacement),
             _ => {}
         }
     } else {
@@ -212,7 +212,7 @@ fn constant(insn: &Instruction, form: Form, out: &mut Encoded) {
     match form {
         Form::Short(_) | Form::AccumulatorShort => out.push(insn.immediate(1) as u8),
         Form::Long(_) | Form::AccumulatorLong | Form::InOpcode => {
-            out.extend(&(insn.immediate(1) as u32).to_le_bytes());
+            out.push_i32(insn.immediate(1) as i32);
         }
         Form::Load | Form::Store | Form::Alone(_) => {}
     }
@@ -229,7 +229,7 @@ pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> O
         let mut out = Encoded::default();
         out.extend(&[0x65, 0x48, 0xc7]);
         out.absolute(0, slot);
-        out.extend(&constant.to_le_bytes());
+        out.push_i32(constant);
         return Some(out);
     }
     let (opcode, form, wide) = row(code)?;

@@ -91,13 +91,13 @@ impl Emitter<'_> {
         let Some(reads) = reads.filter(|_| self.may_be_late(index, place, memory)) else {
             return self.store_all(memory, |emitter, memory| {
                 let bytes = encode(emitter, memory)?;
-                emitter.bytes(&bytes);
+                emitter.put(&bytes);
                 Ok(())
             });
         };
         for copy in (1..self.target.copies as i32).rev() {
             let mirror = encode(self, memory.further(copy * self.target.stride))?;
-            self.bytes(&mirror);
+            self.put(&mirror);
         }
         let native = encode(self, memory)?;
         self.late.code.extend_from_slice(&native);

@@ -73,7 +73,7 @@ impl Emitter<'_> {
                 dynasm!(self.ops ; .arch x64 ; gs mov Rq(register), [at::gpr(place)]);
             }
         }
-        self.bytes(&bytes);
+        self.put(&bytes);
         Ok(())
     }
 
@@ -514,10 +514,10 @@ impl Emitter<'_> {
             };
             let at = memory.further(done as i32);
             let load = self.move_load(T1, at, piece)?;
-            self.bytes(&load);
+            self.put(&load);
             for copy in 1..self.target.copies as i32 {
                 let store = self.move_store(at.further(copy * self.target.stride), T1, piece)?;
-                self.bytes(&store);
+                self.put(&store);
             }
             done += piece;
         }
@@ -570,7 +570,7 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         self.store_all(memory, |emitter, memory| {
             let bytes = emitter.move_store(memory, register, size)?;
-            emitter.bytes(&bytes);
+            emitter.put(&bytes);
             Ok(())
         })
     }

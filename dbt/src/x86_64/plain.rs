@@ -4,7 +4,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::crossing::{Crossing, repeatable};
+use super::crossing::{Crossing, Loads, repeatable};
 use super::emitter::{Emitter, Encoded, Unencodable};
 use super::encoding;
 use super::flags::FlagsPlace;
@@ -23,20 +23,40 @@ use crate::record::recipe::Recipe;
 struct Staging {
     /// Where the others are.
     places: Places,
-    /// (guest number, scratch register, load before, store after)
-    staged: Vec<(usize, Register, bool, bool)>,
+    staged: [Option<Staged>; 3],
+}
+
+/// A guest register in a scratch register.
+#[derive(Clone, Copy)]
+struct Staged {
+    guest: usize,
+    scratch: Register,
+    /// It is loaded before the instruction.
+    load: bool,
+    /// It is stored afterwards.
+    store: bool,
 }
 
 impl Staging {
+    fn staged(&self) -> impl Iterator<Item = &Staged> {
+        self.staged.iter().flatten()
+    }
+
+    /// What is loaded before the instruction, on a slow path, too, where there are two at the most.
+    fn first_loads(&self) -> Loads {
+        let mut loads = self.loads();
+        [loads.next(), loads.next()]
+    }
+
     /// What is loaded before the instruction: scratch registers, and guest registers by number.
     fn loads(&self) -> impl Iterator<Item = (Register, usize)> {
-        let loaded = self.staged.iter().filter(|staged| staged.2);
-        loaded.map(|&(guest, scratch, _, _)| (scratch, guest))
+        let loaded = self.staged().filter(|staged| staged.load);
+        loaded.map(|staged| (staged.scratch, staged.guest))
     }
 
     /// Whether any of them is stored afterwards.
     fn changes(&self) -> bool {
-        self.staged.iter().any(|staged| staged.3)
+        self.staged().any(|staged| staged.store)
     }
 
     fn place(&self, register: Register) -> Option<Register> {
@@ -44,10 +64,9 @@ impl Staging {
             return Some(register);
         }
         let guest = number(register);
-        self.staged
-            .iter()
-            .find(|staged| staged.0 == guest)
-            .map(|staged| sized(number(staged.1) as u8, register.size()))
+        self.staged()
+            .find(|staged| staged.guest == guest)
+            .map(|staged| sized(number(staged.scratch) as u8, register.size()))
             .or_else(|| self.places.host(register))
     }
 }
@@ -153,7 +172,7 @@ impl Emitter<'_> {
             self.stash_carry(recipe);
         }
         self.keep_with_branch(bytes.len(), class);
-        self.bytes(&bytes);
+        self.put(&bytes);
         self.store_staged(&staging);
         self.changed_flags(class);
         Ok(())
@@ -174,13 +193,16 @@ impl Emitter<'_> {
                 out.op_kind(other) == OpKind::Register
                     && out.op_register(other).full_register() == scratch
             });
-            let staged = staging.staged.iter().position(|entry| entry.1 == scratch)?;
+            let staged = staging.staged.iter_mut().find(|staged| {
+                let staged = staged.as_ref();
+                staged.is_some_and(|staged| staged.scratch == scratch)
+            })?;
             if named.count() != 1 {
                 return None;
             }
-            let slot = self.places.slot(staging.staged[staged].0);
+            let slot = self.places.slot(staged.as_ref()?.guest);
             let bytes = encoding::encode_in_memory(out, operand, slot)?;
-            staging.staged.remove(staged);
+            *staged = None;
             Some(bytes)
         })
     }
@@ -251,7 +273,7 @@ impl Emitter<'_> {
         let behind = self.ops.new_dynamic_label();
         if self.target.crossing && operand == Operand::Write && repeatable(insn) {
             self.crossing_store = Crossing::Store {
-                loads: staging.loads().collect(),
+                loads: staging.first_loads(),
                 store: match memory == HostMemory::AT_T0 {
                     true => native,
                     false => encoded(self, HostMemory::AT_T0)?,
@@ -268,7 +290,7 @@ impl Emitter<'_> {
             && !staging.changes()
         {
             self.crossing_store = Crossing::Update {
-                loads: staging.loads().collect(),
+                loads: staging.first_loads(),
                 steps: [
                     self.move_load(T1, HostMemory::AT_T0, size)?,
                     on_register,
@@ -293,17 +315,17 @@ impl Emitter<'_> {
         match operand {
             Operand::Read if let Some(recipe) = stash => {
                 let load = self.move_load(T1, memory, size)?;
-                self.bytes(&load);
+                self.put(&load);
                 self.stash(T1, recipe);
                 self.keep_with_branch(on_register.len(), class);
-                self.bytes(&on_register);
+                self.put(&on_register);
             }
             Operand::None | Operand::Read => {
                 self.keep_with_branch(native.len(), class);
-                self.bytes(&native);
+                self.put(&native);
             }
             Operand::Write => {
-                let moved = moves(insn).filter(|_| staging.staged.is_empty());
+                let moved = moves(insn).filter(|_| staging.staged().next().is_none());
                 let reads = moved.map(|stored| stored | addresses(insn, memory));
                 self.store_late(
                     (index, Place::Operand),
@@ -316,17 +338,17 @@ impl Emitter<'_> {
                 )?;
             }
             Operand::WriteOnce => {
-                self.bytes(&native);
+                self.put(&native);
                 self.mirror_from_native(memory, size)?;
             }
             Operand::Modify if high_byte => {
-                self.bytes(&native);
+                self.put(&native);
                 self.mirror_from_native(memory, size)?;
             }
             Operand::Modify => {
                 let load = self.move_load(T1, memory, size)?;
-                self.bytes(&load);
-                self.bytes(&on_register);
+                self.put(&load);
+                self.put(&on_register);
                 if let Some(recipe) = stash {
                     self.stash(T1, recipe);
                 }
@@ -344,7 +366,7 @@ impl Emitter<'_> {
         self.leave_t0();
         let lea = Instruction::with2(Code::Lea_r64_m, T0, memory.operand());
         let lea = self.encode(&lea.map_err(|_| Unencodable)?)?;
-        self.bytes(&lea);
+        self.put(&lea);
         Ok(())
     }
 
@@ -356,7 +378,7 @@ impl Emitter<'_> {
     }
 
     fn load_staged(&mut self, staging: &Staging) {
-        if staging.staged.iter().any(|staged| staged.1 == T0) {
+        if staging.staged().any(|staged| staged.scratch == T0) {
             self.leave_t0();
         }
         for (scratch, guest) in staging.loads() {
@@ -365,10 +387,8 @@ impl Emitter<'_> {
     }
 
     fn store_staged(&mut self, staging: &Staging) {
-        for &(guest, scratch, _, store) in &staging.staged {
-            if store {
-                self.store_guest(guest, scratch);
-            }
+        for staged in staging.staged().filter(|staged| staged.store) {
+            self.store_guest(staged.guest, staged.scratch);
         }
     }
 
@@ -426,7 +446,7 @@ impl Emitter<'_> {
         }
         let bytes = self.encode(&out)?;
         self.load_staged(&staging);
-        self.bytes(&bytes);
+        self.put(&bytes);
         self.store_staged(&staging);
         Ok(())
     }
@@ -441,19 +461,24 @@ fn stage(
 ) -> Result<Staging, Unencodable> {
     let mut staging = Staging {
         places,
-        staged: Vec::new(),
+        staged: [None; 3],
     };
     let mut add = |register: Register, load: bool, store: bool| {
         let guest = number(register);
-        if let Some(staged) = staging.staged.iter_mut().find(|staged| staged.0 == guest) {
-            staged.2 |= load;
-            staged.3 |= store;
-            return Ok(());
+        for (place, &scratch) in staging.staged.iter_mut().zip(scratch) {
+            let staged = place.get_or_insert(Staged {
+                guest,
+                scratch,
+                load: false,
+                store: false,
+            });
+            if staged.guest == guest {
+                staged.load |= load;
+                staged.store |= store;
+                return Ok(());
+            }
         }
-        let used = staging.staged.len();
-        let register = *scratch.get(used).ok_or(Unencodable)?;
-        staging.staged.push((guest, register, load, store));
-        Ok(())
+        Err(Unencodable)
     };
     // With AH and the like no operand may be a register that a REX prefix names.
     let high_byte = (0..insn.op_count()).any(|op| is_high_byte(insn.op_register(op)));
@@ -527,7 +552,7 @@ impl Emitter<'_> {
         let bytes = self.encode(&out)?;
         self.load_staged(&staging);
         // The run loop left the bounce buffer's address in T0.
-        self.bytes(&bytes);
+        self.put(&bytes);
         self.store_staged(&staging);
         Ok(())
     }

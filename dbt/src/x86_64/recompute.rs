@@ -149,7 +149,7 @@ impl Emitter<'_> {
             .ok()
             .and_then(|insn| self.encode(&insn).ok())
             .expect("host registers and constants of the operand's size can be encoded");
-        self.bytes(&encoded);
+        self.put(&encoded);
     }
 }
 

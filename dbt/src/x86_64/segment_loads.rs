@@ -55,7 +55,7 @@ impl Emitter<'_> {
             };
             let memory = self.check(index, (place, &address), 2, false, needed)?;
             let load = self.move_load(T1, memory, 2)?;
-            self.bytes(&load);
+            self.put(&load);
         }
         self.spoil_flags_and(u16::from(pops) << Guest::RSP, needed);
         let instead = self.interpret_instead(index);

@@ -72,7 +72,7 @@ impl Emitter<'_> {
         }
         self.load_guest(T2, bit);
         let load = self.move_load(T1, HostMemory::AT_T0, size as u32)?;
-        self.bytes(&load);
+        self.put(&load);
         match (insn.mnemonic(), size) {
             (Mnemonic::Bt, 8) => dynasm!(self.ops ; .arch x64 ; bt rdi, r8),
             (Mnemonic::Bt, _) => dynasm!(self.ops ; .arch x64 ; bt edi, r8d),
@@ -163,7 +163,7 @@ impl Emitter<'_> {
         let to = self.operand(insn)?;
         let from = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let load = self.move_load(T1, from, word)?;
-        self.bytes(&load);
+        self.put(&load);
         dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
         let memory = self.check(index, (Place::Operand, &to), word, true, needed)?;
         dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
@@ -180,7 +180,7 @@ impl Emitter<'_> {
         self.store_all(memory, |emitter, memory| {
             for (place, &register) in (0..).zip(registers.iter().rev()) {
                 let store = emitter.move_store(memory.further(place * 4), register, 4)?;
-                emitter.bytes(&store);
+                emitter.put(&store);
             }
             Ok(())
         })?;
@@ -196,7 +196,7 @@ impl Emitter<'_> {
         for (place, &register) in (0..).zip(registers.iter().rev()) {
             if register != registers[Guest::RSP] {
                 let load = self.move_load(register, memory.further(place * 4), 4)?;
-                self.bytes(&load);
+                self.put(&load);
             }
         }
         self.move_stack(ALL);
