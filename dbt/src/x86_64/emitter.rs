@@ -162,6 +162,14 @@ impl Encoded {
         }
     }
 
+    /// The instruction behind a legacy prefix.
+    pub(super) fn behind(self, prefix: u8) -> Encoded {
+        let mut out = Encoded::default();
+        out.push(prefix);
+        out.extend(&self);
+        out
+    }
+
     /// The instruction, and what is behind it.
     pub(super) fn room(&self) -> &[u8; LONGEST + APPENDED] {
         &self.bytes

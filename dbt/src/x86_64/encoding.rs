@@ -115,28 +115,24 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
     if prefixed {
         return None;
     }
-    let mut out = Encoded::default();
-    let mut rex = if wide { 0x48 } else { 0 };
-    // Without a prefix SPL, BPL, SIL and DIL are AH, CH, DH and BH, which have it never.
-    let mut named = |register: Register| match register {
-        _ if is_high_byte(register) => None,
-        Register::SPL | Register::BPL | Register::SIL | Register::DIL => {
-            rex |= 0x40;
-            Some(number(register) as u8)
-        }
-        _ => Some(number(register) as u8),
+    let mut rex = if wide { WIDE } else { 0 };
+    let mut named = |register: Register| {
+        rex |= prefix_of(register)?;
+        Some(number(register) as u8)
     };
     let (field, operand) = match form {
         Form::Load => (named(insn.op0_register())?, 1),
         Form::Store => (named(insn.op1_register())?, 0),
         Form::Short(extension) | Form::Long(extension) | Form::Alone(extension) => (extension, 0),
         Form::AccumulatorShort | Form::AccumulatorLong => {
+            let mut out = Encoded::default();
             out.prefix(rex, opcode);
             constant(insn, form, &mut out);
             return Some(out);
         }
         Form::InOpcode => {
             let register = number(insn.op0_register()) as u8;
+            let mut out = Encoded::default();
             out.prefix(
                 if register > 7 { 0x41 } else { 0 },
                 &[opcode[0] | register & 7],
@@ -145,66 +141,122 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
             return Some(out);
         }
     };
-    let direct = match insn.op_kind(operand) {
-        OpKind::Register => Some(named(insn.op_register(operand))?),
-        _ => None,
-    };
-    if field > 7 {
-        rex |= 0x44;
-    }
-    let modrm = (field & 7) << 3;
-    if let Some(register) = direct {
-        if register > 7 {
-            rex |= 0x41;
+    let mut out = match insn.op_kind(operand) {
+        OpKind::Register => {
+            let register = named(insn.op_register(operand))?;
+            with_register((rex, opcode), field, register)
         }
-        out.prefix(rex, opcode);
-        out.push(0xc0 | modrm | register & 7);
-    } else if insn.op_kind(operand) == OpKind::Memory {
-        let (base, index) = (insn.memory_base(), insn.memory_index());
-        if !base.is_gpr64() || insn.memory_displ_size() > 1 {
-            return None;
-        }
-        let base = number(base) as u8;
-        if base > 7 {
-            rex |= 0x41;
-        }
-        let displacement = i32::try_from(insn.memory_displacement64() as i64).ok()?;
-        let near = i8::try_from(displacement).ok();
-        let mode = match near {
-            // RBP and R13 have no form without one.
-            Some(0) if insn.memory_displ_size() == 0 && base & 7 != 5 => 0,
-            Some(_) => 0x40,
-            None => 0x80,
-        };
-        if index == Register::None && base & 7 != 4 {
-            out.prefix(rex, opcode);
-            out.push(mode | modrm | base & 7);
-        } else {
-            // An index of 4 is none.
-            let index = match index {
-                Register::None => 4,
-                Register::RSP => return None,
-                index if index.is_gpr64() => number(index) as u8,
-                _ => return None,
-            };
-            if index > 7 {
-                rex |= 0x42;
+        OpKind::Memory => {
+            let (base, index) = (insn.memory_base(), insn.memory_index());
+            let named = |register: Register| register.is_gpr64().then(|| number(register) as u8);
+            if insn.memory_displ_size() > 1 || index == Register::RSP {
+                return None;
             }
-            out.prefix(rex, opcode);
-            out.push(mode | modrm | 4);
-            let scale = insn.memory_index_scale().trailing_zeros() as u8;
-            out.push(scale << 6 | (index & 7) << 3 | base & 7);
+            let memory = Memory {
+                base: named(base)?,
+                index: match index {
+                    Register::None => NO_INDEX,
+                    index => named(index)?,
+                },
+                scale: insn.memory_index_scale(),
+                displacement: i32::try_from(insn.memory_displacement64() as i64).ok()?,
+                displaced: insn.memory_displ_size() != 0,
+            };
+            with_memory((rex, opcode), field, &memory)
         }
-        match (mode, near) {
-            (0x40, Some(near)) => out.push(near as u8),
-            (0x80, _) => out.push_i32(displacement),
-            _ => {}
-        }
-    } else {
-        return None;
-    }
+        _ => return None,
+    };
     constant(insn, form, &mut out);
     Some(out)
+}
+
+/// REX.W.
+pub(super) const WIDE: u8 = 0x48;
+/// The number of RSP, which no index has: there is none.
+pub(super) const NO_INDEX: u8 = 4;
+
+/// The prefix without which an operand is another register; `None`: with any prefix it is.
+fn prefix_of(register: Register) -> Option<u8> {
+    match register {
+        _ if is_high_byte(register) => None,
+        // AH, CH, DH and BH.
+        Register::SPL | Register::BPL | Register::SIL | Register::DIL => Some(0x40),
+        _ => Some(0),
+    }
+}
+
+/// An operand in memory with a base register.
+pub(super) struct Memory {
+    pub base: u8,
+    pub index: u8,
+    pub scale: u32,
+    pub displacement: i32,
+    /// It has a displacement even if that is 0.
+    pub displaced: bool,
+}
+
+/// The bytes up to ModRM or SIB, the first one lowest.
+struct Head {
+    bytes: u64,
+    len: usize,
+}
+
+impl Head {
+    fn new(opcode: &[u8]) -> Head {
+        let mut head = Head { bytes: 0, len: 0 };
+        for &byte in opcode {
+            head.push(byte);
+        }
+        head
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.bytes |= u64::from(byte) << (8 * self.len);
+        self.len += 1;
+    }
+
+    /// Behind its REX prefix, if it has one.
+    fn encoded(self, rex: u8) -> Encoded {
+        let mut out = Encoded::default();
+        match rex {
+            0 => out.append(self.bytes, self.len),
+            _ => out.append(self.bytes << 8 | u64::from(rex), self.len + 1),
+        }
+        out
+    }
+}
+
+/// An instruction on a register or an extension, and a register.
+fn with_register((rex, opcode): (u8, &[u8]), field: u8, register: u8) -> Encoded {
+    let mut head = Head::new(opcode);
+    head.push(0xc0 | (field & 7) << 3 | register & 7);
+    let high = |number: u8, bit: u8| if number > 7 { 0x40 | bit } else { 0 };
+    head.encoded(rex | high(field, 4) | high(register, 1))
+}
+
+/// An instruction on a register or an extension, and memory.
+pub(super) fn with_memory((rex, opcode): (u8, &[u8]), field: u8, memory: &Memory) -> Encoded {
+    let &Memory { base, index, .. } = memory;
+    let near = i8::try_from(memory.displacement).is_ok();
+    let (mode, bytes) = match memory.displacement {
+        // RBP and R13 have no form without one.
+        0 if !memory.displaced && base & 7 != 5 => (0, 0),
+        _ if near => (0x40, 1),
+        _ => (0x80, 4),
+    };
+    let mut head = Head::new(opcode);
+    let modrm = mode | (field & 7) << 3;
+    if index == NO_INDEX && base & 7 != 4 {
+        head.push(modrm | base & 7);
+    } else {
+        head.push(modrm | 4);
+        let scale = memory.scale.trailing_zeros() as u8;
+        head.push(scale << 6 | (index & 7) << 3 | base & 7);
+    }
+    let high = |number: u8, bit: u8| if number > 7 { 0x40 | bit } else { 0 };
+    let mut out = head.encoded(rex | high(field, 4) | high(index, 2) | high(base, 1));
+    out.append((memory.displacement as u32).into(), bytes);
+    out
 }
 
 /// Appends the constant that a form ends with.

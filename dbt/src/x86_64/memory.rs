@@ -7,6 +7,7 @@ use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
+use super::encoding::{Memory, NO_INDEX, WIDE, with_memory};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
 use super::registers::{T0, T1, T2, number, pinned, sized};
@@ -80,24 +81,34 @@ impl Emitter<'_> {
     /// `lea T0, …` of the base, index and displacement.
     fn lea(&mut self, address: &Address) -> Result<Encoded, Unencodable> {
         let host = |place: usize, staged: Register| match pinned(place) {
-            Some(host) => sized(host, 8),
-            None => staged,
+            Some(host) => host,
+            None => Self::scratch(staged),
         };
-        let base = address.base.map_or(Register::None, |place| host(place, T0));
-        let (index, scale) = address.index.map_or((Register::None, 1), |(place, scale)| {
-            (host(place, T1), scale)
-        });
-        let displacement = i64::from(address.displacement as i32);
+        let (index, scale) = address
+            .index
+            .map_or((NO_INDEX, 1), |(place, scale)| (host(place, T1), scale));
+        let displacement = address.displacement as i32;
+        if let Some(base) = address.base {
+            let memory = Memory {
+                base: host(base, T0),
+                index,
+                scale,
+                displacement,
+                displaced: false,
+            };
+            let rex = if address.narrow { 0 } else { WIDE };
+            return Ok(with_memory((rex, &[0x8d]), T0_NUMBER, &memory));
+        }
+        let index = match index {
+            NO_INDEX => Register::None,
+            index => sized(index, 8),
+        };
         let memory = MemoryOperand::new(
-            base,
+            Register::None,
             index,
             scale,
-            displacement,
-            if base == Register::None {
-                8
-            } else {
-                u32::from(displacement != 0)
-            },
+            displacement.into(),
+            8,
             false,
             Register::None,
         );
@@ -532,15 +543,14 @@ impl Emitter<'_> {
         memory: HostMemory,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let code = match size {
-            1 => Code::Movzx_r32_rm8,
-            2 => Code::Movzx_r32_rm16,
-            4 => Code::Mov_r32_rm32,
-            _ => Code::Mov_r64_rm64,
+        let opcode: (u8, &[u8]) = match size {
+            1 => (0, &[0x0f, 0xb6]),
+            2 => (0, &[0x0f, 0xb7]),
+            4 => (0, &[0x8b]),
+            _ => (WIDE, &[0x8b]),
         };
-        let register = sized(number(register) as u8, size.max(4) as usize);
-        let insn = Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
-        self.encode(&insn)
+        let register = number(register) as u8;
+        Ok(with_memory(opcode, register, &memory.encoded()))
     }
 
     /// `mov [memory], register` of 1, 2, 4 or 8 bytes.
@@ -550,15 +560,16 @@ impl Emitter<'_> {
         register: Register,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let code = match size {
-            1 => Code::Mov_rm8_r8,
-            2 => Code::Mov_rm16_r16,
-            4 => Code::Mov_rm32_r32,
-            _ => Code::Mov_rm64_r64,
-        };
-        let register = sized(number(register) as u8, size as usize);
-        let insn = Instruction::with2(code, memory.operand(), register).map_err(|_| Unencodable)?;
-        self.encode(&insn)
+        let register = number(register) as u8;
+        let memory = memory.encoded();
+        Ok(match size {
+            // Without a prefix these are AH, CH, DH and BH.
+            1 if (4..8).contains(&register) => with_memory((0x40, &[0x88]), register, &memory),
+            1 => with_memory((0, &[0x88]), register, &memory),
+            2 => with_memory((0, &[0x89]), register, &memory).behind(0x66),
+            4 => with_memory((0, &[0x89]), register, &memory),
+            _ => with_memory((WIDE, &[0x89]), register, &memory),
+        })
     }
 
     /// Stores a register to all copies.

@@ -3,6 +3,7 @@
 
 use iced_x86::{Instruction, MemoryOperand, Mnemonic, Register};
 
+use super::encoding::{Memory, NO_INDEX};
 use super::places::Places;
 use super::registers::{T0, number, pinned, sized};
 use crate::guest::{Mode, SegmentIndex};
@@ -228,6 +229,20 @@ impl HostMemory {
             false,
             Register::None,
         )
+    }
+
+    /// As it is encoded.
+    pub(super) fn encoded(self) -> Memory {
+        Memory {
+            base: number(self.base) as u8,
+            index: match self.index {
+                Register::None => NO_INDEX,
+                index => number(index) as u8,
+            },
+            scale: 1,
+            displacement: self.displacement,
+            displaced: false,
+        }
     }
 
     /// Replaces an instruction's memory operand.

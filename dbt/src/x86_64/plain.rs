@@ -59,10 +59,33 @@ impl Staging {
         self.staged().any(|staged| staged.store)
     }
 
-    fn place(&self, register: Register) -> Option<Register> {
-        if is_high_byte(register) {
-            return Some(register);
+    /// A scratch register for a guest register, in the size of the latter: the first of these that is free.
+    fn add(
+        &mut self,
+        register: Register,
+        scratch: &[Register],
+        load: bool,
+        store: bool,
+    ) -> Result<Register, Unencodable> {
+        let guest = number(register);
+        for (place, &scratch) in self.staged.iter_mut().zip(scratch) {
+            let staged = place.get_or_insert(Staged {
+                guest,
+                scratch,
+                load: false,
+                store: false,
+            });
+            if staged.guest == guest {
+                staged.load |= load;
+                staged.store |= store;
+                return Ok(sized(number(scratch) as u8, register.size()));
+            }
         }
+        Err(Unencodable)
+    }
+
+    /// The host register in the place of one of an address.
+    fn place(&self, register: Register) -> Option<Register> {
         let guest = number(register);
         self.staged()
             .find(|staged| staged.guest == guest)
@@ -144,9 +167,7 @@ impl Emitter<'_> {
         class: &Class,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let mut staging = stage(insn, class, self.places, &Self::STAGING)?;
-        let mut out = *insn;
-        substitute(&mut out, &staging)?;
+        let (mut staging, out) = stage(insn, class, self.places, &Self::STAGING)?;
         let old_value = Recipe::with_old_value(insn).filter(|_| self.worth_stashing());
         let in_memory = match old_value {
             None => self.operand_in_memory(&out, &mut staging),
@@ -181,7 +202,7 @@ impl Emitter<'_> {
     /// The instruction with an operand where it is, if that is a guest register in memory for which `out` has
     /// a scratch register; it need not be staged then.
     fn operand_in_memory(&self, out: &Instruction, staging: &mut Staging) -> Option<Encoded> {
-        if !self.target.memory_operands {
+        if !self.target.memory_operands || staging.staged[0].is_none() {
             return None;
         }
         (0..out.op_count().min(2)).find_map(|operand| {
@@ -232,13 +253,11 @@ impl Emitter<'_> {
         } else {
             &Self::STAGING[..2]
         };
-        let staging = stage(insn, class, self.places, scratch)?;
+        let (staging, mut out) = stage(insn, class, self.places, scratch)?;
         let high_byte = (0..insn.op_count())
             .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
-        let mut out = *insn;
         out.set_segment_prefix(Register::None);
-        substitute(&mut out, &staging)?;
         let encoded = |emitter: &mut Self, memory: HostMemory| {
             let mut out = out;
             memory.apply(&mut out);
@@ -423,10 +442,8 @@ impl Emitter<'_> {
         if self.target.mode.segmented() || !wide && !self.target.mode.has(Mode::CODE64) {
             return self.offset_of(insn);
         }
-        let mut out = *insn;
+        let (staging, mut out) = stage(insn, class, self.places, &Self::STAGING)?;
         out.set_segment_prefix(Register::None);
-        let staging = stage(insn, class, self.places, &Self::STAGING)?;
-        substitute(&mut out, &staging)?;
         for (register, set) in [
             (
                 insn.memory_base(),
@@ -452,82 +469,63 @@ impl Emitter<'_> {
     }
 }
 
-/// Finds a scratch register for every guest register that stays in memory.
+/// Replaces the general-purpose registers among the operands by host registers: a scratch register for every guest
+/// register that stays in memory.
 fn stage(
     insn: &Instruction,
     class: &Class,
     places: Places,
     scratch: &[Register],
-) -> Result<Staging, Unencodable> {
+) -> Result<(Staging, Instruction), Unencodable> {
     let mut staging = Staging {
         places,
         staged: [None; 3],
     };
-    let mut add = |register: Register, load: bool, store: bool| {
-        let guest = number(register);
-        for (place, &scratch) in staging.staged.iter_mut().zip(scratch) {
-            let staged = place.get_or_insert(Staged {
-                guest,
-                scratch,
-                load: false,
-                store: false,
-            });
-            if staged.guest == guest {
-                staged.load |= load;
-                staged.store |= store;
-                return Ok(());
-            }
-        }
-        Err(Unencodable)
-    };
+    let mut out = *insn;
     // With AH and the like no operand may be a register that a REX prefix names.
     let high_byte = (0..insn.op_count()).any(|op| is_high_byte(insn.op_register(op)));
-    let reachable = |register: Register| {
-        places
-            .host(register)
-            .is_some_and(|host| !high_byte || number(host) < 8 || is_high_byte(host))
-    };
     for op in 0..insn.op_count() {
-        if insn.op_kind(op) != OpKind::Register {
-            continue;
-        }
         let register = insn.op_register(op);
-        if !register.is_gpr() || reachable(register) {
+        if insn.op_kind(op) != OpKind::Register || !register.is_gpr() {
             continue;
         }
-        let access = class.access[op as usize];
-        let writes = matches!(
-            access,
-            OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
-        );
-        // A narrow or conditional write keeps what is there; what clears its register does not read it.
-        let clears = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
-            && register.size() >= 4
-            && insn.op_count() == 2
-            && insn.op1_kind() == OpKind::Register
-            && insn.op0_register() == insn.op1_register();
-        let reads = !clears && (access != OpAccess::Write || register.size() < 4);
-        add(register, reads, writes)?;
+        let host = places
+            .host(register)
+            .filter(|&host| !high_byte || is_high_byte(host) || number(host) < 8);
+        let placed = match host {
+            Some(host) => host,
+            None => {
+                let (reads, writes) = uses(insn, class, op);
+                staging.add(register, scratch, reads, writes)?
+            }
+        };
+        out.set_op_register(op, placed);
     }
     if insn.mnemonic() == Mnemonic::Lea {
         for register in [insn.memory_base(), insn.memory_index()] {
             if register != Register::None && places.host(register).is_none() {
-                add(register, true, false)?;
+                staging.add(register, scratch, true, false)?;
             }
         }
     }
-    Ok(staging)
+    Ok((staging, out))
 }
 
-/// Replaces the general-purpose registers among the operands by host registers.
-fn substitute(insn: &mut Instruction, staging: &Staging) -> Result<(), Unencodable> {
-    for op in 0..insn.op_count() {
-        if insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_gpr() {
-            let placed = staging.place(insn.op_register(op)).ok_or(Unencodable)?;
-            insn.set_op_register(op, placed);
-        }
-    }
-    Ok(())
+/// Whether what an instruction does with a register among its operands needs its value, and whether it changes that.
+fn uses(insn: &Instruction, class: &Class, op: u32) -> (bool, bool) {
+    let (register, access) = (insn.op_register(op), class.access[op as usize]);
+    let writes = matches!(
+        access,
+        OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
+    );
+    // A narrow or conditional write keeps what is there; what clears its register does not read it.
+    let clears = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
+        && register.size() >= 4
+        && insn.op_count() == 2
+        && insn.op1_kind() == OpKind::Register
+        && insn.op0_register() == insn.op1_register();
+    let reads = !clears && (access != OpAccess::Write || register.size() < 4);
+    (reads, writes)
 }
 
 impl Emitter<'_> {
@@ -543,9 +541,7 @@ impl Emitter<'_> {
         insn.set_has_lock_prefix(false);
         insn.set_segment_prefix(Register::None);
         let free = if operand == Operand::None { 3 } else { 2 };
-        let staging = stage(&insn, class, self.places, &Self::STAGING[..free])?;
-        let mut out = insn;
-        substitute(&mut out, &staging)?;
+        let (staging, mut out) = stage(&insn, class, self.places, &Self::STAGING[..free])?;
         if operand != Operand::None {
             HostMemory::AT_T0.apply(&mut out);
         }
