@@ -39,8 +39,8 @@ impl Classifier {
         let Some((shape, named)) = shape::of(insn, mode) else {
             return self.describe(insn, mode);
         };
-        if let Some(class) = self.known.get(shape) {
-            return named.complete(class);
+        if let Some(class) = self.known.get(shape, named) {
+            return class;
         }
         self.learn(insn, mode, shape);
         self.describe(insn, mode)
@@ -59,7 +59,7 @@ impl Classifier {
         let typical = named.without(class);
         // Those of which it counts whether they are named.
         let special = class.kind == Kind::Helper && class.implied & !LOW != 0;
-        if !special && named.complete(typical) == class {
+        if !special && named.complete(typical, shape::changes(&typical)) == class {
             self.known.put(shape, typical);
         }
     }

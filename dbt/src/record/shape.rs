@@ -10,8 +10,8 @@ use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
 const SHAPES: usize = 2048;
-/// In the place of a register's number.
-const NONE: u8 = 0xff;
+/// Operands that may be general-purpose registers.
+const OPERANDS: usize = 4;
 
 /// A shape under a mode.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub(super) struct Shape(u64);
 /// The registers that an instruction names.
 #[derive(Clone, Copy)]
 pub(super) struct Named {
-    /// The general-purpose register that each operand is.
-    operands: [u8; 5],
+    /// The general-purpose register that each operand is, as a bit; none if it is none.
+    operands: [u16; OPERANDS],
     /// All that it names, a bit each.
     all: u16,
 }
@@ -39,7 +39,7 @@ fn count(immediate: u8) -> u64 {
 /// The shape of an instruction, and what it names; `None` for those whose class depends on more.
 pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
     let mut named = Named {
-        operands: [NONE; 5],
+        operands: [0; OPERANDS],
         all: 0,
     };
     let operands = insn.op_count();
@@ -49,9 +49,9 @@ pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
             OpKind::Register => {
                 let register = insn.op_register(index);
                 if register.is_gpr() {
-                    let number = number(register);
-                    named.operands[index as usize] = number;
-                    named.all |= 1 << number;
+                    let named_operand = named.operands.get_mut(index as usize)?;
+                    *named_operand = 1 << number(register);
+                    named.all |= *named_operand;
                 } else if register.is_segment_register()
                     || register.is_cr()
                     || register.is_dr()
@@ -143,16 +143,10 @@ pub(super) fn with_free_registers(insn: &Instruction) -> Instruction {
 }
 
 impl Named {
-    /// A class of the shape with the registers that are named.
-    pub(super) fn complete(self, mut class: Class) -> Class {
-        for (&number, access) in self.operands.iter().zip(class.access) {
-            let changes = !matches!(
-                access,
-                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
-            );
-            if number != NONE && changes {
-                class.writes |= 1 << number;
-            }
+    /// A class of the shape with the registers that are named. `changes`: what [`changes`] says of it.
+    pub(super) fn complete(self, mut class: Class, changes: [u16; OPERANDS]) -> Class {
+        for (operand, changes) in self.operands.into_iter().zip(changes) {
+            class.writes |= operand & changes;
         }
         class.implied &= !self.all;
         class
@@ -165,8 +159,27 @@ impl Named {
     }
 }
 
+/// All bits for each operand that the instructions of a class change.
+pub(super) fn changes(class: &Class) -> [u16; OPERANDS] {
+    std::array::from_fn(|index| {
+        let changes = !matches!(
+            class.access[index],
+            OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+        );
+        if changes { u16::MAX } else { 0 }
+    })
+}
+
+/// What is known of a shape.
+#[derive(Clone, Copy)]
+struct Entry {
+    shape: Shape,
+    class: Class,
+    changes: [u16; OPERANDS],
+}
+
 /// Classes by shape.
-pub(super) struct Known(Box<[Option<(Shape, Class)>]>);
+pub(super) struct Known(Box<[Option<Entry>]>);
 
 impl Default for Known {
     fn default() -> Self {
@@ -180,13 +193,18 @@ impl Known {
         (hash >> (u64::BITS - SHAPES.ilog2())) as usize
     }
 
-    pub(super) fn get(&self, shape: Shape) -> Option<Class> {
-        let (known, class) = self.0[Self::place(shape)]?;
-        (known == shape).then_some(class)
+    /// The class of an instruction of a shape that names these registers.
+    pub(super) fn get(&self, shape: Shape, named: Named) -> Option<Class> {
+        let known = self.0[Self::place(shape)].as_ref()?;
+        (known.shape == shape).then(|| named.complete(known.class, known.changes))
     }
 
     pub(super) fn put(&mut self, shape: Shape, class: Class) {
-        self.0[Self::place(shape)] = Some((shape, class));
+        self.0[Self::place(shape)] = Some(Entry {
+            shape,
+            class,
+            changes: changes(&class),
+        });
     }
 }
 
@@ -268,8 +286,9 @@ mod tests {
                 continue;
             }
             let shape = of(&insn, mode);
-            known +=
-                u32::from(shape.is_some_and(|(shape, _)| classifier.known.get(shape).is_some()));
+            known += u32::from(
+                shape.is_some_and(|(shape, named)| classifier.known.get(shape, named).is_some()),
+            );
             let described = classifier.describe(&insn, mode);
             assert_eq!(
                 classifier.classify(&insn, mode),

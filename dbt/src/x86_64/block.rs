@@ -109,7 +109,7 @@ pub fn emit(
     let groups = &workshop.groups;
     let leavable = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
     let mut exposes = leavable;
-    if precise && target.sure_accesses {
+    if precise && target.sure_accesses && groups.count() > 0 {
         exposes &= !liveness::mask(&classes, |index, class| {
             groups.sure(index, &insns[index], class)
         });
@@ -280,7 +280,7 @@ fn emit_once(
         if !emitter.stores_are_settled() && !emitter.passes_stores(index, insn, &classes[index]) {
             emitter.settle_stores();
         }
-        if !emitter.passes_stack(index, insn, &classes[index]) {
+        if emitter.stack_ahead != 0 && !emitter.passes_stack(index, insn, &classes[index]) {
             emitter.settle_stack();
         }
         emitter.insn_starts.push(emitter.here());
@@ -300,7 +300,6 @@ fn emit_once(
         }
         let flags = emitter.flags;
         let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
-        let established = emitter.established;
         let start = emitter.here();
         if emitter
             .instruction(index, insn, &classes[index], need(index))
@@ -316,7 +315,6 @@ fn emit_once(
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
             helpers |= 1 << index;
             emitter.flags = flags;
-            emitter.established = established;
             emitter.stubs.truncate(stubs);
             emitter.recipes.truncate(recipes);
             emitter.stashed = None;

@@ -120,6 +120,9 @@ pub(super) struct Encoded {
     len: u8,
 }
 
+/// Bytes of `call rel32`.
+const CALL: usize = 5;
+
 /// Bytes that are appended at once.
 const APPENDED: usize = size_of::<u64>();
 
@@ -488,22 +491,25 @@ impl<'a> Emitter<'a> {
 
     /// A call of shared code that takes a record.
     pub(super) fn call_with(&mut self, to: CodeOffset, record: Upcall) {
-        self.call_code(to);
-        self.bytes(&record.to_bytes());
+        let mut bytes = [0; CALL + size_of::<Upcall>()];
+        bytes[..CALL].copy_from_slice(&self.call_of(to));
+        bytes[CALL..].copy_from_slice(&record.to_bytes());
+        self.ops.extend(&bytes);
         self.ops.mark(Follows::Upcall);
     }
 
     /// A call of shared code that takes none.
     pub(super) fn call_shared(&mut self, to: CodeOffset) {
-        self.call_code(to);
+        let call = self.call_of(to);
+        self.ops.extend(&call);
         self.ops.mark(Follows::Call);
     }
 
-    /// `call rel32` of shared code.
-    fn call_code(&mut self, to: CodeOffset) {
-        let end = self.address().0 + 5;
-        self.ops.push(0xe8);
-        self.ops.push_u32(to.0.wrapping_sub(end));
+    /// `call rel32` of shared code, here.
+    fn call_of(&self, to: CodeOffset) -> [u8; CALL] {
+        let end = self.address().0 + CALL as u32;
+        let [a, b, c, d] = to.0.wrapping_sub(end).to_le_bytes();
+        [0xe8, a, b, c, d]
     }
 
     /// How many instructions were counted in advance that a way out behind so many leaves out.

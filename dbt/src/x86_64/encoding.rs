@@ -170,7 +170,8 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
     Some(out)
 }
 
-/// REX.W.
+/// REX without further bits, and with W.
+pub(super) const REX: u8 = 0x40;
 pub(super) const WIDE: u8 = 0x48;
 /// The number of RSP, which no index has: there is none.
 pub(super) const NO_INDEX: u8 = 4;
@@ -180,7 +181,7 @@ fn prefix_of(register: Register) -> Option<u8> {
     match register {
         _ if is_high_byte(register) => None,
         // AH, CH, DH and BH.
-        Register::SPL | Register::BPL | Register::SIL | Register::DIL => Some(0x40),
+        Register::SPL | Register::BPL | Register::SIL | Register::DIL => Some(REX),
         _ => Some(0),
     }
 }

@@ -7,7 +7,7 @@ use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
-use super::encoding::{Memory, NO_INDEX, WIDE, with_memory};
+use super::encoding::{Memory, NO_INDEX, REX, WIDE, with_memory};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
 use super::registers::{T0, T1, T2, number, pinned, sized};
@@ -564,7 +564,7 @@ impl Emitter<'_> {
         let memory = memory.encoded();
         Ok(match size {
             // Without a prefix these are AH, CH, DH and BH.
-            1 if (4..8).contains(&register) => with_memory((0x40, &[0x88]), register, &memory),
+            1 if (4..8).contains(&register) => with_memory((REX, &[0x88]), register, &memory),
             1 => with_memory((0, &[0x88]), register, &memory),
             2 => with_memory((0, &[0x89]), register, &memory).behind(0x66),
             4 => with_memory((0, &[0x89]), register, &memory),
