@@ -36,9 +36,7 @@ impl Default for Classifier {
 impl Classifier {
     /// Classifies one instruction under the mode bits of its block.
     pub fn classify(&mut self, insn: &Instruction, mode: Mode) -> Class {
-        let Some((shape, named)) = shape::of(insn, mode) else {
-            return self.describe(insn, mode);
-        };
+        let (shape, named) = shape::of(insn, mode);
         if let Some(class) = self.known.get(shape, named) {
             return class;
         }
@@ -52,9 +50,7 @@ impl Classifier {
             return;
         }
         let free = shape::with_free_registers(insn);
-        let Some((_, named)) = shape::of(&free, mode) else {
-            return;
-        };
+        let (_, named) = shape::of(&free, mode);
         let class = self.describe(&free, mode);
         let typical = named.without(class);
         // Those of which it counts whether they are named.

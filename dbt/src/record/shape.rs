@@ -10,7 +10,7 @@ use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
 const SHAPES: usize = 2048;
-/// Operands that may be general-purpose registers.
+/// Operands that may be general-purpose registers: a fifth is a constant.
 const OPERANDS: usize = 4;
 
 /// A shape under a mode.
@@ -26,9 +26,35 @@ pub(super) struct Named {
     all: u16,
 }
 
-fn number(register: Register) -> u8 {
-    (register.full_register() as u32 - Register::RAX as u32) as u8
-}
+/// The general-purpose register that each register is part of, as a bit; none if it is no part of one.
+const PARTS: [u16; 256] = {
+    let mut parts = [0; 256];
+    let mut number = 0;
+    while number < 16 {
+        let low = if number < 4 {
+            Register::AL as usize
+        } else {
+            // Behind AH to BH.
+            Register::AL as usize + 4
+        };
+        let firsts = [
+            low,
+            Register::AX as usize,
+            Register::EAX as usize,
+            Register::RAX as usize,
+        ];
+        let mut size = 0;
+        while size < firsts.len() {
+            parts[firsts[size] + number] = 1 << number;
+            size += 1;
+        }
+        if number < 4 {
+            parts[Register::AH as usize + number] = 1 << number;
+        }
+        number += 1;
+    }
+    parts
+};
 
 /// What of an immediate makes a difference: how shifts and rotations understand it.
 fn count(immediate: u8) -> u64 {
@@ -36,65 +62,53 @@ fn count(immediate: u8) -> u64 {
     kind(immediate & 31) | kind(immediate & 63) << 2 | u64::from(immediate == 1) << 4
 }
 
-/// The shape of an instruction, and what it names; `None` for those whose class depends on more.
-pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
-    let mut named = Named {
-        operands: [0; OPERANDS],
-        all: 0,
+/// The shape of an instruction, and what it names.
+pub(super) fn of(insn: &Instruction, mode: Mode) -> (Shape, Named) {
+    let part = |register: Register| PARTS[register as usize];
+    let registers = [
+        insn.op0_register(),
+        insn.op1_register(),
+        insn.op2_register(),
+        insn.op3_register(),
+    ];
+    let kinds = [
+        insn.op0_kind(),
+        insn.op1_kind(),
+        insn.op2_kind(),
+        insn.op3_kind(),
+    ];
+    let operands = registers.map(part);
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let all = operands.into_iter().fold(0, |all, part| all | part);
+    let named = Named {
+        operands,
+        all: all | part(base) | part(index),
     };
-    let operands = insn.op_count();
-    let mut shape = 0;
-    for index in 0..operands {
-        match insn.op_kind(index) {
-            OpKind::Register => {
-                let register = insn.op_register(index);
-                if register.is_gpr() {
-                    let named_operand = named.operands.get_mut(index as usize)?;
-                    *named_operand = 1 << number(register);
-                    named.all |= *named_operand;
-                } else if register.is_segment_register()
-                    || register.is_cr()
-                    || register.is_dr()
-                    || register.is_tr()
-                {
-                    return None;
-                }
-            }
-            OpKind::Memory => {
-                shape |= 1;
-                let (base, index) = (insn.memory_base(), insn.memory_index());
-                for register in [base, index] {
-                    if register.is_gpr() {
-                        named.all |= 1 << number(register);
-                    }
-                }
-                shape |= match base {
-                    Register::EIP => 2,
-                    Register::RIP => 4,
-                    _ => 0,
-                };
-            }
-            OpKind::Immediate8 => shape |= count(insn.immediate8()) << 3,
-            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {}
-            kind if is_immediate(kind) => {}
-            _ => return None,
-        }
+    let any = |kind| {
+        kinds
+            .into_iter()
+            .fold(false, |any, other| any | (other == kind))
+    };
+    let mut shape = u64::from(any(OpKind::Memory));
+    shape |= match base {
+        Register::EIP => 2,
+        Register::RIP => 4,
+        _ => 0,
+    };
+    if any(OpKind::Immediate8) {
+        shape |= count(insn.immediate8()) << 3;
     }
     // Instructions that clear a register do not read it.
-    if operands >= 2 {
-        let (first, second) = (insn.op0_register(), insn.op1_register());
-        shape |= u64::from(first == second) << 8;
-        if operands >= 3 {
-            let third = insn.op2_register();
-            shape |= u64::from(second == third) << 9 | u64::from(first == third) << 10;
-        }
-    }
+    let [first, second, third, _] = registers;
+    shape |= u64::from(first == second) << 8
+        | u64::from(second == third) << 9
+        | u64::from(first == third) << 10;
     shape |= u64::from(insn.has_rep_prefix()) << 11 | u64::from(insn.has_repne_prefix()) << 12;
     shape |= (insn.code_size() as u64) << 13;
-    Some((
+    (
         Shape(u64::from(mode.0) << 32 | shape << 16 | insn.code() as u64),
         named,
-    ))
+    )
 }
 
 /// Whether instructions of this one's shape have its class but for what they name: that of an
@@ -103,7 +117,29 @@ pub(super) fn is_typical(insn: &Instruction) -> bool {
     let plain_encoding = matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
     // The count of these is taken modulo their width.
     let through_carry = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
-    plain_encoding && !through_carry && !insn.is_string_instruction()
+    plain_encoding
+        && !through_carry
+        && !insn.is_string_instruction()
+        && (0..insn.op_count()).all(|index| is_typical_operand(insn, index))
+}
+
+/// Whether it does not matter which one an operand is.
+fn is_typical_operand(insn: &Instruction, index: u32) -> bool {
+    let register = insn.op_register(index);
+    match insn.op_kind(index) {
+        OpKind::Register => {
+            !(register.is_segment_register()
+                || register.is_cr()
+                || register.is_dr()
+                || register.is_tr())
+        }
+        OpKind::Memory
+        | OpKind::Immediate8
+        | OpKind::NearBranch16
+        | OpKind::NearBranch32
+        | OpKind::NearBranch64 => true,
+        kind => is_immediate(kind),
+    }
 }
 
 /// The same with other general-purpose registers, which no instruction implies.
@@ -285,10 +321,8 @@ mod tests {
             if insn.is_invalid() {
                 continue;
             }
-            let shape = of(&insn, mode);
-            known += u32::from(
-                shape.is_some_and(|(shape, named)| classifier.known.get(shape, named).is_some()),
-            );
+            let (shape, named) = of(&insn, mode);
+            known += u32::from(classifier.known.get(shape, named).is_some());
             let described = classifier.describe(&insn, mode);
             assert_eq!(
                 classifier.classify(&insn, mode),

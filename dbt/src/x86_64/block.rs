@@ -307,7 +307,7 @@ fn emit_once(
         {
             emitter.follow_flags(insn, &classes[index]);
             emitter.follow_direction(classes[index].kind);
-            if plain(&classes[index]) {
+            if plain(&classes[index]) && classes[index].faults {
                 emitter.note_x87(insn);
             }
         } else {

@@ -29,8 +29,27 @@ pub(super) enum Form {
     InOpcode,
 }
 
+/// The bytes that say what an instruction does.
+#[derive(Clone, Copy)]
+pub(super) enum Opcode {
+    /// One.
+    Short(u8),
+    /// One behind the escape.
+    Long(u8),
+}
+
+impl Opcode {
+    /// With other bits in the last byte.
+    fn map(self, change: impl FnOnce(u8) -> u8) -> Opcode {
+        match self {
+            Opcode::Short(byte) => Opcode::Short(change(byte)),
+            Opcode::Long(byte) => Opcode::Long(change(byte)),
+        }
+    }
+}
+
 /// Opcode, form, and whether operands have 64 bits.
-pub(super) type Row = (&'static [u8], Form, bool);
+pub(super) type Row = (Opcode, Form, bool);
 
 /// The eight operations whose opcodes are alike.
 macro_rules! arithmetic {
@@ -38,14 +57,14 @@ macro_rules! arithmetic {
         $rm64:ident $r64:ident $short64:ident $long64:ident;)*) => {
         match $code {
             $(
-                Code::$rm32 => Some((&[$number << 3 | 1], Form::Store, false)),
-                Code::$r32 => Some((&[$number << 3 | 3], Form::Load, false)),
-                Code::$short32 => Some((&[0x83], Form::Short($number), false)),
-                Code::$long32 => Some((&[0x81], Form::Long($number), false)),
-                Code::$rm64 => Some((&[$number << 3 | 1], Form::Store, true)),
-                Code::$r64 => Some((&[$number << 3 | 3], Form::Load, true)),
-                Code::$short64 => Some((&[0x83], Form::Short($number), true)),
-                Code::$long64 => Some((&[0x81], Form::Long($number), true)),
+                Code::$rm32 => Some((Opcode::Short($number << 3 | 1), Form::Store, false)),
+                Code::$r32 => Some((Opcode::Short($number << 3 | 3), Form::Load, false)),
+                Code::$short32 => Some((Opcode::Short(0x83), Form::Short($number), false)),
+                Code::$long32 => Some((Opcode::Short(0x81), Form::Long($number), false)),
+                Code::$rm64 => Some((Opcode::Short($number << 3 | 1), Form::Store, true)),
+                Code::$r64 => Some((Opcode::Short($number << 3 | 3), Form::Load, true)),
+                Code::$short64 => Some((Opcode::Short(0x83), Form::Short($number), true)),
+                Code::$long64 => Some((Opcode::Short(0x81), Form::Long($number), true)),
             )*
             _ => None,
         }
@@ -75,32 +94,32 @@ fn arithmetic(code: Code) -> Option<Row> {
 
 fn row(code: Code) -> Option<Row> {
     Some(match code {
-        Code::Mov_r32_rm32 => (&[0x8b], Form::Load, false),
-        Code::Mov_r64_rm64 => (&[0x8b], Form::Load, true),
-        Code::Mov_rm32_r32 => (&[0x89], Form::Store, false),
-        Code::Mov_rm64_r64 => (&[0x89], Form::Store, true),
-        Code::Lea_r32_m => (&[0x8d], Form::Load, false),
-        Code::Lea_r64_m => (&[0x8d], Form::Load, true),
-        Code::Test_rm32_r32 => (&[0x85], Form::Store, false),
-        Code::Test_rm64_r64 => (&[0x85], Form::Store, true),
-        Code::Movsxd_r64_rm32 => (&[0x63], Form::Load, true),
-        Code::Movzx_r32_rm16 => (&[0x0f, 0xb7], Form::Load, false),
-        Code::Movsx_r32_rm16 => (&[0x0f, 0xbf], Form::Load, false),
-        Code::Movsx_r64_rm16 => (&[0x0f, 0xbf], Form::Load, true),
-        Code::Imul_r32_rm32 => (&[0x0f, 0xaf], Form::Load, false),
-        Code::Imul_r64_rm64 => (&[0x0f, 0xaf], Form::Load, true),
-        Code::Mov_rm32_imm32 => (&[0xc7], Form::Long(0), false),
-        Code::Mov_rm64_imm32 => (&[0xc7], Form::Long(0), true),
-        Code::Rol_rm32_imm8 => (&[0xc1], Form::Short(0), false),
-        Code::Rol_rm64_imm8 => (&[0xc1], Form::Short(0), true),
-        Code::Ror_rm32_imm8 => (&[0xc1], Form::Short(1), false),
-        Code::Ror_rm64_imm8 => (&[0xc1], Form::Short(1), true),
-        Code::Shl_rm32_imm8 => (&[0xc1], Form::Short(4), false),
-        Code::Shl_rm64_imm8 => (&[0xc1], Form::Short(4), true),
-        Code::Shr_rm32_imm8 => (&[0xc1], Form::Short(5), false),
-        Code::Shr_rm64_imm8 => (&[0xc1], Form::Short(5), true),
-        Code::Sar_rm32_imm8 => (&[0xc1], Form::Short(7), false),
-        Code::Sar_rm64_imm8 => (&[0xc1], Form::Short(7), true),
+        Code::Mov_r32_rm32 => (Opcode::Short(0x8b), Form::Load, false),
+        Code::Mov_r64_rm64 => (Opcode::Short(0x8b), Form::Load, true),
+        Code::Mov_rm32_r32 => (Opcode::Short(0x89), Form::Store, false),
+        Code::Mov_rm64_r64 => (Opcode::Short(0x89), Form::Store, true),
+        Code::Lea_r32_m => (Opcode::Short(0x8d), Form::Load, false),
+        Code::Lea_r64_m => (Opcode::Short(0x8d), Form::Load, true),
+        Code::Test_rm32_r32 => (Opcode::Short(0x85), Form::Store, false),
+        Code::Test_rm64_r64 => (Opcode::Short(0x85), Form::Store, true),
+        Code::Movsxd_r64_rm32 => (Opcode::Short(0x63), Form::Load, true),
+        Code::Movzx_r32_rm16 => (Opcode::Long(0xb7), Form::Load, false),
+        Code::Movsx_r32_rm16 => (Opcode::Long(0xbf), Form::Load, false),
+        Code::Movsx_r64_rm16 => (Opcode::Long(0xbf), Form::Load, true),
+        Code::Imul_r32_rm32 => (Opcode::Long(0xaf), Form::Load, false),
+        Code::Imul_r64_rm64 => (Opcode::Long(0xaf), Form::Load, true),
+        Code::Mov_rm32_imm32 => (Opcode::Short(0xc7), Form::Long(0), false),
+        Code::Mov_rm64_imm32 => (Opcode::Short(0xc7), Form::Long(0), true),
+        Code::Rol_rm32_imm8 => (Opcode::Short(0xc1), Form::Short(0), false),
+        Code::Rol_rm64_imm8 => (Opcode::Short(0xc1), Form::Short(0), true),
+        Code::Ror_rm32_imm8 => (Opcode::Short(0xc1), Form::Short(1), false),
+        Code::Ror_rm64_imm8 => (Opcode::Short(0xc1), Form::Short(1), true),
+        Code::Shl_rm32_imm8 => (Opcode::Short(0xc1), Form::Short(4), false),
+        Code::Shl_rm64_imm8 => (Opcode::Short(0xc1), Form::Short(4), true),
+        Code::Shr_rm32_imm8 => (Opcode::Short(0xc1), Form::Short(5), false),
+        Code::Shr_rm64_imm8 => (Opcode::Short(0xc1), Form::Short(5), true),
+        Code::Sar_rm32_imm8 => (Opcode::Short(0xc1), Form::Short(7), false),
+        Code::Sar_rm64_imm8 => (Opcode::Short(0xc1), Form::Short(7), true),
         _ => return arithmetic(code),
     })
 }
@@ -125,18 +144,14 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
         Form::Store => (named(insn.op1_register())?, 0),
         Form::Short(extension) | Form::Long(extension) | Form::Alone(extension) => (extension, 0),
         Form::AccumulatorShort | Form::AccumulatorLong => {
-            let mut out = Encoded::default();
-            out.prefix(rex, opcode);
+            let mut out = with_prefix((rex, opcode), 0, 0);
             constant(insn, form, &mut out);
             return Some(out);
         }
         Form::InOpcode => {
             let register = number(insn.op0_register()) as u8;
-            let mut out = Encoded::default();
-            out.prefix(
-                if register > 7 { 0x41 } else { 0 },
-                &[opcode[0] | register & 7],
-            );
+            let opcode = opcode.map(|byte| byte | register & 7);
+            let mut out = with_prefix((extending(0, 0, register), opcode), 0, 0);
             constant(insn, form, &mut out);
             return Some(out);
         }
@@ -196,47 +211,35 @@ pub(super) struct Memory {
     pub displaced: bool,
 }
 
-/// The bytes up to ModRM or SIB, the first one lowest.
-struct Head {
-    bytes: u64,
-    len: usize,
+/// The bits of a REX prefix for registers from R8 on.
+fn extending(field: u8, index: u8, base: u8) -> u8 {
+    let bits = field >> 3 << 2 | index >> 3 << 1 | base >> 3;
+    if bits == 0 { 0 } else { REX | bits }
 }
 
-impl Head {
-    fn new(opcode: &[u8]) -> Head {
-        let mut head = Head { bytes: 0, len: 0 };
-        for &byte in opcode {
-            head.push(byte);
-        }
-        head
+/// Prefix, opcode, and what is behind it in so many bytes.
+fn with_prefix((rex, opcode): (u8, Opcode), operands: u64, count: usize) -> Encoded {
+    let (mut bytes, mut len) = match opcode {
+        Opcode::Short(byte) => (operands << 8 | u64::from(byte), count + 1),
+        Opcode::Long(byte) => (operands << 16 | u64::from(byte) << 8 | 0x0f, count + 2),
+    };
+    if rex != 0 {
+        (bytes, len) = (bytes << 8 | u64::from(rex), len + 1);
     }
-
-    fn push(&mut self, byte: u8) {
-        self.bytes |= u64::from(byte) << (8 * self.len);
-        self.len += 1;
-    }
-
-    /// Behind its REX prefix, if it has one.
-    fn encoded(self, rex: u8) -> Encoded {
-        let mut out = Encoded::default();
-        match rex {
-            0 => out.append(self.bytes, self.len),
-            _ => out.append(self.bytes << 8 | u64::from(rex), self.len + 1),
-        }
-        out
-    }
+    let mut out = Encoded::default();
+    out.append(bytes, len);
+    out
 }
 
 /// An instruction on a register or an extension, and a register.
-fn with_register((rex, opcode): (u8, &[u8]), field: u8, register: u8) -> Encoded {
-    let mut head = Head::new(opcode);
-    head.push(0xc0 | (field & 7) << 3 | register & 7);
-    let high = |number: u8, bit: u8| if number > 7 { 0x40 | bit } else { 0 };
-    head.encoded(rex | high(field, 4) | high(register, 1))
+fn with_register((rex, opcode): (u8, Opcode), field: u8, register: u8) -> Encoded {
+    let rex = rex | extending(field, 0, register);
+    let modrm = 0xc0 | (field & 7) << 3 | register & 7;
+    with_prefix((rex, opcode), modrm.into(), 1)
 }
 
 /// An instruction on a register or an extension, and memory.
-pub(super) fn with_memory((rex, opcode): (u8, &[u8]), field: u8, memory: &Memory) -> Encoded {
+pub(super) fn with_memory((rex, opcode): (u8, Opcode), field: u8, memory: &Memory) -> Encoded {
     let &Memory { base, index, .. } = memory;
     let near = i8::try_from(memory.displacement).is_ok();
     let (mode, bytes) = match memory.displacement {
@@ -245,17 +248,15 @@ pub(super) fn with_memory((rex, opcode): (u8, &[u8]), field: u8, memory: &Memory
         _ if near => (0x40, 1),
         _ => (0x80, 4),
     };
-    let mut head = Head::new(opcode);
+    let rex = rex | extending(field, index, base);
     let modrm = mode | (field & 7) << 3;
-    if index == NO_INDEX && base & 7 != 4 {
-        head.push(modrm | base & 7);
+    let mut out = if index == NO_INDEX && base & 7 != 4 {
+        with_prefix((rex, opcode), (modrm | base & 7).into(), 1)
     } else {
-        head.push(modrm | 4);
         let scale = memory.scale.trailing_zeros() as u8;
-        head.push(scale << 6 | (index & 7) << 3 | base & 7);
-    }
-    let high = |number: u8, bit: u8| if number > 7 { 0x40 | bit } else { 0 };
-    let mut out = head.encoded(rex | high(field, 4) | high(index, 2) | high(base, 1));
+        let sib = scale << 6 | (index & 7) << 3 | base & 7;
+        with_prefix((rex, opcode), u64::from(modrm | 4) | u64::from(sib) << 8, 2)
+    };
     out.append((memory.displacement as u32).into(), bytes);
     out
 }
@@ -305,11 +306,9 @@ pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> O
         Mnemonic::Mov => 2,
         _ => arithmetic(code).map(|_| 2)?,
     };
-    let rex = if wide { 0x48 } else { 0 } | if field > 7 { 0x44 } else { 0 };
-    let mut out = Encoded::default();
-    out.push(0x65);
-    out.prefix(rex, &[opcode[0] ^ turned]);
-    out.extend(&opcode[1..]);
+    let rex = if wide { WIDE } else { 0 } | extending(field, 0, 0);
+    let opcode = opcode.map(|byte| byte ^ turned);
+    let mut out = with_prefix((rex, opcode), 0, 0).behind(0x65);
     out.absolute(field, slot);
     constant(insn, form, &mut out);
     Some(out)

@@ -7,7 +7,7 @@ use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
-use super::encoding::{Memory, NO_INDEX, REX, WIDE, with_memory};
+use super::encoding::{Memory, NO_INDEX, Opcode, REX, WIDE, with_memory};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
 use super::registers::{T0, T1, T2, number, pinned, sized};
@@ -97,7 +97,7 @@ impl Emitter<'_> {
                 displaced: false,
             };
             let rex = if address.narrow { 0 } else { WIDE };
-            return Ok(with_memory((rex, &[0x8d]), T0_NUMBER, &memory));
+            return Ok(with_memory((rex, Opcode::Short(0x8d)), T0_NUMBER, &memory));
         }
         let index = match index {
             NO_INDEX => Register::None,
@@ -543,11 +543,11 @@ impl Emitter<'_> {
         memory: HostMemory,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let opcode: (u8, &[u8]) = match size {
-            1 => (0, &[0x0f, 0xb6]),
-            2 => (0, &[0x0f, 0xb7]),
-            4 => (0, &[0x8b]),
-            _ => (WIDE, &[0x8b]),
+        let opcode = match size {
+            1 => (0, Opcode::Long(0xb6)),
+            2 => (0, Opcode::Long(0xb7)),
+            4 => (0, Opcode::Short(0x8b)),
+            _ => (WIDE, Opcode::Short(0x8b)),
         };
         let register = number(register) as u8;
         Ok(with_memory(opcode, register, &memory.encoded()))
@@ -564,11 +564,13 @@ impl Emitter<'_> {
         let memory = memory.encoded();
         Ok(match size {
             // Without a prefix these are AH, CH, DH and BH.
-            1 if (4..8).contains(&register) => with_memory((REX, &[0x88]), register, &memory),
-            1 => with_memory((0, &[0x88]), register, &memory),
-            2 => with_memory((0, &[0x89]), register, &memory).behind(0x66),
-            4 => with_memory((0, &[0x89]), register, &memory),
-            _ => with_memory((WIDE, &[0x89]), register, &memory),
+            1 if (4..8).contains(&register) => {
+                with_memory((REX, Opcode::Short(0x88)), register, &memory)
+            }
+            1 => with_memory((0, Opcode::Short(0x88)), register, &memory),
+            2 => with_memory((0, Opcode::Short(0x89)), register, &memory).behind(0x66),
+            4 => with_memory((0, Opcode::Short(0x89)), register, &memory),
+            _ => with_memory((WIDE, Opcode::Short(0x89)), register, &memory),
         })
     }
 

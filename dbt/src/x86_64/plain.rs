@@ -20,16 +20,12 @@ use crate::record::liveness::Flags;
 use crate::record::recipe::Recipe;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
-struct Staging {
-    /// Where the others are.
-    places: Places,
-    staged: [Option<Staged>; 3],
-}
+struct Staging([Option<Staged>; 3]);
 
 /// A guest register in a scratch register.
 #[derive(Clone, Copy)]
 struct Staged {
-    guest: usize,
+    guest: u8,
     scratch: Register,
     /// It is loaded before the instruction.
     load: bool,
@@ -39,7 +35,7 @@ struct Staged {
 
 impl Staging {
     fn staged(&self) -> impl Iterator<Item = &Staged> {
-        self.staged.iter().flatten()
+        self.0.iter().flatten()
     }
 
     /// What is loaded before the instruction, on a slow path, too, where there are two at the most.
@@ -51,7 +47,7 @@ impl Staging {
     /// What is loaded before the instruction: scratch registers, and guest registers by number.
     fn loads(&self) -> impl Iterator<Item = (Register, usize)> {
         let loaded = self.staged().filter(|staged| staged.load);
-        loaded.map(|staged| (staged.scratch, staged.guest))
+        loaded.map(|staged| (staged.scratch, staged.guest.into()))
     }
 
     /// Whether any of them is stored afterwards.
@@ -67,8 +63,8 @@ impl Staging {
         load: bool,
         store: bool,
     ) -> Result<Register, Unencodable> {
-        let guest = number(register);
-        for (place, &scratch) in self.staged.iter_mut().zip(scratch) {
+        let guest = number(register) as u8;
+        for (place, &scratch) in self.0.iter_mut().zip(scratch) {
             let staged = place.get_or_insert(Staged {
                 guest,
                 scratch,
@@ -85,12 +81,12 @@ impl Staging {
     }
 
     /// The host register in the place of one of an address.
-    fn place(&self, register: Register) -> Option<Register> {
-        let guest = number(register);
+    fn place(&self, register: Register, places: &Places) -> Option<Register> {
+        let guest = number(register) as u8;
         self.staged()
             .find(|staged| staged.guest == guest)
             .map(|staged| sized(number(staged.scratch) as u8, register.size()))
-            .or_else(|| self.places.host(register))
+            .or_else(|| places.host(register))
     }
 }
 
@@ -167,7 +163,8 @@ impl Emitter<'_> {
         class: &Class,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let (mut staging, out) = stage(insn, class, self.places, &Self::STAGING)?;
+        let mut out = *insn;
+        let mut staging = stage(&mut out, class, &self.places, &Self::STAGING)?;
         let old_value = Recipe::with_old_value(insn).filter(|_| self.worth_stashing());
         let in_memory = match old_value {
             None => self.operand_in_memory(&out, &mut staging),
@@ -202,7 +199,7 @@ impl Emitter<'_> {
     /// The instruction with an operand where it is, if that is a guest register in memory for which `out` has
     /// a scratch register; it need not be staged then.
     fn operand_in_memory(&self, out: &Instruction, staging: &mut Staging) -> Option<Encoded> {
-        if !self.target.memory_operands || staging.staged[0].is_none() {
+        if !self.target.memory_operands || staging.0[0].is_none() {
             return None;
         }
         (0..out.op_count().min(2)).find_map(|operand| {
@@ -214,14 +211,14 @@ impl Emitter<'_> {
                 out.op_kind(other) == OpKind::Register
                     && out.op_register(other).full_register() == scratch
             });
-            let staged = staging.staged.iter_mut().find(|staged| {
+            let staged = staging.0.iter_mut().find(|staged| {
                 let staged = staged.as_ref();
                 staged.is_some_and(|staged| staged.scratch == scratch)
             })?;
             if named.count() != 1 {
                 return None;
             }
-            let slot = self.places.slot(staged.as_ref()?.guest);
+            let slot = self.places.slot(staged.as_ref()?.guest.into());
             let bytes = encoding::encode_in_memory(out, operand, slot)?;
             *staged = None;
             Some(bytes)
@@ -253,7 +250,8 @@ impl Emitter<'_> {
         } else {
             &Self::STAGING[..2]
         };
-        let (staging, mut out) = stage(insn, class, self.places, scratch)?;
+        let mut out = *insn;
+        let staging = stage(&mut out, class, &self.places, scratch)?;
         let high_byte = (0..insn.op_count())
             .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
@@ -407,7 +405,7 @@ impl Emitter<'_> {
 
     fn store_staged(&mut self, staging: &Staging) {
         for staged in staging.staged().filter(|staged| staged.store) {
-            self.store_guest(staged.guest, staged.scratch);
+            self.store_guest(staged.guest.into(), staged.scratch);
         }
     }
 
@@ -442,7 +440,8 @@ impl Emitter<'_> {
         if self.target.mode.segmented() || !wide && !self.target.mode.has(Mode::CODE64) {
             return self.offset_of(insn);
         }
-        let (staging, mut out) = stage(insn, class, self.places, &Self::STAGING)?;
+        let mut out = *insn;
+        let staging = stage(&mut out, class, &self.places, &Self::STAGING)?;
         out.set_segment_prefix(Register::None);
         for (register, set) in [
             (
@@ -452,7 +451,7 @@ impl Emitter<'_> {
             (insn.memory_index(), Instruction::set_memory_index),
         ] {
             if register != Register::None {
-                let placed = staging.place(register).ok_or(Unencodable)?;
+                let placed = staging.place(register, &self.places).ok_or(Unencodable)?;
                 set(&mut out, placed);
             }
         }
@@ -472,21 +471,19 @@ impl Emitter<'_> {
 /// Replaces the general-purpose registers among the operands by host registers: a scratch register for every guest
 /// register that stays in memory.
 fn stage(
-    insn: &Instruction,
+    insn: &mut Instruction,
     class: &Class,
-    places: Places,
+    places: &Places,
     scratch: &[Register],
-) -> Result<(Staging, Instruction), Unencodable> {
-    let mut staging = Staging {
-        places,
-        staged: [None; 3],
-    };
-    let mut out = *insn;
+) -> Result<Staging, Unencodable> {
+    let mut staging = Staging([None; 3]);
+    let operands = insn.op_count();
     // With AH and the like no operand may be a register that a REX prefix names.
-    let high_byte = (0..insn.op_count()).any(|op| is_high_byte(insn.op_register(op)));
-    for op in 0..insn.op_count() {
-        let register = insn.op_register(op);
-        if insn.op_kind(op) != OpKind::Register || !register.is_gpr() {
+    let high_byte = (0..operands).any(|op| is_high_byte(insn.op_register(op)));
+    let as_it_is = *insn;
+    for op in 0..operands {
+        let register = as_it_is.op_register(op);
+        if as_it_is.op_kind(op) != OpKind::Register || !register.is_gpr() {
             continue;
         }
         let host = places
@@ -495,11 +492,11 @@ fn stage(
         let placed = match host {
             Some(host) => host,
             None => {
-                let (reads, writes) = uses(insn, class, op);
+                let (reads, writes) = uses(&as_it_is, class, op);
                 staging.add(register, scratch, reads, writes)?
             }
         };
-        out.set_op_register(op, placed);
+        insn.set_op_register(op, placed);
     }
     if insn.mnemonic() == Mnemonic::Lea {
         for register in [insn.memory_base(), insn.memory_index()] {
@@ -508,7 +505,7 @@ fn stage(
             }
         }
     }
-    Ok((staging, out))
+    Ok(staging)
 }
 
 /// Whether what an instruction does with a register among its operands needs its value, and whether it changes that.
@@ -541,7 +538,8 @@ impl Emitter<'_> {
         insn.set_has_lock_prefix(false);
         insn.set_segment_prefix(Register::None);
         let free = if operand == Operand::None { 3 } else { 2 };
-        let (staging, mut out) = stage(&insn, class, self.places, &Self::STAGING[..free])?;
+        let mut out = insn;
+        let staging = stage(&mut out, class, &self.places, &Self::STAGING[..free])?;
         if operand != Operand::None {
             HostMemory::AT_T0.apply(&mut out);
         }

@@ -5,7 +5,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::Emitter;
-use super::encoding::{Memory, NO_INDEX, REX, WIDE, with_memory};
+use super::encoding::{Memory, NO_INDEX, Opcode, REX, WIDE, with_memory};
 use super::registers::T2;
 use crate::guest::{Mode, Register as Guest};
 use crate::record::classify::{Class, Kind, Operand};
@@ -93,7 +93,7 @@ impl Emitter<'_> {
             displacement,
             displaced: true,
         };
-        self.put(&with_memory((rex, &[0x8d]), into, &memory));
+        self.put(&with_memory((rex, Opcode::Short(0x8d)), into, &memory));
     }
 }
 
