@@ -57,14 +57,14 @@ impl Emitter<'_> {
         };
         let compare = self.encode(&compare.map_err(|_| Unencodable)?)?;
         let label = self.ops.new_dynamic_label();
-        let astray = Astray {
+        let astray = Box::new(Astray {
             index,
             insn: *insn,
             load,
             flags: self.flags,
             ahead: self.stack_ahead,
             within: self.within,
-        };
+        });
         self.stubs.push(Stub::Astray { label, astray });
         self.go_on_if_equal(index, &compare, label);
         Ok(())

@@ -19,6 +19,7 @@ use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
 use super::bulk::{self, Piece, Writer, memory};
 use super::emitter::{Emitter, Encoded};
+use super::operands::HostMemory;
 use super::registers::T1;
 use super::trampoline::here;
 use crate::cache::CodeOffset;
@@ -56,7 +57,7 @@ impl Crossings {
 }
 
 /// Scratch registers, and the guest registers by number that go there.
-pub(super) type Loads = [Option<(Register, usize)>; 2];
+pub(super) type Loads = [Option<(Register, u8)>; 2];
 
 /// What the slow path of an access can do if it crosses.
 #[derive(Clone, Copy)]
@@ -72,10 +73,12 @@ pub(super) enum Crossing {
         store: Encoded,
         behind: DynamicLabel,
     },
-    /// Likewise, load from the buffer to T1, compute and store. `stash`: code behind it looks for the result there.
+    /// Likewise, load so many bytes from the buffer to T1, compute and store. `stash`: code behind it looks for the
+    /// result there.
     Update {
         loads: Loads,
-        steps: [Encoded; 3],
+        size: u8,
+        compute: Encoded,
         stash: bool,
         behind: DynamicLabel,
     },
@@ -138,7 +141,7 @@ impl Emitter<'_> {
             } => {
                 self.call_with(shared.store[view], record);
                 for (scratch, guest) in loads.iter().flatten() {
-                    self.load_guest(*scratch, *guest);
+                    self.load_guest(*scratch, usize::from(*guest));
                 }
                 self.put(store);
                 self.call_shared(shared.finish);
@@ -146,17 +149,19 @@ impl Emitter<'_> {
             }
             Crossing::Update {
                 loads,
-                steps,
+                size,
+                compute,
                 stash,
                 behind,
             } => {
                 self.call_with(shared.store[view], record);
                 for (scratch, guest) in loads.iter().flatten() {
-                    self.load_guest(*scratch, *guest);
+                    self.load_guest(*scratch, usize::from(*guest));
                 }
-                for step in steps {
-                    self.put(step);
-                }
+                let size = u32::from(*size);
+                self.put(&HostMemory::AT_T0.load(T1, size));
+                self.put(compute);
+                self.put(&HostMemory::AT_T0.store(T1, size));
                 if *stash {
                     self.put_into_stash(T1);
                 }

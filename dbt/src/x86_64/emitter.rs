@@ -492,7 +492,7 @@ impl<'a> Emitter<'a> {
     /// A call of shared code that takes a record.
     pub(super) fn call_with(&mut self, to: CodeOffset, record: Upcall) {
         let mut bytes = [0; CALL + size_of::<Upcall>()];
-        bytes[..CALL].copy_from_slice(&self.call_of(to));
+        bytes[..size_of::<u64>()].copy_from_slice(&self.call_of(to).to_le_bytes());
         bytes[CALL..].copy_from_slice(&record.to_bytes());
         self.ops.extend(&bytes);
         self.ops.mark(Follows::Upcall);
@@ -500,16 +500,15 @@ impl<'a> Emitter<'a> {
 
     /// A call of shared code that takes none.
     pub(super) fn call_shared(&mut self, to: CodeOffset) {
-        let call = self.call_of(to);
-        self.ops.extend(&call);
+        let call = self.call_of(to).to_le_bytes();
+        self.ops.extend(&call[..CALL]);
         self.ops.mark(Follows::Call);
     }
 
-    /// `call rel32` of shared code, here.
-    fn call_of(&self, to: CodeOffset) -> [u8; CALL] {
+    /// `call rel32` of shared code, here, in the lowest bytes.
+    fn call_of(&self, to: CodeOffset) -> u64 {
         let end = self.address().0 + CALL as u32;
-        let [a, b, c, d] = to.0.wrapping_sub(end).to_le_bytes();
-        [0xe8, a, b, c, d]
+        0xe8 | u64::from(to.0.wrapping_sub(end)) << 8
     }
 
     /// How many instructions were counted in advance that a way out behind so many leaves out.

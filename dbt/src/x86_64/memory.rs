@@ -7,10 +7,10 @@ use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
-use super::encoding::{Memory, NO_INDEX, Opcode, REX, WIDE, with_memory};
+use super::encoding::{Memory, NO_INDEX, Opcode, WIDE, with_memory};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
-use super::registers::{T0, T1, T2, number, pinned, sized};
+use super::registers::{T0, T1, T2, pinned, sized};
 use super::stubs::Stub;
 use crate::interpret::view;
 use crate::record::grouping::{Group, Member, Place};
@@ -543,14 +543,7 @@ impl Emitter<'_> {
         memory: HostMemory,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let opcode = match size {
-            1 => (0, Opcode::Long(0xb6)),
-            2 => (0, Opcode::Long(0xb7)),
-            4 => (0, Opcode::Short(0x8b)),
-            _ => (WIDE, Opcode::Short(0x8b)),
-        };
-        let register = number(register) as u8;
-        Ok(with_memory(opcode, register, &memory.encoded()))
+        Ok(memory.load(register, size))
     }
 
     /// `mov [memory], register` of 1, 2, 4 or 8 bytes.
@@ -560,18 +553,7 @@ impl Emitter<'_> {
         register: Register,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let register = number(register) as u8;
-        let memory = memory.encoded();
-        Ok(match size {
-            // Without a prefix these are AH, CH, DH and BH.
-            1 if (4..8).contains(&register) => {
-                with_memory((REX, Opcode::Short(0x88)), register, &memory)
-            }
-            1 => with_memory((0, Opcode::Short(0x88)), register, &memory),
-            2 => with_memory((0, Opcode::Short(0x89)), register, &memory).behind(0x66),
-            4 => with_memory((0, Opcode::Short(0x89)), register, &memory),
-            _ => with_memory((WIDE, Opcode::Short(0x89)), register, &memory),
-        })
+        Ok(memory.store(register, size))
     }
 
     /// Stores a register to all copies.

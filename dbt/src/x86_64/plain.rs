@@ -45,9 +45,9 @@ impl Staging {
     }
 
     /// What is loaded before the instruction: scratch registers, and guest registers by number.
-    fn loads(&self) -> impl Iterator<Item = (Register, usize)> {
+    fn loads(&self) -> impl Iterator<Item = (Register, u8)> {
         let loaded = self.staged().filter(|staged| staged.load);
-        loaded.map(|staged| (staged.scratch, staged.guest.into()))
+        loaded.map(|staged| (staged.scratch, staged.guest))
     }
 
     /// Whether any of them is stored afterwards.
@@ -308,11 +308,8 @@ impl Emitter<'_> {
         {
             self.crossing_store = Crossing::Update {
                 loads: staging.first_loads(),
-                steps: [
-                    self.move_load(T1, HostMemory::AT_T0, size)?,
-                    on_register,
-                    self.move_store(HostMemory::AT_T0, T1, size)?,
-                ],
+                size: size as u8,
+                compute: on_register,
                 stash: stash.is_some(),
                 behind,
             };
@@ -399,7 +396,7 @@ impl Emitter<'_> {
             self.leave_t0();
         }
         for (scratch, guest) in staging.loads() {
-            self.load_guest(scratch, guest);
+            self.load_guest(scratch, guest.into());
         }
     }
 

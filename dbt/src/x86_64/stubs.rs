@@ -42,7 +42,10 @@ pub(super) enum Stub {
         record: Upcall,
     },
     /// A jump or call through a register or memory that a trace has followed leads elsewhere.
-    Astray { label: DynamicLabel, astray: Astray },
+    Astray {
+        label: DynamicLabel,
+        astray: Box<Astray>,
+    },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
