@@ -6,7 +6,7 @@ use iced_x86::Instruction;
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
 use super::exits::ExitSite;
-use super::flags::{Effect, FlagsPlace};
+use super::flags::{FlagsPlace, Flow};
 use super::moving::{Follows, Mark};
 use super::places::{self, Places};
 use super::plain::Need;
@@ -182,11 +182,15 @@ fn emit_once(
     let mapping = target.mapping as i32;
     let mut needed = std::mem::take(&mut workshop.needed);
     liveness::needed_before(classes, exposes, &mut needed);
-    let need = |index: usize| Need {
-        before: needed[index],
-        after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
+    let mut flow = Flow {
+        classes,
+        needed: &needed,
+        in_host: 0,
     };
-    let in_host = liveness::mask(classes, |index, class| need(index).in_host(class.flags));
+    let in_host = liveness::mask(classes, |index, class| {
+        flow.need(index).in_host(class.flags)
+    });
+    flow.in_host = in_host;
     // Where a group's check fails, code without groups goes on, and asks more of a recipe. What leads back to
     // a loop is emitted once and for all, so that has to do for it.
     let entered = if places::closes(insns) {
@@ -264,17 +268,7 @@ fn emit_once(
         emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
     }
     emitter.flags = arriving;
-    let effects = classes.iter().enumerate();
-    emitter.effects.extend(effects.map(|(index, class)| {
-        let in_host = in_host >> index & 1 != 0;
-        let checks = emitter.sure >> index & 1 == 0;
-        Effect::of(
-            class,
-            (need(index).after, in_host),
-            checks,
-            target.lazy_flags,
-        )
-    }));
+    emitter.flow = flow;
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         if !emitter.stores_are_settled() && !emitter.passes_stores(index, insn, &classes[index]) {
@@ -290,7 +284,7 @@ fn emit_once(
         if index + 1 == insns.len() && emitter.within.is_some() {
             emitter.end_calls();
         }
-        if !emitter.effects[index].checks {
+        if !emitter.checks(index) {
             emitter.keep_flags();
         }
         emitter.keeps_t0 = keeps_t0(classes[index].kind);
@@ -302,7 +296,7 @@ fn emit_once(
         let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
         let start = emitter.here();
         if emitter
-            .instruction(index, insn, &classes[index], need(index))
+            .instruction(index, insn, &classes[index], flow.need(index))
             .is_ok()
         {
             emitter.follow_flags(insn, &classes[index]);
@@ -359,14 +353,9 @@ fn emit_once(
     let has_inner = emitter.inner.is_some();
     let sites = std::mem::take(&mut emitter.sites);
     helpers |= emitter.unsure;
-    let finished = emitter.finish();
-    workshop.needed = needed;
-    if helpers & !exposes != 0 {
-        workshop.code = finished.code;
-        return Err(Helpers(helpers));
-    }
-    Ok(Emitted {
-        code: finished.code,
+    let code = emitter.finish();
+    let emitted = Emitted {
+        code,
         entries: Entries {
             plain: entry,
             polling: poll_entry,
@@ -377,19 +366,25 @@ fn emit_once(
             saving_forward,
             any_flags: !target.precise_flags,
         },
-        exits: finished.exits,
-        insn_starts: finished.insn_starts,
+        exits: std::mem::take(&mut emitter.exits),
+        insn_starts: std::mem::take(&mut emitter.insn_starts),
         sites,
         vectors,
         lost,
         has_inner,
-        flags_away: finished.flags_away,
-        flags_lost: finished.flags_lost,
-        recipes: finished.recipes,
-        stashes: finished.stashes,
+        flags_away: emitter.flags_away,
+        flags_lost: emitter.flags_lost,
+        recipes: std::mem::take(&mut emitter.recipes),
+        stashes: emitter.stashes,
         places,
-        marks: finished.marks,
-    })
+        marks: emitter.ops.marks(),
+    };
+    workshop.needed = needed;
+    if helpers & !exposes != 0 {
+        workshop.take_back(emitted);
+        return Err(Helpers(helpers));
+    }
+    Ok(emitted)
 }
 
 /// Whether instructions of a kind use T0 for nothing but memory accesses, as far as their number
@@ -573,6 +568,6 @@ impl Emitter<'_> {
         self.flags.host = false;
         let record = self.record(UpcallKind::Alone, 0);
         self.upcall(record);
-        Ok(self.finish().code)
+        Ok(self.finish())
     }
 }

@@ -10,9 +10,9 @@ use super::block::Emitted;
 use super::crossing::Crossing;
 use super::encoding;
 use super::exits::{ExitSite, FollowedCall, Inner};
-use super::flags::{Effect, FlagsPlace};
+use super::flags::{FlagsPlace, Flow};
 use super::late_stores::LateStores;
-use super::moving::{Follows, Mark};
+use super::moving::Follows;
 use super::places::{Allotting, Places};
 use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
@@ -195,7 +195,6 @@ pub struct Workshop {
     stubs: Vec<Stub>,
     finishing: Vec<Stub>,
     rips: Vec<u64>,
-    effects: Vec<Effect>,
     late: LateStores,
     pub(super) classes: Vec<Class>,
     pub(super) needed: Vec<u32>,
@@ -215,7 +214,6 @@ impl Default for Workshop {
             stubs: Vec::new(),
             finishing: Vec::new(),
             rips: Vec::new(),
-            effects: Vec::new(),
             late: LateStores::default(),
             classes: Vec::new(),
             needed: Vec::new(),
@@ -280,7 +278,7 @@ pub struct Emitter<'a> {
     /// they hold.
     pub(super) recipes: Vec<(u16, Recipe)>,
     /// What the block's instructions do with the flags they find.
-    pub(super) effects: &'a mut Vec<Effect>,
+    pub(super) flow: Flow<'a>,
     /// The instruction that is being emitted.
     pub(super) current: usize,
     /// Behind it comes a conditional jump.
@@ -330,18 +328,6 @@ pub struct Emitter<'a> {
     pub(super) predicted: bool,
 }
 
-/// What an emitter leaves.
-pub(super) struct Finished {
-    pub code: [Vec<u8>; 2],
-    pub exits: Vec<ExitSite>,
-    pub insn_starts: Vec<u32>,
-    pub flags_away: u64,
-    pub flags_lost: u64,
-    pub recipes: Vec<(u16, Recipe)>,
-    pub stashes: u64,
-    pub marks: Option<Box<[Mark]>>,
-}
-
 /// The instruction cannot be encoded with host registers: a helper has to do it.
 #[derive(Debug)]
 pub struct Unencodable;
@@ -352,7 +338,6 @@ impl<'a> Emitter<'a> {
         workshop.ops.clear(target.movable);
         workshop.stubs.clear();
         workshop.rips.clear();
-        workshop.effects.clear();
         workshop.late.clear();
         let mut exits = std::mem::take(&mut workshop.exits);
         let mut insn_starts = std::mem::take(&mut workshop.insn_starts);
@@ -374,7 +359,7 @@ impl<'a> Emitter<'a> {
             flags_away: 0,
             flags_lost: 0,
             recipes: Vec::new(),
-            effects: &mut workshop.effects,
+            flow: Flow::default(),
             current: 0,
             branch_next: false,
             stashed: None,
@@ -534,7 +519,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits everything that goes behind the block's end, and returns the code.
-    pub(super) fn finish(&mut self) -> Finished {
+    pub(super) fn finish(&mut self) -> [Vec<u8>; 2] {
         self.finish_stubs();
         self.landings();
         self.finish_stubs();
@@ -544,16 +529,7 @@ impl<'a> Emitter<'a> {
         for exit in &self.exits {
             exit.lead_to_stub(&mut code, bases);
         }
-        Finished {
-            code,
-            exits: std::mem::take(&mut self.exits),
-            insn_starts: std::mem::take(&mut self.insn_starts),
-            flags_away: self.flags_away,
-            flags_lost: self.flags_lost,
-            recipes: std::mem::take(&mut self.recipes),
-            stashes: self.stashes,
-            marks: self.ops.marks(),
-        }
+        code
     }
 
     fn finish_stubs(&mut self) {

@@ -186,11 +186,24 @@ impl Emitter<'_> {
     ) -> Result<HostMemory, Unencodable> {
         let memory = self.host_memory(insn, at);
         self.check_access(insn, at, size, write, needed)?;
-        self.keep_flags();
         Ok(memory)
     }
 
-    fn check_access(
+    /// Likewise, where the operand is known.
+    pub(super) fn check_access(
+        &mut self,
+        insn: usize,
+        at: (Place, &Address),
+        size: u32,
+        write: bool,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        self.translate(insn, at, size, write, needed)?;
+        self.keep_flags();
+        Ok(())
+    }
+
+    fn translate(
         &mut self,
         insn: usize,
         (place, address): (Place, &Address),

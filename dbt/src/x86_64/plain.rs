@@ -315,7 +315,7 @@ impl Emitter<'_> {
             };
         }
         self.may_predict = true;
-        self.check(index, at, size, write, need.before != 0)?;
+        self.check_access(index, at, size, write, need.before != 0)?;
         self.may_predict = false;
         self.crossing_store = Crossing::Never;
         if by_t0 {
@@ -476,7 +476,12 @@ fn stage(
     let mut staging = Staging([None; 3]);
     let operands = insn.op_count();
     // With AH and the like no operand may be a register that a REX prefix names.
-    let high_byte = (0..operands).any(|op| is_high_byte(insn.op_register(op)));
+    let first = [
+        insn.op0_register(),
+        insn.op1_register(),
+        insn.op2_register(),
+    ];
+    let high_byte = first.into_iter().any(is_high_byte);
     let as_it_is = *insn;
     for op in 0..operands {
         let register = as_it_is.op_register(op);
