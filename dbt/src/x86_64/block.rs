@@ -100,7 +100,7 @@ pub fn emit(
     }
     if let Some((_, followed)) = classes.split_last_mut() {
         for class in followed {
-            *class = class.followed();
+            class.kind = class.kind.followed();
         }
     }
     let precise = target.precise_flags;

@@ -13,6 +13,7 @@ use super::exits::{ExitSite, FollowedCall, Inner};
 use super::flags::{FlagsPlace, Flow};
 use super::late_stores::LateStores;
 use super::moving::Follows;
+use super::operands::HostMemory;
 use super::places::{Allotting, Places};
 use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
@@ -403,9 +404,30 @@ impl<'a> Emitter<'a> {
 
     /// Encodes an instruction that names host registers only.
     pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
-        if let Some(encoded) = encoding::encode(insn) {
-            return Ok(encoded);
+        match encoding::encode(insn, None) {
+            Some(encoded) => Ok(encoded),
+            None => self.encode_unusual(insn),
         }
+    }
+
+    /// Encodes an instruction that names host registers, with an operand in memory in the place of its own.
+    pub(super) fn encode_on(
+        &mut self,
+        insn: &Instruction,
+        memory: HostMemory,
+    ) -> Result<Encoded, Unencodable> {
+        match encoding::encode(insn, Some(&memory.encoded())) {
+            Some(encoded) => Ok(encoded),
+            None => {
+                let mut insn = *insn;
+                memory.apply(&mut insn);
+                self.encode_unusual(&insn)
+            }
+        }
+    }
+
+    #[cold]
+    fn encode_unusual(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
         let done = self.encoder.encode(insn, 0);
         let mut buffer = self.encoder.take_buffer();
         let mut encoded = Encoded::default();

@@ -124,13 +124,14 @@ fn row(code: Code) -> Option<Row> {
     })
 }
 
-/// Encodes an instruction of 64-bit code; `None`: it is not among the usual ones.
-pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
+/// Encodes an instruction of 64-bit code; `None`: it is not among the usual ones. `replaced`: its operand in memory,
+/// if that is not the one that it names.
+pub(super) fn encode(insn: &Instruction, replaced: Option<&Memory>) -> Option<Encoded> {
     let (opcode, form, wide) = row(insn.code()).or_else(|| encoding_rows::more(insn.code()))?;
     let prefixed = insn.has_rep_prefix()
         || insn.has_repne_prefix()
         || insn.has_lock_prefix()
-        || insn.segment_prefix() != Register::None;
+        || (replaced.is_none() && insn.segment_prefix() != Register::None);
     if prefixed {
         return None;
     }
@@ -161,6 +162,7 @@ pub(super) fn encode(insn: &Instruction) -> Option<Encoded> {
             let register = named(insn.op_register(operand))?;
             with_register((rex, opcode), field, register)
         }
+        OpKind::Memory if let Some(memory) = replaced => with_memory((rex, opcode), field, memory),
         OpKind::Memory => {
             let (base, index) = (insn.memory_base(), insn.memory_index());
             let named = |register: Register| register.is_gpr64().then(|| number(register) as u8);
@@ -232,7 +234,7 @@ fn with_prefix((rex, opcode): (u8, Opcode), operands: u64, count: usize) -> Enco
 }
 
 /// An instruction on a register or an extension, and a register.
-fn with_register((rex, opcode): (u8, Opcode), field: u8, register: u8) -> Encoded {
+pub(super) fn with_register((rex, opcode): (u8, Opcode), field: u8, register: u8) -> Encoded {
     let rex = rex | extending(field, 0, register);
     let modrm = 0xc0 | (field & 7) << 3 | register & 7;
     with_prefix((rex, opcode), modrm.into(), 1)
@@ -324,7 +326,7 @@ mod tests {
     const REGISTERS: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
     fn compare(insn: &Instruction, compared: &mut usize) {
-        let Some(ours) = encode(insn) else {
+        let Some(ours) = encode(insn, None) else {
             return;
         };
         let mut encoder = Encoder::new(64);

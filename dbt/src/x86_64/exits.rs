@@ -87,6 +87,9 @@ impl Emitter<'_> {
 
     /// Registers that are not in their own places go there. Uses T1; the flags stay.
     pub(super) fn restore_places(&mut self) {
+        if self.places.are_usual() {
+            return;
+        }
         self.exchange_pairs();
         for (slot, host) in self.places.given_way() {
             dynasm!(self.ops ; .arch x64 ; gs mov Rq(host), [slot]);

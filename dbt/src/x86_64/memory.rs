@@ -7,7 +7,7 @@ use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
-use super::encoding::{Memory, NO_INDEX, Opcode, WIDE, with_memory};
+use super::encoding::{Memory, NO_INDEX, Opcode, WIDE, with_memory, with_register};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
 use super::registers::{T0, T1, T2, pinned, sized};
@@ -303,7 +303,7 @@ impl Emitter<'_> {
     /// Puts a base register and a displacement into T2.
     pub(super) fn address_to_compare(&mut self, base: u8, displacement: i32) {
         match displacement {
-            0 => dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base)),
+            0 => self.put(&with_register((WIDE, Opcode::Short(0x89)), base, T2_NUMBER)),
             _ => self.add_displacement(T2_NUMBER, base, displacement, true),
         }
     }
@@ -340,14 +340,19 @@ impl Emitter<'_> {
         }
     }
 
-    /// Puts the offset of the TLB entry for a scratch register's address into T1.
+    /// Puts the offset of the TLB entry for the address in T0 or T2 into T1.
     pub(super) fn tlb_index(&mut self, address: Register) {
-        let address = Self::scratch(address);
         let mask = ((TLB_ENTRIES - 1) * 32) as i32;
-        if self.target.bmi2 {
-            dynasm!(self.ops ; .arch x64 ; rorx edi, Rd(address), 7);
-        } else {
-            dynasm!(self.ops ; .arch x64 ; mov edi, Rd(address) ; shr edi, 7);
+        match (address, self.target.bmi2) {
+            (T2, true) => dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7),
+            (address, bmi2) => {
+                let address = Self::scratch(address);
+                if bmi2 {
+                    dynasm!(self.ops ; .arch x64 ; rorx edi, Rd(address), 7);
+                } else {
+                    dynasm!(self.ops ; .arch x64 ; mov edi, Rd(address) ; shr edi, 7);
+                }
+            }
         }
         dynasm!(self.ops ; .arch x64 ; and edi, mask);
     }

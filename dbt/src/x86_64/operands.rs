@@ -258,7 +258,7 @@ impl HostMemory {
     }
 
     /// As it is encoded.
-    fn encoded(self) -> Memory {
+    pub(super) fn encoded(self) -> Memory {
         Memory {
             base: number(self.base) as u8,
             index: match self.index {

@@ -255,12 +255,7 @@ impl Emitter<'_> {
         let high_byte = (0..insn.op_count())
             .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
-        out.set_segment_prefix(Register::None);
-        let encoded = |emitter: &mut Self, memory: HostMemory| {
-            let mut out = out;
-            memory.apply(&mut out);
-            emitter.encode(&out)
-        };
+        let encoded = |emitter: &mut Self, memory: HostMemory| emitter.encode_on(&out, memory);
         // AH to BH cannot be named beside registers that need a prefix; T0 needs none.
         let by_t0 = high_byte && encoded(self, checked).is_err();
         let memory = if by_t0 { HostMemory::AT_T0 } else { checked };
@@ -275,6 +270,7 @@ impl Emitter<'_> {
                     .find(|&op| insn.op_kind(op) == OpKind::Memory)
                     .ok_or(Unencodable)?;
                 let mut out = out;
+                out.set_segment_prefix(Register::None);
                 out.set_memory_base(Register::None);
                 out.set_memory_index(Register::None);
                 out.set_op_kind(memory_op, OpKind::Register);
