@@ -19,7 +19,6 @@ use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
 use super::stubs::Stub;
 use super::trampoline::Trampolines;
-use super::whole_jumps::LONGEST;
 use crate::cache::{CodeOffset, Further};
 use crate::guest::{CodeSegment, Mode};
 use crate::record::classify::Class;
@@ -116,22 +115,21 @@ pub struct Predicting<'a> {
 /// The bytes of one host instruction.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Encoded {
-    /// Behind the instruction there is room for what is appended to the longest one.
-    bytes: [u8; LONGEST + APPENDED],
+    /// Behind the instruction come zeros.
+    bytes: [u8; size_of::<u128>()],
     len: u8,
 }
 
 /// Bytes of `call rel32`.
 const CALL: usize = 5;
 
-/// Bytes that are appended at once.
-const APPENDED: usize = size_of::<u64>();
-
 impl Encoded {
-    /// Appends the lowest bytes of a number; the others are not part of the instruction.
+    /// Appends the lowest bytes of a number; the others are zeros.
     pub(super) fn append(&mut self, bytes: u64, count: usize) {
         let end = usize::from(self.len);
-        self.bytes[end..end + APPENDED].copy_from_slice(&bytes.to_le_bytes());
+        debug_assert!(end + count <= self.bytes.len(), "too long an instruction");
+        let before = u128::from_le_bytes(self.bytes);
+        self.bytes = (before | u128::from(bytes) << (8 * end)).to_le_bytes();
         self.len += count as u8;
     }
 
@@ -175,7 +173,7 @@ impl Encoded {
     }
 
     /// The instruction, and what is behind it.
-    pub(super) fn room(&self) -> &[u8; LONGEST + APPENDED] {
+    pub(super) fn room(&self) -> &[u8; size_of::<u128>()] {
         &self.bytes
     }
 }

@@ -243,12 +243,12 @@ pub(super) fn with_register((rex, opcode): (u8, Opcode), field: u8, register: u8
 /// An instruction on a register or an extension, and memory.
 pub(super) fn with_memory((rex, opcode): (u8, Opcode), field: u8, memory: &Memory) -> Encoded {
     let &Memory { base, index, .. } = memory;
-    let near = i8::try_from(memory.displacement).is_ok();
-    let (mode, bytes) = match memory.displacement {
+    let (mode, displacement, count) = match (memory.displacement, i8::try_from(memory.displacement))
+    {
         // RBP and R13 have no form without one.
-        0 if !memory.displaced && base & 7 != 5 => (0, 0),
-        _ if near => (0x40, 1),
-        _ => (0x80, 4),
+        (0, _) if !memory.displaced && base & 7 != 5 => (0, 0, 0),
+        (_, Ok(near)) => (0x40, u64::from(near as u8), 1),
+        (far, Err(_)) => (0x80, u64::from(far as u32), 4),
     };
     let rex = rex | extending(field, index, base);
     let modrm = mode | (field & 7) << 3;
@@ -259,7 +259,7 @@ pub(super) fn with_memory((rex, opcode): (u8, Opcode), field: u8, memory: &Memor
         let sib = scale << 6 | (index & 7) << 3 | base & 7;
         with_prefix((rex, opcode), u64::from(modrm | 4) | u64::from(sib) << 8, 2)
     };
-    out.append((memory.displacement as u32).into(), bytes);
+    out.append(displacement, count);
     out
 }
 

@@ -20,7 +20,7 @@ pub(super) const PUSH: usize = 1;
 /// Prefixes, and the bytes of the longest instruction (SDM volume 2, 2.3.11).
 const GS: u8 = 0x65;
 const WORD: u8 = 0x66;
-pub(super) const LONGEST: usize = 15;
+const LONGEST: usize = 15;
 
 /// NOPs by length (SDM volume 2, NOP, table 4-12).
 const NOPS: [&[u8]; 9] = [
