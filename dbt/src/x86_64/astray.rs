@@ -4,7 +4,8 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::flags::FlagsPlace;
 use super::registers::{T0, T1, number, sized};
 use super::stubs::Stub;

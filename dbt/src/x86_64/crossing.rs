@@ -18,7 +18,8 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
 use super::bulk::{self, Piece, Writer, memory};
-use super::emitter::{Emitter, Encoded};
+use super::emitter::Emitter;
+use super::encoded::Encoded;
 use super::operands::HostMemory;
 use super::registers::T1;
 use super::trampoline::here;

@@ -7,7 +7,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::flags::FlagsPlace;
 use super::operands::HostMemory;
 use super::plain::Need;
@@ -112,13 +113,8 @@ impl Emitter<'_> {
 
     /// A store of the element that has been put away, to where T0 points: by way of T1.
     fn store_from_scratch(&mut self, size: u32) -> Result<Encoded, Unencodable> {
-        let mut both = Encoded::default();
-        both.extend(&[0x65]);
-        both.prefix(0x48, &[0x8b]);
-        both.absolute(Self::scratch(T1), at::SCRATCH);
-        let store = self.move_store(HostMemory::AT_T0, T1, size)?;
-        both.extend(&store);
-        Ok(both)
+        let load = Encoded::of(&[0x65, 0x48, 0x8b]).absolute(Self::scratch(T1), at::SCRATCH);
+        Ok(load.then(HostMemory::AT_T0.store(T1, size)))
     }
 
     /// In code with groups, which count on where the index registers go: emits the comparison of DF, unless that is

@@ -8,6 +8,7 @@ use mmu::GuestPhys;
 
 use super::block::Emitted;
 use super::crossing::Crossing;
+use super::encoded::Encoded;
 use super::encoding;
 use super::exits::{ExitSite, FollowedCall, Inner};
 use super::flags::{FlagsPlace, Flow};
@@ -112,79 +113,8 @@ pub struct Predicting<'a> {
     pub first: u16,
 }
 
-/// The bytes of one host instruction.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Encoded {
-    /// Behind the instruction come zeros.
-    bytes: [u8; size_of::<u128>()],
-    len: u8,
-}
-
 /// Bytes of `call rel32`.
 const CALL: usize = 5;
-
-impl Encoded {
-    /// Appends the lowest bytes of a number; the others are zeros.
-    pub(super) fn append(&mut self, bytes: u64, count: usize) {
-        let end = usize::from(self.len);
-        debug_assert!(end + count <= self.bytes.len(), "too long an instruction");
-        let before = u128::from_le_bytes(self.bytes);
-        self.bytes = (before | u128::from(bytes) << (8 * end)).to_le_bytes();
-        self.len += count as u8;
-    }
-
-    /// Appends a byte.
-    pub(super) fn push(&mut self, byte: u8) {
-        self.append(byte.into(), 1);
-    }
-
-    /// Appends 32 bits.
-    pub(super) fn push_i32(&mut self, value: i32) {
-        self.append((value as u32).into(), 4);
-    }
-
-    /// Appends a ModRM byte and what belongs to it: a register or an extension, and an absolute address.
-    pub(super) fn absolute(&mut self, field: u8, address: i32) {
-        self.append(u64::from((field & 7) << 3 | 4) | 0x25 << 8, 2);
-        self.push_i32(address);
-    }
-
-    /// Appends a REX prefix, if there is one, and an opcode.
-    pub(super) fn prefix(&mut self, rex: u8, opcode: &[u8]) {
-        if rex != 0 {
-            self.push(rex);
-        }
-        self.extend(opcode);
-    }
-
-    /// Appends some bytes.
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.push(byte);
-        }
-    }
-
-    /// The instruction behind a legacy prefix.
-    pub(super) fn behind(self, prefix: u8) -> Encoded {
-        let mut out = Encoded::default();
-        out.push(prefix);
-        out.extend(&self);
-        out
-    }
-
-    /// The instruction, and what is behind it.
-    pub(super) fn room(&self) -> &[u8; size_of::<u128>()] {
-        &self.bytes
-    }
-}
-
-impl std::ops::Deref for Encoded {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-}
 
 /// What emitting needs over and over: kept, because translating large programs spent a tenth of
 /// its time with the allocator.
@@ -428,14 +358,13 @@ impl<'a> Emitter<'a> {
     fn encode_unusual(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
         let done = self.encoder.encode(insn, 0);
         let mut buffer = self.encoder.take_buffer();
-        let mut encoded = Encoded::default();
-        if done.is_ok() {
-            encoded.bytes[..buffer.len()].copy_from_slice(&buffer);
-            encoded.len = buffer.len() as u8;
-        }
+        let encoded = match done {
+            Ok(_) => Ok(Encoded::of(&buffer)),
+            Err(_) => Err(Unencodable),
+        };
         buffer.clear();
         self.encoder.set_buffer(buffer);
-        done.map(|_| encoded).map_err(|_| Unencodable)
+        encoded
     }
 
     /// Emits an instruction.

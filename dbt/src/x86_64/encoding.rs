@@ -4,7 +4,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use super::emitter::Encoded;
+use super::encoded::Encoded;
 use super::encoding_rows;
 use super::registers::{is_high_byte, number};
 
@@ -145,19 +145,16 @@ pub(super) fn encode(insn: &Instruction, replaced: Option<&Memory>) -> Option<En
         Form::Store => (named(insn.op1_register())?, 0),
         Form::Short(extension) | Form::Long(extension) | Form::Alone(extension) => (extension, 0),
         Form::AccumulatorShort | Form::AccumulatorLong => {
-            let mut out = with_prefix((rex, opcode), 0, 0);
-            constant(insn, form, &mut out);
-            return Some(out);
+            return Some(constant(insn, form, with_prefix((rex, opcode), 0, 0)));
         }
         Form::InOpcode => {
             let register = number(insn.op0_register()) as u8;
             let opcode = opcode.map(|byte| byte | register & 7);
-            let mut out = with_prefix((extending(0, 0, register), opcode), 0, 0);
-            constant(insn, form, &mut out);
-            return Some(out);
+            let head = with_prefix((extending(0, 0, register), opcode), 0, 0);
+            return Some(constant(insn, form, head));
         }
     };
-    let mut out = match insn.op_kind(operand) {
+    let head = match insn.op_kind(operand) {
         OpKind::Register => {
             let register = named(insn.op_register(operand))?;
             with_register((rex, opcode), field, register)
@@ -183,8 +180,7 @@ pub(super) fn encode(insn: &Instruction, replaced: Option<&Memory>) -> Option<En
         }
         _ => return None,
     };
-    constant(insn, form, &mut out);
-    Some(out)
+    Some(constant(insn, form, head))
 }
 
 /// REX without further bits, and with W.
@@ -228,9 +224,7 @@ fn with_prefix((rex, opcode): (u8, Opcode), operands: u64, count: usize) -> Enco
     if rex != 0 {
         (bytes, len) = (bytes << 8 | u64::from(rex), len + 1);
     }
-    let mut out = Encoded::default();
-    out.append(bytes, len);
-    out
+    Encoded::new(bytes.into(), len)
 }
 
 /// An instruction on a register or an extension, and a register.
@@ -252,25 +246,24 @@ pub(super) fn with_memory((rex, opcode): (u8, Opcode), field: u8, memory: &Memor
     };
     let rex = rex | extending(field, index, base);
     let modrm = mode | (field & 7) << 3;
-    let mut out = if index == NO_INDEX && base & 7 != 4 {
+    let head = if index == NO_INDEX && base & 7 != 4 {
         with_prefix((rex, opcode), (modrm | base & 7).into(), 1)
     } else {
         let scale = memory.scale.trailing_zeros() as u8;
         let sib = scale << 6 | (index & 7) << 3 | base & 7;
         with_prefix((rex, opcode), u64::from(modrm | 4) | u64::from(sib) << 8, 2)
     };
-    out.append(displacement, count);
-    out
+    head.append(displacement, count)
 }
 
 /// Appends the constant that a form ends with.
-fn constant(insn: &Instruction, form: Form, out: &mut Encoded) {
+fn constant(insn: &Instruction, form: Form, head: Encoded) -> Encoded {
     match form {
-        Form::Short(_) | Form::AccumulatorShort => out.push(insn.immediate(1) as u8),
+        Form::Short(_) | Form::AccumulatorShort => head.append((insn.immediate(1) as u8).into(), 1),
         Form::Long(_) | Form::AccumulatorLong | Form::InOpcode => {
-            out.push_i32(insn.immediate(1) as i32);
+            head.append((insn.immediate(1) as u32).into(), 4)
         }
-        Form::Load | Form::Store | Form::Alone(_) => {}
+        Form::Load | Form::Store | Form::Alone(_) => head,
     }
 }
 
@@ -282,11 +275,8 @@ pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> O
     if code == Code::Mov_r32_imm32 {
         // Constants that do not change by being extended.
         let constant = i32::try_from(insn.immediate32()).ok()?;
-        let mut out = Encoded::default();
-        out.extend(&[0x65, 0x48, 0xc7]);
-        out.absolute(0, slot);
-        out.push_i32(constant);
-        return Some(out);
+        let head = Encoded::of(&[0x65, 0x48, 0xc7]).absolute(0, slot);
+        return Some(head.append((constant as u32).into(), 4));
     }
     let (opcode, form, wide) = row(code)?;
     let compares = matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test);
@@ -310,10 +300,9 @@ pub(super) fn encode_in_memory(insn: &Instruction, operand: u32, slot: i32) -> O
     };
     let rex = if wide { WIDE } else { 0 } | extending(field, 0, 0);
     let opcode = opcode.map(|byte| byte ^ turned);
-    let mut out = with_prefix((rex, opcode), 0, 0).behind(0x65);
-    out.absolute(field, slot);
-    constant(insn, form, &mut out);
-    Some(out)
+    let head = with_prefix((rex, opcode), 0, 0).behind(0x65);
+    let head = head.absolute(field, slot);
+    Some(constant(insn, form, head))
 }
 
 #[cfg(test)]
@@ -331,7 +320,7 @@ mod tests {
         };
         let mut encoder = Encoder::new(64);
         encoder.encode(insn, 0).expect("iced-x86 encodes it");
-        assert_eq!(*ours, encoder.take_buffer()[..], "{insn:?}");
+        assert_eq!(ours.to_vec(), encoder.take_buffer(), "{insn:?}");
         *compared += 1;
     }
 
@@ -469,7 +458,7 @@ mod tests {
                     let Some(bytes) = encode_in_memory(&insn, operand, SLOT) else {
                         continue;
                     };
-                    let found = iced_x86::Decoder::new(64, &bytes, 0).decode();
+                    let found = iced_x86::Decoder::new(64, &bytes.to_vec(), 0).decode();
                     let what = format!("{insn} with operand {operand} in memory: {found}");
                     assert_eq!(found.len(), bytes.len(), "{what}");
                     assert_eq!(found.mnemonic(), insn.mnemonic(), "{what}");

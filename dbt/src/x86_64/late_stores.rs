@@ -8,7 +8,8 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::operands::HostMemory;
 use super::registers::{T0, number};
 use crate::guest::Register as Guest;
@@ -100,7 +101,7 @@ impl Emitter<'_> {
             self.put(&mirror);
         }
         let native = encode(self, memory)?;
-        self.late.code.extend_from_slice(&native);
+        native.append_to(&mut self.late.code);
         let late = &mut self.late;
         late.reads |= reads;
         late.by_t0 |= memory.base == T0;

@@ -6,7 +6,8 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
+use super::emitter::{Emitter, Held, Near, Unencodable};
+use super::encoded::Encoded;
 use super::encoding::{Memory, NO_INDEX, Opcode, WIDE, with_memory, with_register};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};

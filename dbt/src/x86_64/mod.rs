@@ -10,6 +10,7 @@ mod control;
 mod crossing;
 mod elements;
 mod emitter;
+mod encoded;
 mod encoding;
 mod encoding_rows;
 mod entries;

@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, MemoryOperand, Mnemonic, Register};
 
-use super::emitter::Encoded;
+use super::encoded::Encoded;
 use super::encoding::{Memory, NO_INDEX, Opcode, REX, WIDE, with_memory};
 use super::places::Places;
 use super::registers::{T0, number, pinned, sized};

@@ -5,7 +5,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::crossing::{Crossing, Loads, repeatable};
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::encoding;
 use super::flags::FlagsPlace;
 use super::late_stores::{addresses, moves};
@@ -260,24 +261,20 @@ impl Emitter<'_> {
         let by_t0 = high_byte && encoded(self, checked).is_err();
         let memory = if by_t0 { HostMemory::AT_T0 } else { checked };
         let on_loaded = loads && !high_byte;
-        let native = match on_loaded {
-            true => Encoded::default(),
-            false => encoded(self, memory)?,
-        };
-        let on_register = match operand {
-            _ if on_loaded => {
-                let memory_op = (0..insn.op_count())
-                    .find(|&op| insn.op_kind(op) == OpKind::Memory)
-                    .ok_or(Unencodable)?;
-                let mut out = out;
-                out.set_segment_prefix(Register::None);
-                out.set_memory_base(Register::None);
-                out.set_memory_index(Register::None);
-                out.set_op_kind(memory_op, OpKind::Register);
-                out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
-                self.encode(&out)?
-            }
-            _ => Encoded::default(),
+        // On T1 where the operand is loaded, else on the native copy.
+        let native = if on_loaded {
+            let memory_op = (0..insn.op_count())
+                .find(|&op| insn.op_kind(op) == OpKind::Memory)
+                .ok_or(Unencodable)?;
+            let mut out = out;
+            out.set_segment_prefix(Register::None);
+            out.set_memory_base(Register::None);
+            out.set_memory_index(Register::None);
+            out.set_op_kind(memory_op, OpKind::Register);
+            out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
+            self.encode(&out)?
+        } else {
+            encoded(self, memory)?
         };
         let write = matches!(
             operand,
@@ -305,7 +302,7 @@ impl Emitter<'_> {
             self.crossing_store = Crossing::Update {
                 loads: staging.first_loads(),
                 size: size as u8,
-                compute: on_register,
+                compute: native,
                 stash: stash.is_some(),
                 behind,
             };
@@ -327,8 +324,8 @@ impl Emitter<'_> {
                 let load = self.move_load(T1, memory, size)?;
                 self.put(&load);
                 self.stash(T1, recipe);
-                self.keep_with_branch(on_register.len(), class);
-                self.put(&on_register);
+                self.keep_with_branch(native.len(), class);
+                self.put(&native);
             }
             Operand::None | Operand::Read => {
                 self.keep_with_branch(native.len(), class);
@@ -358,7 +355,7 @@ impl Emitter<'_> {
             Operand::Modify => {
                 let load = self.move_load(T1, memory, size)?;
                 self.put(&load);
-                self.put(&on_register);
+                self.put(&native);
                 if let Some(recipe) = stash {
                     self.stash(T1, recipe);
                 }

@@ -8,7 +8,7 @@ use dynasmrt::components::LabelRegistry;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{AssemblyOffset, DynamicLabel, DynasmApi, DynasmLabelApi};
 
-use super::emitter::Encoded;
+use super::encoded::Encoded;
 use super::moving::{Follows, Mark};
 use crate::cache::CodeOffset;
 
@@ -77,10 +77,7 @@ impl Sections {
 
     /// Emits an instruction.
     pub(super) fn put(&mut self, encoded: &Encoded) {
-        // A copy of a known length takes no loop.
-        let end = self.chosen.len() + encoded.len();
-        self.chosen.extend_from_slice(encoded.room());
-        self.chosen.truncate(end);
+        encoded.append_to(&mut self.chosen);
     }
 
     /// Notes what has just been emitted, and ends here, as something that changes if the block is

@@ -4,7 +4,8 @@ use dynasmrt::{DynamicLabel, DynasmLabelApi, dynasm};
 
 use super::astray::Astray;
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded};
+use super::emitter::Emitter;
+use super::encoded::Encoded;
 use super::exits::ExitKind;
 use super::flags::{ExitFlags, FlagsPlace};
 use super::prediction::Wrong;
