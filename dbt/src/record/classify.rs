@@ -35,11 +35,18 @@ impl Default for Classifier {
 
 impl Classifier {
     /// Classifies one instruction under the mode bits of its block.
+    #[inline]
     pub fn classify(&mut self, insn: &Instruction, mode: Mode) -> Class {
         let (shape, named) = shape::of(insn, mode);
-        if let Some(class) = self.known.get(shape, named) {
-            return class;
+        match self.known.get(shape, named) {
+            Some(class) => class,
+            None => self.classify_first(insn, mode, shape),
         }
+    }
+
+    /// Likewise, where nothing is known of its shape yet.
+    #[cold]
+    fn classify_first(&mut self, insn: &Instruction, mode: Mode, shape: shape::Shape) -> Class {
         self.learn(insn, mode, shape);
         self.describe(insn, mode)
     }

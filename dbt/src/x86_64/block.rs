@@ -120,15 +120,16 @@ pub fn emit(
         let groups = Some(&workshop.groups).filter(|_| busy);
         Places::choose(insns, &classes, groups, allotting)
     });
-    let emitted = loop {
+    loop {
         let exposing = (exposes, leavable & !exposes);
         match emit_once(workshop, insns, &classes, exposing, (rip, places), target) {
-            Ok(emitted) => break emitted,
+            Ok(emitted) => {
+                workshop.classes = classes;
+                return emitted;
+            }
             Err(Helpers(more)) => exposes |= more,
         }
-    };
-    workshop.classes = classes;
-    emitted
+    }
 }
 
 /// Leaves string instructions without a prefix to the interpreter, from before groups are found: it may go down.
@@ -317,7 +318,7 @@ fn emit_once(
             emitter.settle_stack();
             emitter.helper(index);
         }
-        emitter.follow_call(classes[index].kind, emitter.next_offset(insn));
+        emitter.follow_call(classes[index].kind, insn);
     }
     emitter.settle_stores();
     emitter.settle_stack();
