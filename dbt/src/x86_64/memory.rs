@@ -543,11 +543,10 @@ impl Emitter<'_> {
                 _ => 1,
             };
             let at = memory.further(done as i32);
-            let load = self.move_load(T1, at, piece)?;
-            self.put(&load);
+            self.put(&at.load(T1, piece));
             for copy in 1..self.target.copies as i32 {
-                let store = self.move_store(at.further(copy * self.target.stride), T1, piece)?;
-                self.put(&store);
+                let mirror = at.further(copy * self.target.stride);
+                self.put(&mirror.store(T1, piece));
             }
             done += piece;
         }
