@@ -113,7 +113,7 @@ impl Engine {
             bmi2: false,
         };
         let mut workshop = Workshop::default();
-        let [code, cold] = Emitter::new(target, &mut workshop)
+        let [code, cold] = Emitter::new(&target, &mut workshop)
             .alone(insn, class)
             .ok()?;
         // One instruction on a buffer has no slow path.

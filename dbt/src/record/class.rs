@@ -125,6 +125,19 @@ pub enum Kind {
     Helper,
 }
 
+impl Kind {
+    /// How the same instruction is translated in the middle of a trace.
+    pub fn followed(self) -> Kind {
+        match self {
+            Kind::Call => Kind::CallInto,
+            Kind::Return => Kind::ReturnInto,
+            Kind::JumpIndirect => Kind::JumpInto,
+            Kind::CallIndirect => Kind::CallIndirectInto,
+            kind => kind,
+        }
+    }
+}
+
 /// What a plain instruction does with its memory operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operand {
@@ -161,18 +174,6 @@ pub struct Class {
 }
 
 impl Class {
-    /// The same instruction in the middle of a trace.
-    pub fn followed(self) -> Class {
-        let kind = match self.kind {
-            Kind::Call => Kind::CallInto,
-            Kind::Return => Kind::ReturnInto,
-            Kind::JumpIndirect => Kind::JumpInto,
-            Kind::CallIndirect => Kind::CallIndirectInto,
-            kind => kind,
-        };
-        Class { kind, ..self }
-    }
-
     /// What the instruction does with its memory operand, if the host can execute it alone.
     pub fn on_host(&self) -> Option<Operand> {
         match self.kind {

@@ -34,13 +34,18 @@ impl Default for Classifier {
 
 impl Classifier {
     /// Classifies one instruction under the mode bits of its block.
+    #[inline]
     pub fn classify(&mut self, insn: &Instruction, mode: Mode) -> Class {
-        let Some((shape, named)) = shape::of(insn, mode) else {
-            return self.describe(insn, mode);
-        };
-        if let Some(class) = self.known.get(shape) {
-            return named.complete(class);
+        let (shape, named) = shape::of(insn, mode);
+        match self.known.get(shape, named) {
+            Some(class) => class,
+            None => self.classify_first(insn, mode, shape),
         }
+    }
+
+    /// Likewise, where nothing is known of its shape yet.
+    #[cold]
+    fn classify_first(&mut self, insn: &Instruction, mode: Mode, shape: shape::Shape) -> Class {
         self.learn(insn, mode, shape);
         self.describe(insn, mode)
     }
@@ -51,14 +56,12 @@ impl Classifier {
             return;
         }
         let free = shape::with_free_registers(insn);
-        let Some((_, named)) = shape::of(&free, mode) else {
-            return;
-        };
+        let (_, named) = shape::of(&free, mode);
         let class = self.describe(&free, mode);
         let typical = named.without(class);
         // Those of which it counts whether they are named.
         let special = class.kind == Kind::Helper && class.implied & !LOW != 0;
-        if !special && named.complete(typical) == class {
+        if !special && named.complete(typical, shape::changes(&typical)) == class {
             self.known.put(shape, typical);
         }
     }

@@ -268,7 +268,9 @@ impl Finder {
                 self.same &= self.values.unchanged();
             }
         }
-        self.same &= self.values.unchanged();
+        if rounds {
+            self.same &= self.values.unchanged();
+        }
         // The largest first, where there are more than fit; the rest by position: a block must
         // always be translated to the same code.
         let mut chosen = std::mem::take(&mut self.chosen);

@@ -10,8 +10,8 @@ use crate::guest::Mode;
 
 /// Shapes that are remembered; one takes the place of another.
 const SHAPES: usize = 2048;
-/// In the place of a register's number.
-const NONE: u8 = 0xff;
+/// Operands that may be general-purpose registers: a fifth is a constant.
+const OPERANDS: usize = 4;
 
 /// A shape under a mode.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,15 +20,41 @@ pub(super) struct Shape(u64);
 /// The registers that an instruction names.
 #[derive(Clone, Copy)]
 pub(super) struct Named {
-    /// The general-purpose register that each operand is.
-    operands: [u8; 5],
+    /// The general-purpose register that each operand is, as a bit; none if it is none.
+    operands: [u16; OPERANDS],
     /// All that it names, a bit each.
     all: u16,
 }
 
-fn number(register: Register) -> u8 {
-    (register.full_register() as u32 - Register::RAX as u32) as u8
-}
+/// The general-purpose register that each register is part of, as a bit; none if it is no part of one.
+const PARTS: [u16; 256] = {
+    let mut parts = [0; 256];
+    let mut number = 0;
+    while number < 16 {
+        let low = if number < 4 {
+            Register::AL as usize
+        } else {
+            // Behind AH to BH.
+            Register::AL as usize + 4
+        };
+        let firsts = [
+            low,
+            Register::AX as usize,
+            Register::EAX as usize,
+            Register::RAX as usize,
+        ];
+        let mut size = 0;
+        while size < firsts.len() {
+            parts[firsts[size] + number] = 1 << number;
+            size += 1;
+        }
+        if number < 4 {
+            parts[Register::AH as usize + number] = 1 << number;
+        }
+        number += 1;
+    }
+    parts
+};
 
 /// What of an immediate makes a difference: how shifts and rotations understand it.
 fn count(immediate: u8) -> u64 {
@@ -36,69 +62,53 @@ fn count(immediate: u8) -> u64 {
     kind(immediate & 31) | kind(immediate & 63) << 2 | u64::from(immediate == 1) << 4
 }
 
-/// The shape of an instruction, and what it names; `None` for those whose class depends on more.
-pub(super) fn of(insn: &Instruction, mode: Mode) -> Option<(Shape, Named)> {
-    let mut named = Named {
-        operands: [NONE; 5],
-        all: 0,
+/// The shape of an instruction, and what it names.
+pub(super) fn of(insn: &Instruction, mode: Mode) -> (Shape, Named) {
+    let part = |register: Register| PARTS[register as usize];
+    let registers = [
+        insn.op0_register(),
+        insn.op1_register(),
+        insn.op2_register(),
+        insn.op3_register(),
+    ];
+    let kinds = [
+        insn.op0_kind(),
+        insn.op1_kind(),
+        insn.op2_kind(),
+        insn.op3_kind(),
+    ];
+    let operands = registers.map(part);
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let all = operands.into_iter().fold(0, |all, part| all | part);
+    let named = Named {
+        operands,
+        all: all | part(base) | part(index),
     };
-    if insn.is_vsib() {
-        // Which vectors it names makes a difference.
-        return None;
-    }
-    let operands = insn.op_count();
-    let mut shape = 0;
-    for index in 0..operands {
-        match insn.op_kind(index) {
-            OpKind::Register => {
-                let register = insn.op_register(index);
-                if register.is_gpr() {
-                    let number = number(register);
-                    named.operands[index as usize] = number;
-                    named.all |= 1 << number;
-                } else if register.is_segment_register()
-                    || register.is_cr()
-                    || register.is_dr()
-                    || register.is_tr()
-                {
-                    return None;
-                }
-            }
-            OpKind::Memory => {
-                shape |= 1;
-                let (base, index) = (insn.memory_base(), insn.memory_index());
-                for register in [base, index] {
-                    if register.is_gpr() {
-                        named.all |= 1 << number(register);
-                    }
-                }
-                shape |= match base {
-                    Register::EIP => 2,
-                    Register::RIP => 4,
-                    _ => 0,
-                };
-            }
-            OpKind::Immediate8 => shape |= count(insn.immediate8()) << 3,
-            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {}
-            kind if is_immediate(kind) => {}
-            _ => return None,
-        }
+    let any = |kind| {
+        kinds
+            .into_iter()
+            .fold(false, |any, other| any | (other == kind))
+    };
+    let mut shape = u64::from(any(OpKind::Memory));
+    shape |= match base {
+        Register::EIP => 2,
+        Register::RIP => 4,
+        _ => 0,
+    };
+    if any(OpKind::Immediate8) {
+        shape |= count(insn.immediate8()) << 3;
     }
     // Instructions that clear a register do not read it.
-    if operands >= 2 {
-        let (first, second) = (insn.op0_register(), insn.op1_register());
-        shape |= u64::from(first == second) << 8;
-        if operands >= 3 {
-            let third = insn.op2_register();
-            shape |= u64::from(second == third) << 9 | u64::from(first == third) << 10;
-        }
-    }
+    let [first, second, third, _] = registers;
+    shape |= u64::from(first == second) << 8
+        | u64::from(second == third) << 9
+        | u64::from(first == third) << 10;
     shape |= u64::from(insn.has_rep_prefix()) << 11 | u64::from(insn.has_repne_prefix()) << 12;
     shape |= (insn.code_size() as u64) << 13 | u64::from(elides(insn)) << 15;
-    Some((
+    (
         Shape(u64::from(mode.0) << 32 | shape << 16 | insn.code() as u64),
         named,
-    ))
+    )
 }
 
 /// Whether instructions of this one's shape have its class but for what they name: that of an
@@ -107,7 +117,31 @@ pub(super) fn is_typical(insn: &Instruction) -> bool {
     let plain_encoding = matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
     // The count of these is taken modulo their width.
     let through_carry = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
-    plain_encoding && !through_carry && !insn.is_string_instruction()
+    plain_encoding
+        && !through_carry
+        && !insn.is_string_instruction()
+        // Which vectors address a gather makes a difference.
+        && !insn.is_vsib()
+        && (0..insn.op_count()).all(|index| is_typical_operand(insn, index))
+}
+
+/// Whether it does not matter which one an operand is.
+fn is_typical_operand(insn: &Instruction, index: u32) -> bool {
+    let register = insn.op_register(index);
+    match insn.op_kind(index) {
+        OpKind::Register => {
+            !(register.is_segment_register()
+                || register.is_cr()
+                || register.is_dr()
+                || register.is_tr())
+        }
+        OpKind::Memory
+        | OpKind::Immediate8
+        | OpKind::NearBranch16
+        | OpKind::NearBranch32
+        | OpKind::NearBranch64 => true,
+        kind => is_immediate(kind),
+    }
 }
 
 /// The same with other general-purpose registers, which no instruction implies.
@@ -147,16 +181,10 @@ pub(super) fn with_free_registers(insn: &Instruction) -> Instruction {
 }
 
 impl Named {
-    /// A class of the shape with the registers that are named.
-    pub(super) fn complete(self, mut class: Class) -> Class {
-        for (&number, access) in self.operands.iter().zip(class.access) {
-            let changes = !matches!(
-                access,
-                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
-            );
-            if number != NONE && changes {
-                class.writes |= 1 << number;
-            }
+    /// A class of the shape with the registers that are named. `changes`: what [`changes`] says of it.
+    pub(super) fn complete(self, mut class: Class, changes: [u16; OPERANDS]) -> Class {
+        for (operand, changes) in self.operands.into_iter().zip(changes) {
+            class.writes |= operand & changes;
         }
         class.implied &= !self.all;
         class
@@ -169,8 +197,27 @@ impl Named {
     }
 }
 
+/// All bits for each operand that the instructions of a class change.
+pub(super) fn changes(class: &Class) -> [u16; OPERANDS] {
+    std::array::from_fn(|index| {
+        let changes = !matches!(
+            class.access[index],
+            OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+        );
+        if changes { u16::MAX } else { 0 }
+    })
+}
+
+/// What is known of a shape.
+#[derive(Clone, Copy)]
+struct Entry {
+    shape: Shape,
+    class: Class,
+    changes: [u16; OPERANDS],
+}
+
 /// Classes by shape.
-pub(super) struct Known(Box<[Option<(Shape, Class)>]>);
+pub(super) struct Known(Box<[Option<Entry>]>);
 
 impl Default for Known {
     fn default() -> Self {
@@ -184,13 +231,18 @@ impl Known {
         (hash >> (u64::BITS - SHAPES.ilog2())) as usize
     }
 
-    pub(super) fn get(&self, shape: Shape) -> Option<Class> {
-        let (known, class) = self.0[Self::place(shape)]?;
-        (known == shape).then_some(class)
+    /// The class of an instruction of a shape that names these registers.
+    pub(super) fn get(&self, shape: Shape, named: Named) -> Option<Class> {
+        let known = self.0[Self::place(shape)].as_ref()?;
+        (known.shape == shape).then(|| named.complete(known.class, known.changes))
     }
 
     pub(super) fn put(&mut self, shape: Shape, class: Class) {
-        self.0[Self::place(shape)] = Some((shape, class));
+        self.0[Self::place(shape)] = Some(Entry {
+            shape,
+            class,
+            changes: changes(&class),
+        });
     }
 }
 
@@ -271,9 +323,8 @@ mod tests {
             if insn.is_invalid() {
                 continue;
             }
-            let shape = of(&insn, mode);
-            known +=
-                u32::from(shape.is_some_and(|(shape, _)| classifier.known.get(shape).is_some()));
+            let (shape, named) = of(&insn, mode);
+            known += u32::from(classifier.known.get(shape, named).is_some());
             let described = classifier.describe(&insn, mode);
             assert_eq!(
                 classifier.classify(&insn, mode),

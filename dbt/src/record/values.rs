@@ -138,10 +138,10 @@ impl Values {
 
     fn results(&mut self, insn: &Instruction, class: &Class) {
         let known = self.known_result(insn);
-        for register in 0..16 {
-            if class.writes >> register & 1 != 0 {
-                self.values[register] = self.fresh();
-            }
+        let mut writes = class.writes;
+        while writes != 0 {
+            self.values[writes.trailing_zeros() as usize] = self.fresh();
+            writes &= writes - 1;
         }
         if let Some((register, value)) = known {
             self.values[register] = value;

@@ -87,16 +87,15 @@ impl Upcall {
 
     /// As it stands in code.
     pub fn to_bytes(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&self.block.to_le_bytes());
-        bytes[4..6].copy_from_slice(&{ self.insn }.to_le_bytes());
-        bytes[6] = self.kind as u8;
-        bytes[7] = self.flags as u8;
-        bytes[8..10].copy_from_slice(&{ self.size }.to_le_bytes());
-        bytes[10] = self.write;
-        bytes[11] = self.wants_addend;
-        bytes[12..].copy_from_slice(&{ self.extra }.to_le_bytes());
-        bytes
+        let first = u64::from(self.block)
+            | u64::from(self.insn) << 32
+            | (self.kind as u64) << 48
+            | (self.flags as u64) << 56;
+        let second = u64::from(self.size)
+            | u64::from(self.write) << 16
+            | u64::from(self.wants_addend) << 24
+            | u64::from(self.extra) << 32;
+        (u128::from(first) | u128::from(second) << 64).to_le_bytes()
     }
 }
 

@@ -4,7 +4,8 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::flags::FlagsPlace;
 use super::registers::{T0, T1, number, sized};
 use super::stubs::Stub;
@@ -57,14 +58,14 @@ impl Emitter<'_> {
         };
         let compare = self.encode(&compare.map_err(|_| Unencodable)?)?;
         let label = self.ops.new_dynamic_label();
-        let astray = Astray {
+        let astray = Box::new(Astray {
             index,
             insn: *insn,
             load,
             flags: self.flags,
             ahead: self.stack_ahead,
             within: self.within,
-        };
+        });
         self.stubs.push(Stub::Astray { label, astray });
         self.go_on_if_equal(index, &compare, label);
         Ok(())
@@ -106,7 +107,7 @@ impl Emitter<'_> {
         self.stack_ahead = 0;
         dynasm!(self.ops ; .arch x64 ; =>label);
         match &astray.load {
-            Some(load) => self.bytes(load),
+            Some(load) => self.put(load),
             None => {
                 self.load_guest(T0, number(insn.op0_register()));
                 if self.width(insn) == 4 {
@@ -146,10 +147,10 @@ impl Emitter<'_> {
 
     /// Goes on where a trace goes on behind an instruction if `compare` finds that address, which it has in
     /// T1, and elsewhere to `label`.
-    pub(super) fn go_on_if_equal(&mut self, index: usize, compare: &[u8], label: DynamicLabel) {
+    pub(super) fn go_on_if_equal(&mut self, index: usize, compare: &Encoded, label: DynamicLabel) {
         self.load_code_address(T1, self.rips[index + 1]);
         self.keep_fused(compare.len());
-        self.bytes(compare);
+        self.put(compare);
         dynasm!(self.ops ; .arch x64 ; jne =>label);
     }
 }

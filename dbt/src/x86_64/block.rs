@@ -6,7 +6,7 @@ use iced_x86::{Instruction, Mnemonic};
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
 use super::exits::ExitSite;
-use super::flags::{Effect, FlagsPlace};
+use super::flags::{FlagsPlace, Flow};
 use super::moving::Mark;
 use super::places::{self, Places};
 use super::plain::Need;
@@ -99,15 +99,16 @@ pub fn emit(
     }
     if let Some((_, followed)) = classes.split_last_mut() {
         for class in followed {
-            *class = class.followed();
+            class.kind = class.kind.followed();
         }
     }
     let precise = target.precise_flags;
+    let target = &target;
     find_groups(workshop, insns, &classes, target);
     let groups = &workshop.groups;
     let leavable = liveness::mask(&classes, |_, class| liveness::exposes(class, precise));
     let mut exposes = leavable;
-    if precise && target.sure_accesses {
+    if precise && target.sure_accesses && groups.count() > 0 {
         exposes &= !liveness::mask(&classes, |index, class| {
             groups.sure(index, &insns[index], class)
         });
@@ -118,15 +119,16 @@ pub fn emit(
         let groups = Some(&workshop.groups).filter(|_| busy);
         Places::choose(insns, &classes, groups, allotting)
     });
-    let emitted = loop {
+    loop {
         let exposing = (exposes, leavable & !exposes);
         match emit_once(workshop, insns, &classes, exposing, (rip, places), target) {
-            Ok(emitted) => break emitted,
+            Ok(emitted) => {
+                workshop.classes = classes;
+                return emitted;
+            }
             Err(Helpers(more)) => exposes |= more,
         }
-    };
-    workshop.classes = classes;
-    emitted
+    }
 }
 
 /// Leaves string instructions without a prefix to the interpreter, from before groups are found: it may go down.
@@ -143,7 +145,7 @@ fn find_groups(
     workshop: &mut Workshop,
     insns: &[Instruction],
     classes: &[Class],
-    target: Target<'_>,
+    target: &Target<'_>,
 ) {
     let Workshop { finder, groups, .. } = workshop;
     // What wraps or is cut by a limit is near nothing.
@@ -172,7 +174,7 @@ fn emit_once(
     classes: &[Class],
     (exposes, sure): (u64, u64),
     (rip, places): (u64, Places),
-    target: Target<'_>,
+    target: &Target<'_>,
 ) -> Result<Emitted, Helpers> {
     let mode = target.mode;
     let view = interpret::view(mode);
@@ -180,11 +182,15 @@ fn emit_once(
     let mapping = target.mapping as i32;
     let mut needed = std::mem::take(&mut workshop.needed);
     liveness::needed_before(classes, exposes, &mut needed);
-    let need = |index: usize| Need {
-        before: needed[index],
-        after: needed.get(index + 1).copied().unwrap_or(liveness::ALL),
+    let mut flow = Flow {
+        classes,
+        needed: &needed,
+        in_host: 0,
     };
-    let in_host = liveness::mask(classes, |index, class| need(index).in_host(class.flags));
+    let in_host = liveness::mask(classes, |index, class| {
+        flow.need(index).in_host(class.flags)
+    });
+    flow.in_host = in_host;
     // Where a group's check fails, code without groups goes on, and asks more of a recipe. What leads back to
     // a loop is emitted once and for all, so that has to do for it.
     let entered = if places::closes(insns) {
@@ -268,23 +274,13 @@ fn emit_once(
         emitter.inner_entry(rip, arriving, lost.unwrap_or(0), insns.len() as i32);
     }
     emitter.flags = arriving;
-    let effects = classes.iter().enumerate();
-    emitter.effects.extend(effects.map(|(index, class)| {
-        let in_host = in_host >> index & 1 != 0;
-        let checks = emitter.sure >> index & 1 == 0;
-        Effect::of(
-            class,
-            (need(index).after, in_host),
-            checks,
-            target.lazy_flags,
-        )
-    }));
+    emitter.flow = flow;
     let mut helpers = 0;
     for (index, insn) in insns.iter().enumerate() {
         if !emitter.stores_are_settled() && !emitter.passes_stores(index, insn, &classes[index]) {
             emitter.settle_stores();
         }
-        if !emitter.passes_stack(index, insn, &classes[index]) {
+        if emitter.stack_ahead != 0 && !emitter.passes_stack(index, insn, &classes[index]) {
             emitter.settle_stack();
         }
         emitter.insn_starts.push(emitter.here());
@@ -294,7 +290,7 @@ fn emit_once(
         if index + 1 == insns.len() && emitter.within.is_some() {
             emitter.end_calls();
         }
-        if !emitter.effects[index].checks {
+        if !emitter.checks(index) {
             emitter.keep_flags();
         }
         emitter.keeps_t0 = keeps_t0(classes[index].kind);
@@ -304,15 +300,14 @@ fn emit_once(
         }
         let flags = emitter.flags;
         let (stubs, recipes) = (emitter.stubs.len(), emitter.recipes.len());
-        let established = emitter.established;
         let start = emitter.here();
         if emitter
-            .instruction(index, insn, &classes[index], need(index))
+            .instruction(index, insn, &classes[index], flow.need(index))
             .is_ok()
         {
             emitter.follow_flags(insn, &classes[index]);
             emitter.follow_direction(classes[index].kind);
-            if plain(&classes[index]) {
+            if plain(&classes[index]) && classes[index].faults {
                 emitter.note_x87(insn);
                 emitter.note_candidate(index, insn);
             }
@@ -321,7 +316,6 @@ fn emit_once(
             debug_assert_eq!(start, emitter.here(), "half emitted: {insn}");
             helpers |= 1 << index;
             emitter.flags = flags;
-            emitter.established = established;
             emitter.stubs.truncate(stubs);
             emitter.recipes.truncate(recipes);
             emitter.stashed = None;
@@ -330,7 +324,7 @@ fn emit_once(
             emitter.settle_stack();
             emitter.helper(index);
         }
-        emitter.follow_call(classes[index].kind, emitter.next_offset(insn));
+        emitter.follow_call(classes[index].kind, insn);
     }
     emitter.settle_stores();
     emitter.settle_stack();
@@ -366,14 +360,9 @@ fn emit_once(
     let has_inner = emitter.inner.is_some();
     let sites = std::mem::take(&mut emitter.sites);
     helpers |= emitter.unsure;
-    let finished = emitter.finish();
-    workshop.needed = needed;
-    if helpers & !exposes != 0 {
-        workshop.code = finished.code;
-        return Err(Helpers(helpers));
-    }
-    Ok(Emitted {
-        code: finished.code,
+    let code = emitter.finish();
+    let emitted = Emitted {
+        code,
         entries: Entries {
             plain: entry,
             polling: poll_entry,
@@ -384,19 +373,25 @@ fn emit_once(
             saving_forward,
             any_flags: !target.precise_flags,
         },
-        exits: finished.exits,
-        insn_starts: finished.insn_starts,
+        exits: std::mem::take(&mut emitter.exits),
+        insn_starts: std::mem::take(&mut emitter.insn_starts),
         sites,
         vectors,
         lost,
         has_inner,
-        flags_away: finished.flags_away,
-        flags_lost: finished.flags_lost,
-        recipes: finished.recipes,
-        stashes: finished.stashes,
+        flags_away: emitter.flags_away,
+        flags_lost: emitter.flags_lost,
+        recipes: std::mem::take(&mut emitter.recipes),
+        stashes: emitter.stashes,
         places,
-        marks: finished.marks,
-    })
+        marks: emitter.ops.marks(),
+    };
+    workshop.needed = needed;
+    if helpers & !exposes != 0 {
+        workshop.take_back(emitted);
+        return Err(Helpers(helpers));
+    }
+    Ok(emitted)
 }
 
 /// Whether instructions of a kind use T0 for nothing but memory accesses, as far as their number
@@ -564,6 +559,6 @@ impl Emitter<'_> {
         self.flags.host = false;
         let record = self.record(UpcallKind::Alone, 0);
         self.upcall(record);
-        Ok(self.finish().code)
+        Ok(self.finish())
     }
 }

@@ -63,7 +63,7 @@ impl Emitter<'_> {
                 let from = self.operand(insn)?;
                 let source = self.check(index, (Place::Operand, &from), word, false, needed)?;
                 let load = self.move_load(T1, source, word)?;
-                self.bytes(&load);
+                self.put(&load);
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
                 let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
@@ -116,7 +116,7 @@ impl Emitter<'_> {
         let place = self.places.pinned(guest).filter(|_| word != 2);
         let into = place.map_or(T1, |host| Register::RAX + u32::from(host));
         let load = self.move_load(into, memory, word)?;
-        self.bytes(&load);
+        self.put(&load);
         // A POP to a part of the stack pointer changes the rest.
         if guest != Guest::RSP || word == 2 {
             self.pass_stack(index, word as i32);
@@ -181,7 +181,7 @@ impl Emitter<'_> {
         let slot = Address::based(Guest::RBP, 0, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let load = self.move_load(T1, memory, word)?;
-        self.bytes(&load);
+        self.put(&load);
         self.set_stack(FRAME, word as i32);
         self.store_part(Guest::RBP, T1, word);
         Ok(())
@@ -379,7 +379,7 @@ impl Emitter<'_> {
         let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_next();
         let load = self.move_load(T0, memory, word)?;
-        self.bytes(&load);
+        self.put(&load);
         self.limit_target(index, word);
         let pops = word as i32 + classify::released(insn) as i32;
         if self.target.returns {
@@ -437,7 +437,7 @@ impl Emitter<'_> {
             let memory = self.check(index, (Place::Operand, &address), word, false, true)?;
             self.flags_to_next();
             let load = self.move_load(T0, memory, word)?;
-            self.bytes(&load);
+            self.put(&load);
         }
         self.limit_target(index, word);
         Ok(())

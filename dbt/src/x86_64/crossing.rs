@@ -18,7 +18,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::{PAGE_SHIFT, PAGE_SIZE, SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, View};
 
 use super::bulk::{self, Piece, Writer, memory};
-use super::emitter::{Emitter, Encoded};
+use super::emitter::Emitter;
+use super::encoded::Encoded;
+use super::operands::HostMemory;
 use super::registers::T1;
 use super::trampoline::here;
 use crate::cache::CodeOffset;
@@ -55,8 +57,11 @@ impl Crossings {
     }
 }
 
+/// Scratch registers, and the guest registers by number that go there.
+pub(super) type Loads = [Option<(Register, u8)>; 2];
+
 /// What the slow path of an access can do if it crosses.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(super) enum Crossing {
     /// It cannot, or is left to the interpreter.
     Never,
@@ -65,14 +70,16 @@ pub(super) enum Crossing {
     /// Execute this store, of a move or of the x87 with all exceptions masked, on the buffer, once these guest registers are in scratch registers, and
     /// go on there.
     Store {
-        loads: Vec<(Register, usize)>,
+        loads: Loads,
         store: Encoded,
         behind: DynamicLabel,
     },
-    /// Likewise, load from the buffer to T1, compute and store. `stash`: code behind it looks for the result there.
+    /// Likewise, load so many bytes from the buffer to T1, compute and store. `stash`: code behind it looks for the
+    /// result there.
     Update {
-        loads: Vec<(Register, usize)>,
-        steps: [Encoded; 3],
+        loads: Loads,
+        size: u8,
+        compute: Encoded,
         stash: bool,
         behind: DynamicLabel,
     },
@@ -117,8 +124,8 @@ impl Emitter<'_> {
     }
 
     /// The call of a memory slow path, with what it may do if the access crosses.
-    pub(super) fn call_slow_path(&mut self, record: Upcall, crossing: Crossing) {
-        let shared = self.target.trampolines.crossings;
+    pub(super) fn call_slow_path(&mut self, record: Upcall, crossing: &Crossing) {
+        let shared = &self.target.trampolines.crossings;
         let view = crate::interpret::view(self.target.mode) as usize;
         match crossing {
             Crossing::Never if record.kind == UpcallKind::Memory => {
@@ -134,32 +141,34 @@ impl Emitter<'_> {
                 behind,
             } => {
                 self.call_with(shared.store[view], record);
-                for (scratch, guest) in loads {
-                    self.load_guest(scratch, guest);
+                for (scratch, guest) in loads.iter().flatten() {
+                    self.load_guest(*scratch, usize::from(*guest));
                 }
-                self.bytes(&store);
+                self.put(store);
                 self.call_shared(shared.finish);
-                dynasm!(self.ops ; .arch x64 ; jmp =>behind);
+                dynasm!(self.ops ; .arch x64 ; jmp =>*behind);
             }
             Crossing::Update {
                 loads,
-                steps,
+                size,
+                compute,
                 stash,
                 behind,
             } => {
                 self.call_with(shared.store[view], record);
-                for (scratch, guest) in loads {
-                    self.load_guest(scratch, guest);
+                for (scratch, guest) in loads.iter().flatten() {
+                    self.load_guest(*scratch, usize::from(*guest));
                 }
-                for step in steps {
-                    self.bytes(&step);
-                }
-                if stash {
+                let size = u32::from(*size);
+                self.put(&HostMemory::AT_T0.load(T1, size));
+                self.put(compute);
+                self.put(&HostMemory::AT_T0.store(T1, size));
+                if *stash {
                     self.put_into_stash(T1);
                 }
                 // None of what follows changes the flags.
                 self.call_shared(shared.finish);
-                dynasm!(self.ops ; .arch x64 ; jmp =>behind);
+                dynasm!(self.ops ; .arch x64 ; jmp =>*behind);
             }
         }
     }

@@ -7,7 +7,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::flags::FlagsPlace;
 use super::operands::HostMemory;
 use super::plain::Need;
@@ -54,7 +55,7 @@ impl Emitter<'_> {
         self.may_predict = true;
         let from = self.check(index, (Place::Operand, &source), size, false, needed)?;
         let load = self.move_load(T1, from, size)?;
-        self.bytes(&load);
+        self.put(&load);
         let stays = self.leaves_t1((index, Place::Stack), &destination);
         if !stays {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
@@ -62,7 +63,7 @@ impl Emitter<'_> {
         let behind = self.ops.new_dynamic_label();
         if write && self.target.crossing && size > 1 {
             self.crossing_store = Crossing::Store {
-                loads: Vec::new(),
+                loads: [None; 2],
                 store: self.store_from_scratch(size)?,
                 behind,
             };
@@ -79,7 +80,7 @@ impl Emitter<'_> {
             return self.advance_indexes(insn);
         }
         let load = self.move_load(T2, to, size)?;
-        self.bytes(&load);
+        self.put(&load);
         // The comparison comes last: the host fuses it with a branch.
         self.advance_indexes(insn)?;
         self.compare_loaded(size);
@@ -112,13 +113,8 @@ impl Emitter<'_> {
 
     /// A store of the element that has been put away, to where T0 points: by way of T1.
     fn store_from_scratch(&mut self, size: u32) -> Result<Encoded, Unencodable> {
-        let mut both = Encoded::default();
-        both.extend(&[0x65]);
-        both.prefix(0x48, &[0x8b]);
-        both.absolute(Self::scratch(T1), at::SCRATCH);
-        let store = self.move_store(HostMemory::AT_T0, T1, size)?;
-        both.extend(&store);
-        Ok(both)
+        let load = Encoded::of(&[0x65, 0x48, 0x8b]).absolute(Self::scratch(T1), at::SCRATCH);
+        Ok(load.then(HostMemory::AT_T0.store(T1, size)))
     }
 
     /// In code with groups, which count on where the index registers go: emits the comparison of DF, unless that is
@@ -186,7 +182,7 @@ impl Emitter<'_> {
         );
         let lea = Instruction::with2(code, sized(into, width), sum).map_err(|_| Unencodable)?;
         let lea = self.encode(&lea)?;
-        self.bytes(&lea);
+        self.put(&lea);
         Ok(())
     }
 }

@@ -8,11 +8,13 @@ use mmu::GuestPhys;
 
 use super::block::Emitted;
 use super::crossing::Crossing;
+use super::encoded::Encoded;
 use super::encoding;
 use super::exits::{ExitSite, FollowedCall, Inner};
-use super::flags::{Effect, FlagsPlace};
+use super::flags::{FlagsPlace, Flow};
 use super::late_stores::LateStores;
-use super::moving::{Follows, Mark};
+use super::moving::Follows;
+use super::operands::HostMemory;
 use super::places::{Allotting, Places};
 use super::registers::{T0, T1, T2, number};
 use super::sections::Sections;
@@ -113,49 +115,8 @@ pub struct Predicting<'a> {
     pub first: u16,
 }
 
-/// The bytes of one host instruction.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Encoded {
-    bytes: [u8; 15],
-    len: u8,
-}
-
-impl Encoded {
-    /// Appends a byte.
-    pub(super) fn push(&mut self, byte: u8) {
-        self.bytes[usize::from(self.len)] = byte;
-        self.len += 1;
-    }
-
-    /// Appends some.
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.push(byte);
-        }
-    }
-
-    /// Appends a ModRM byte and what belongs to it: a register or an extension, and an absolute address.
-    pub(super) fn absolute(&mut self, field: u8, address: i32) {
-        self.extend(&[(field & 7) << 3 | 4, 0x25]);
-        self.extend(&address.to_le_bytes());
-    }
-
-    /// Appends a REX prefix, if there is one, and an opcode.
-    pub(super) fn prefix(&mut self, rex: u8, opcode: &[u8]) {
-        if rex != 0 {
-            self.push(rex);
-        }
-        self.extend(opcode);
-    }
-}
-
-impl std::ops::Deref for Encoded {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-}
+/// Bytes of `call rel32`.
+const CALL: usize = 5;
 
 /// What emitting needs over and over: kept, because translating large programs spent a tenth of
 /// its time with the allocator.
@@ -163,8 +124,8 @@ pub struct Workshop {
     ops: Sections,
     encoder: Encoder,
     stubs: Vec<Stub>,
+    finishing: Vec<Stub>,
     rips: Vec<u64>,
-    effects: Vec<Effect>,
     late: LateStores,
     pub(super) classes: Vec<Class>,
     pub(super) needed: Vec<u32>,
@@ -182,8 +143,8 @@ impl Default for Workshop {
             ops: Sections::default(),
             encoder: Encoder::new(64),
             stubs: Vec::new(),
+            finishing: Vec::new(),
             rips: Vec::new(),
-            effects: Vec::new(),
             late: LateStores::default(),
             classes: Vec::new(),
             needed: Vec::new(),
@@ -226,7 +187,7 @@ pub struct Emitter<'a> {
     pub(super) ops: &'a mut Sections,
     encoder: &'a mut Encoder,
     code: &'a mut [Vec<u8>; 2],
-    pub(super) target: Target<'a>,
+    pub(super) target: &'a Target<'a>,
     /// Where the guest's registers are.
     pub(super) places: Places,
     /// The registers of groups that have one.
@@ -235,6 +196,8 @@ pub struct Emitter<'a> {
     pub(super) inner: Option<Inner>,
     pub(super) flags: FlagsPlace,
     pub(super) stubs: &'a mut Vec<Stub>,
+    /// Room for those that are being emitted.
+    finishing: &'a mut Vec<Stub>,
     pub(super) exits: Vec<ExitSite>,
     /// Resume points of memory slow paths: (index of the stub, offset in the block).
     pub(super) insn_starts: Vec<u32>,
@@ -246,7 +209,7 @@ pub struct Emitter<'a> {
     /// they hold.
     pub(super) recipes: Vec<(u16, Recipe)>,
     /// What the block's instructions do with the flags they find.
-    pub(super) effects: &'a mut Vec<Effect>,
+    pub(super) flow: Flow<'a>,
     /// The instruction that is being emitted.
     pub(super) current: usize,
     /// Behind it comes a conditional jump.
@@ -296,29 +259,16 @@ pub struct Emitter<'a> {
     pub(super) predicted: bool,
 }
 
-/// What an emitter leaves.
-pub(super) struct Finished {
-    pub code: [Vec<u8>; 2],
-    pub exits: Vec<ExitSite>,
-    pub insn_starts: Vec<u32>,
-    pub flags_away: u64,
-    pub flags_lost: u64,
-    pub recipes: Vec<(u16, Recipe)>,
-    pub stashes: u64,
-    pub marks: Option<Box<[Mark]>>,
-}
-
 /// The instruction cannot be encoded with host registers: a helper has to do it.
 #[derive(Debug)]
 pub struct Unencodable;
 
 impl<'a> Emitter<'a> {
     /// An empty block.
-    pub fn new(target: Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
+    pub fn new(target: &'a Target<'a>, workshop: &'a mut Workshop) -> Emitter<'a> {
         workshop.ops.clear(target.movable);
         workshop.stubs.clear();
         workshop.rips.clear();
-        workshop.effects.clear();
         workshop.late.clear();
         let mut exits = std::mem::take(&mut workshop.exits);
         let mut insn_starts = std::mem::take(&mut workshop.insn_starts);
@@ -334,12 +284,13 @@ impl<'a> Emitter<'a> {
             inner: None,
             flags: FlagsPlace::HOST,
             stubs: &mut workshop.stubs,
+            finishing: &mut workshop.finishing,
             exits,
             insn_starts,
             flags_away: 0,
             flags_lost: 0,
             recipes: Vec::new(),
-            effects: &mut workshop.effects,
+            flow: Flow::default(),
             current: 0,
             branch_next: false,
             stashed: None,
@@ -378,24 +329,49 @@ impl<'a> Emitter<'a> {
 
     /// Offset of the next byte from its section's start.
     pub(super) fn here(&self) -> u32 {
-        self.ops.offset().0 as u32
+        self.ops.here()
     }
 
     /// Encodes an instruction that names host registers only.
     pub(super) fn encode(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
-        if let Some(encoded) = encoding::encode(insn) {
-            return Ok(encoded);
+        match encoding::encode(insn, None) {
+            Some(encoded) => Ok(encoded),
+            None => self.encode_unusual(insn),
         }
+    }
+
+    /// Encodes an instruction that names host registers, with an operand in memory in the place of its own.
+    pub(super) fn encode_on(
+        &mut self,
+        insn: &Instruction,
+        memory: HostMemory,
+    ) -> Result<Encoded, Unencodable> {
+        match encoding::encode(insn, Some(&memory.encoded())) {
+            Some(encoded) => Ok(encoded),
+            None => {
+                let mut insn = *insn;
+                memory.apply(&mut insn);
+                self.encode_unusual(&insn)
+            }
+        }
+    }
+
+    #[cold]
+    fn encode_unusual(&mut self, insn: &Instruction) -> Result<Encoded, Unencodable> {
         let done = self.encoder.encode(insn, 0);
         let mut buffer = self.encoder.take_buffer();
-        let mut encoded = Encoded::default();
-        if done.is_ok() {
-            encoded.bytes[..buffer.len()].copy_from_slice(&buffer);
-            encoded.len = buffer.len() as u8;
-        }
+        let encoded = match done {
+            Ok(_) => Ok(Encoded::of(&buffer)),
+            Err(_) => Err(Unencodable),
+        };
         buffer.clear();
         self.encoder.set_buffer(buffer);
-        done.map(|_| encoded).map_err(|_| Unencodable)
+        encoded
+    }
+
+    /// Emits an instruction.
+    pub(super) fn put(&mut self, encoded: &Encoded) {
+        self.ops.put(encoded);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
@@ -451,22 +427,24 @@ impl<'a> Emitter<'a> {
 
     /// A call of shared code that takes a record.
     pub(super) fn call_with(&mut self, to: CodeOffset, record: Upcall) {
-        self.call_code(to);
-        self.bytes(&record.to_bytes());
+        let mut bytes = [0; CALL + size_of::<Upcall>()];
+        bytes[..size_of::<u64>()].copy_from_slice(&self.call_of(to).to_le_bytes());
+        bytes[CALL..].copy_from_slice(&record.to_bytes());
+        self.ops.extend(&bytes);
         self.ops.mark(Follows::Upcall);
     }
 
     /// A call of shared code that takes none.
     pub(super) fn call_shared(&mut self, to: CodeOffset) {
-        self.call_code(to);
+        let call = self.call_of(to).to_le_bytes();
+        self.ops.extend(&call[..CALL]);
         self.ops.mark(Follows::Call);
     }
 
-    /// `call rel32` of shared code.
-    fn call_code(&mut self, to: CodeOffset) {
-        let end = self.address().0 + 5;
-        self.ops.push(0xe8);
-        self.ops.push_u32(to.0.wrapping_sub(end));
+    /// `call rel32` of shared code, here, in the lowest bytes.
+    fn call_of(&self, to: CodeOffset) -> u64 {
+        let end = self.address().0 + CALL as u32;
+        0xe8 | u64::from(to.0.wrapping_sub(end)) << 8
     }
 
     /// How many instructions were counted in advance that a way out behind so many leaves out.
@@ -492,7 +470,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Emits everything that goes behind the block's end, and returns the code.
-    pub(super) fn finish(mut self) -> Finished {
+    pub(super) fn finish(&mut self) -> [Vec<u8>; 2] {
         self.finish_stubs();
         self.landings();
         self.finish_stubs();
@@ -502,28 +480,20 @@ impl<'a> Emitter<'a> {
         for exit in &self.exits {
             exit.lead_to_stub(&mut code, bases);
         }
-        Finished {
-            code,
-            exits: self.exits,
-            insn_starts: self.insn_starts,
-            flags_away: self.flags_away,
-            flags_lost: self.flags_lost,
-            recipes: self.recipes,
-            stashes: self.stashes,
-            marks: self.ops.marks(),
-        }
+        code
     }
 
     fn finish_stubs(&mut self) {
-        let mut stubs = std::mem::take(self.stubs);
         // Some have slow paths of their own.
-        while !stubs.is_empty() {
-            for stub in stubs.drain(..) {
+        while !self.stubs.is_empty() {
+            std::mem::swap(self.stubs, self.finishing);
+            let stubs = std::mem::take(self.finishing);
+            for stub in &stubs {
                 self.finish_stub(stub);
             }
-            std::mem::swap(&mut stubs, self.stubs);
+            *self.finishing = stubs;
+            self.finishing.clear();
         }
-        *self.stubs = stubs;
     }
 
     /// The scratch registers, in the order in which operands are staged.

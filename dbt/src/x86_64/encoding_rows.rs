@@ -3,7 +3,7 @@
 
 use iced_x86::Code;
 
-use super::encoding::{Form, Row};
+use super::encoding::{Form, Opcode, Row};
 
 /// Rows of operations that have a number, which makes their opcodes: 8-bit forms and those with the
 /// accumulator.
@@ -11,12 +11,12 @@ macro_rules! numbered {
     ($code:expr, $($number:literal $rm8:ident $r8:ident $short8:ident $al:ident $eax:ident $rax:ident;)*) => {
         match $code {
             $(
-                Code::$rm8 => Some((&[$number << 3], Form::Store, false)),
-                Code::$r8 => Some((&[$number << 3 | 2], Form::Load, false)),
-                Code::$short8 => Some((&[0x80], Form::Short($number), false)),
-                Code::$al => Some((&[$number << 3 | 4], Form::AccumulatorShort, false)),
-                Code::$eax => Some((&[$number << 3 | 5], Form::AccumulatorLong, false)),
-                Code::$rax => Some((&[$number << 3 | 5], Form::AccumulatorLong, true)),
+                Code::$rm8 => Some((Opcode::Short($number << 3), Form::Store, false)),
+                Code::$r8 => Some((Opcode::Short($number << 3 | 2), Form::Load, false)),
+                Code::$short8 => Some((Opcode::Short(0x80), Form::Short($number), false)),
+                Code::$al => Some((Opcode::Short($number << 3 | 4), Form::AccumulatorShort, false)),
+                Code::$eax => Some((Opcode::Short($number << 3 | 5), Form::AccumulatorLong, false)),
+                Code::$rax => Some((Opcode::Short($number << 3 | 5), Form::AccumulatorLong, true)),
             )*
             _ => None,
         }
@@ -41,9 +41,9 @@ macro_rules! extended {
     ($code:expr, $($opcode8:literal $opcode:literal $number:literal $rm8:ident $rm32:ident $rm64:ident;)*) => {
         match $code {
             $(
-                Code::$rm8 => Some((&[$opcode8], Form::Alone($number), false)),
-                Code::$rm32 => Some((&[$opcode], Form::Alone($number), false)),
-                Code::$rm64 => Some((&[$opcode], Form::Alone($number), true)),
+                Code::$rm8 => Some((Opcode::Short($opcode8), Form::Alone($number), false)),
+                Code::$rm32 => Some((Opcode::Short($opcode), Form::Alone($number), false)),
+                Code::$rm64 => Some((Opcode::Short($opcode), Form::Alone($number), true)),
             )*
             _ => arithmetic($code),
         }
@@ -78,9 +78,9 @@ macro_rules! conditional {
     ($code:expr, $($number:literal $set:ident $move32:ident $move64:ident;)*) => {
         match $code {
             $(
-                Code::$set => Some((&[0x0f, 0x90 | $number], Form::Alone(0), false)),
-                Code::$move32 => Some((&[0x0f, 0x40 | $number], Form::Load, false)),
-                Code::$move64 => Some((&[0x0f, 0x40 | $number], Form::Load, true)),
+                Code::$set => Some((Opcode::Long(0x90 | $number), Form::Alone(0), false)),
+                Code::$move32 => Some((Opcode::Long(0x40 | $number), Form::Load, false)),
+                Code::$move64 => Some((Opcode::Long(0x40 | $number), Form::Load, true)),
             )*
             _ => extended($code),
         }
@@ -111,32 +111,32 @@ fn conditional(code: Code) -> Option<Row> {
 /// The row of a code that is not among the most usual ones.
 pub(super) fn more(code: Code) -> Option<Row> {
     Some(match code {
-        Code::Mov_r8_rm8 => (&[0x8a], Form::Load, false),
-        Code::Mov_rm8_r8 => (&[0x88], Form::Store, false),
-        Code::Mov_rm8_imm8 => (&[0xc6], Form::Short(0), false),
-        Code::Mov_r32_imm32 => (&[0xb8], Form::InOpcode, false),
-        Code::Movzx_r32_rm8 => (&[0x0f, 0xb6], Form::Load, false),
-        Code::Movzx_r64_rm8 => (&[0x0f, 0xb6], Form::Load, true),
-        Code::Movzx_r64_rm16 => (&[0x0f, 0xb7], Form::Load, true),
-        Code::Movsx_r32_rm8 => (&[0x0f, 0xbe], Form::Load, false),
-        Code::Movsx_r64_rm8 => (&[0x0f, 0xbe], Form::Load, true),
-        Code::Test_rm8_r8 => (&[0x84], Form::Store, false),
-        Code::Test_rm8_imm8 => (&[0xf6], Form::Short(0), false),
-        Code::Test_rm32_imm32 => (&[0xf7], Form::Long(0), false),
-        Code::Test_rm64_imm32 => (&[0xf7], Form::Long(0), true),
-        Code::Test_AL_imm8 => (&[0xa8], Form::AccumulatorShort, false),
-        Code::Test_EAX_imm32 => (&[0xa9], Form::AccumulatorLong, false),
-        Code::Test_RAX_imm32 => (&[0xa9], Form::AccumulatorLong, true),
-        Code::Bt_rm32_imm8 => (&[0x0f, 0xba], Form::Short(4), false),
-        Code::Bt_rm64_imm8 => (&[0x0f, 0xba], Form::Short(4), true),
-        Code::Bt_rm32_r32 => (&[0x0f, 0xa3], Form::Store, false),
-        Code::Bt_rm64_r64 => (&[0x0f, 0xa3], Form::Store, true),
-        Code::Xchg_rm32_r32 => (&[0x87], Form::Store, false),
-        Code::Xchg_rm64_r64 => (&[0x87], Form::Store, true),
-        Code::Xadd_rm32_r32 => (&[0x0f, 0xc1], Form::Store, false),
-        Code::Xadd_rm64_r64 => (&[0x0f, 0xc1], Form::Store, true),
-        Code::Cmpxchg_rm32_r32 => (&[0x0f, 0xb1], Form::Store, false),
-        Code::Cmpxchg_rm64_r64 => (&[0x0f, 0xb1], Form::Store, true),
+        Code::Mov_r8_rm8 => (Opcode::Short(0x8a), Form::Load, false),
+        Code::Mov_rm8_r8 => (Opcode::Short(0x88), Form::Store, false),
+        Code::Mov_rm8_imm8 => (Opcode::Short(0xc6), Form::Short(0), false),
+        Code::Mov_r32_imm32 => (Opcode::Short(0xb8), Form::InOpcode, false),
+        Code::Movzx_r32_rm8 => (Opcode::Long(0xb6), Form::Load, false),
+        Code::Movzx_r64_rm8 => (Opcode::Long(0xb6), Form::Load, true),
+        Code::Movzx_r64_rm16 => (Opcode::Long(0xb7), Form::Load, true),
+        Code::Movsx_r32_rm8 => (Opcode::Long(0xbe), Form::Load, false),
+        Code::Movsx_r64_rm8 => (Opcode::Long(0xbe), Form::Load, true),
+        Code::Test_rm8_r8 => (Opcode::Short(0x84), Form::Store, false),
+        Code::Test_rm8_imm8 => (Opcode::Short(0xf6), Form::Short(0), false),
+        Code::Test_rm32_imm32 => (Opcode::Short(0xf7), Form::Long(0), false),
+        Code::Test_rm64_imm32 => (Opcode::Short(0xf7), Form::Long(0), true),
+        Code::Test_AL_imm8 => (Opcode::Short(0xa8), Form::AccumulatorShort, false),
+        Code::Test_EAX_imm32 => (Opcode::Short(0xa9), Form::AccumulatorLong, false),
+        Code::Test_RAX_imm32 => (Opcode::Short(0xa9), Form::AccumulatorLong, true),
+        Code::Bt_rm32_imm8 => (Opcode::Long(0xba), Form::Short(4), false),
+        Code::Bt_rm64_imm8 => (Opcode::Long(0xba), Form::Short(4), true),
+        Code::Bt_rm32_r32 => (Opcode::Long(0xa3), Form::Store, false),
+        Code::Bt_rm64_r64 => (Opcode::Long(0xa3), Form::Store, true),
+        Code::Xchg_rm32_r32 => (Opcode::Short(0x87), Form::Store, false),
+        Code::Xchg_rm64_r64 => (Opcode::Short(0x87), Form::Store, true),
+        Code::Xadd_rm32_r32 => (Opcode::Long(0xc1), Form::Store, false),
+        Code::Xadd_rm64_r64 => (Opcode::Long(0xc1), Form::Store, true),
+        Code::Cmpxchg_rm32_r32 => (Opcode::Long(0xb1), Form::Store, false),
+        Code::Cmpxchg_rm64_r64 => (Opcode::Long(0xb1), Form::Store, true),
         _ => return conditional(code),
     })
 }

@@ -1,6 +1,7 @@
 //! The ways out of a block to known guest addresses, and those of a loop back to its beginning.
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::Instruction;
 
 use super::emitter::Emitter;
 use super::flags::{ExitFlags, FlagsPlace};
@@ -87,6 +88,9 @@ impl Emitter<'_> {
 
     /// Registers that are not in their own places go there. Uses T1; the flags stay.
     pub(super) fn restore_places(&mut self) {
+        if self.places.are_usual() {
+            return;
+        }
         self.exchange_pairs();
         for (slot, host) in self.places.given_way() {
             dynasm!(self.ops ; .arch x64 ; gs mov Rq(host), [slot]);
@@ -190,13 +194,13 @@ impl Emitter<'_> {
     }
 
     /// Goes on in a function whose call a trace follows, or behind its return.
-    pub(super) fn follow_call(&mut self, kind: Kind, next: u64) {
+    pub(super) fn follow_call(&mut self, kind: Kind, insn: &Instruction) {
         match kind {
             _ if !self.target.returns => {}
             Kind::CallInto | Kind::CallIndirectInto => {
                 self.calls.push(FollowedCall {
                     outer: self.within,
-                    next,
+                    next: self.next_offset(insn),
                     landing: None,
                 });
                 self.within = Some(self.calls.len() - 1);

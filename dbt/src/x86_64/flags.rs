@@ -5,6 +5,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
 
 use super::emitter::Emitter;
+use super::plain::Need;
 use super::registers::{T2, number};
 use crate::record::classify::{Class, Kind};
 use crate::record::liveness;
@@ -77,6 +78,26 @@ pub enum ExitFlags {
     Sealed,
 }
 
+/// The instructions of a block, and the flags between them.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Flow<'a> {
+    pub classes: &'a [Class],
+    /// Flags that have to be right before each.
+    pub needed: &'a [u32],
+    /// Instructions, a bit each, that need them in EFLAGS.
+    pub in_host: u64,
+}
+
+impl Flow<'_> {
+    /// What an instruction needs to survive.
+    pub fn need(&self, index: usize) -> Need {
+        Need {
+            before: self.needed[index],
+            after: *self.needed.get(index + 1).unwrap_or(&liveness::ALL),
+        }
+    }
+}
+
 /// What an instruction does with the flags that it finds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effect {
@@ -98,12 +119,12 @@ pub(super) struct Effect {
 
 impl Effect {
     /// Of an instruction behind which the flags `after` have to be right.
-    /// `checks`: if it accesses memory it has a check.
-    pub fn of(class: &Class, (after, in_host): (u32, bool), checks: bool, lazy: bool) -> Effect {
+    /// `checks`: it has a check.
+    fn of(class: &Class, (after, in_host): (u32, bool), checks: bool, lazy: bool) -> Effect {
         Effect {
             writes: class.writes,
             keeps: after & !class.flags.overwritten() != 0,
-            checks: checks && liveness::checks_access(class.kind),
+            checks,
             host: in_host || class.kind == Kind::Branch,
             saved: matches!(
                 class.kind,
@@ -136,6 +157,26 @@ pub(super) fn save_eflags(ops: &mut impl DynasmApi) {
 }
 
 impl Emitter<'_> {
+    /// Whether an instruction makes a memory check, which spoils EFLAGS.
+    pub(super) fn checks(&self, index: usize) -> bool {
+        let unsure = self.sure >> index & 1 == 0;
+        unsure && liveness::checks_access(self.flow.classes[index].kind)
+    }
+
+    /// What an instruction does with the flags, if it is one of a block's.
+    fn effect(&self, index: usize) -> Option<Effect> {
+        let class = self.flow.classes.get(index)?;
+        let in_host = self.flow.in_host >> index & 1 != 0;
+        let needs = (self.flow.need(index).after, in_host);
+        let lazy = self.target.lazy_flags;
+        Some(Effect::of(class, needs, self.checks(index), lazy))
+    }
+
+    /// What the instructions from one on do with them.
+    fn effects(&self, first: usize) -> impl Iterator<Item = Effect> {
+        (first..).map_while(|index| self.effect(index))
+    }
+
     /// Makes sure that the flags are in `exchange.saved_flags`, and that EFLAGS may be spoilt.
     /// Uses T2 only.
     pub(super) fn save_flags(&mut self) {
@@ -223,7 +264,7 @@ impl Emitter<'_> {
         if !self.seals() {
             return false;
         }
-        for effect in self.effects.iter().skip(self.current) {
+        for effect in self.effects(self.current) {
             if effect.host {
                 return false;
             }
@@ -278,7 +319,7 @@ impl Emitter<'_> {
     /// wanted soon.
     fn pays(&self, recipe: Recipe) -> bool {
         let mut dead = false;
-        for (index, effect) in self.effects.iter().enumerate().skip(self.current) {
+        for (index, effect) in (self.current..).zip(self.effects(self.current)) {
             if effect.saved || (dead && effect.checks) {
                 return false;
             }
@@ -299,12 +340,10 @@ impl Emitter<'_> {
     /// Follows a recipe whose registers the current instruction is about to change, if the flags
     /// are nowhere else and somebody can still see them. Uses T2 only.
     pub(super) fn keep_flags(&mut self) {
-        let Some(effect) = self.effects.get(self.current) else {
-            return;
-        };
         let only = !self.flags.host && !self.flags.saved;
         if let Some(recipe) = self.flags.recipe
             && only
+            && let Some(effect) = self.effect(self.current)
             && effect.keeps
             && effect.writes & recipe.registers() != 0
         {
@@ -334,7 +373,11 @@ impl Emitter<'_> {
         if writes & recipe.registers() != 0 {
             self.flags.recipe = None;
             if !self.flags.host && !self.flags.saved {
-                debug_assert!(!self.effects[self.current].keeps, "flags are lost");
+                let keeps = |effect: Effect| effect.keeps;
+                debug_assert!(
+                    !self.effect(self.current).is_some_and(keeps),
+                    "flags are lost"
+                );
                 self.flags = FlagsPlace::LOST;
             }
         }
@@ -347,7 +390,7 @@ impl Emitter<'_> {
         if !self.target.precise_flags {
             return false;
         }
-        for effect in self.effects.iter().skip(self.current + 1) {
+        for effect in self.effects(self.current + 1) {
             if effect.saved {
                 return effect.passes_on;
             }

@@ -8,7 +8,8 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::operands::HostMemory;
 use super::registers::{T0, number};
 use crate::guest::Register as Guest;
@@ -91,16 +92,16 @@ impl Emitter<'_> {
         let Some(reads) = reads.filter(|_| self.may_be_late(index, place, memory)) else {
             return self.store_all(memory, |emitter, memory| {
                 let bytes = encode(emitter, memory)?;
-                emitter.bytes(&bytes);
+                emitter.put(&bytes);
                 Ok(())
             });
         };
         for copy in (1..self.target.copies as i32).rev() {
             let mirror = encode(self, memory.further(copy * self.target.stride))?;
-            self.bytes(&mirror);
+            self.put(&mirror);
         }
         let native = encode(self, memory)?;
-        self.late.code.extend_from_slice(&native);
+        native.append_to(&mut self.late.code);
         let late = &mut self.late;
         late.reads |= reads;
         late.by_t0 |= memory.base == T0;

@@ -27,13 +27,13 @@ impl Emitter<'_> {
         let native = self.encode(&host)?;
         self.lead_to_whole(index, &address, (size, write), needed)?;
         if !write {
-            self.bytes(&native);
+            self.put(&native);
             return Ok(());
         }
         self.store_all(HostMemory::AT_T0, |emitter, memory| {
             memory.apply(&mut host);
             let store = emitter.encode(&host)?;
-            emitter.bytes(&store);
+            emitter.put(&store);
             Ok(())
         })
     }
@@ -59,7 +59,7 @@ impl Emitter<'_> {
         self.lead_to_whole(index, &address, (size, true), needed)?;
         self.store_all(HostMemory::AT_T0, |emitter, memory| {
             dynasm!(emitter.ops ; .arch x64 ; lea rdi, [rsi + memory.displacement]);
-            emitter.bytes(&native);
+            emitter.put(&native);
             Ok(())
         })
     }

@@ -6,10 +6,12 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES, TlbEntry};
 
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded, Held, Near, Unencodable};
+use super::emitter::{Emitter, Held, Near, Unencodable};
+use super::encoded::Encoded;
+use super::encoding::{Memory, NO_INDEX, Opcode, WIDE, with_memory, with_register};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
-use super::registers::{T0, T1, T2, number, pinned, sized};
+use super::registers::{T0, T1, T2, pinned, sized};
 use super::stubs::Stub;
 use crate::interpret::view;
 use crate::record::grouping::{Group, Member, Place};
@@ -73,31 +75,41 @@ impl Emitter<'_> {
                 dynasm!(self.ops ; .arch x64 ; gs mov Rq(register), [at::gpr(place)]);
             }
         }
-        self.bytes(&bytes);
+        self.put(&bytes);
         Ok(())
     }
 
     /// `lea T0, …` of the base, index and displacement.
     fn lea(&mut self, address: &Address) -> Result<Encoded, Unencodable> {
         let host = |place: usize, staged: Register| match pinned(place) {
-            Some(host) => sized(host, 8),
-            None => staged,
+            Some(host) => host,
+            None => Self::scratch(staged),
         };
-        let base = address.base.map_or(Register::None, |place| host(place, T0));
-        let (index, scale) = address.index.map_or((Register::None, 1), |(place, scale)| {
-            (host(place, T1), scale)
-        });
-        let displacement = i64::from(address.displacement as i32);
+        let (index, scale) = address
+            .index
+            .map_or((NO_INDEX, 1), |(place, scale)| (host(place, T1), scale));
+        let displacement = address.displacement as i32;
+        if let Some(base) = address.base {
+            let memory = Memory {
+                base: host(base, T0),
+                index,
+                scale,
+                displacement,
+                displaced: false,
+            };
+            let rex = if address.narrow { 0 } else { WIDE };
+            return Ok(with_memory((rex, Opcode::Short(0x8d)), T0_NUMBER, &memory));
+        }
+        let index = match index {
+            NO_INDEX => Register::None,
+            index => sized(index, 8),
+        };
         let memory = MemoryOperand::new(
-            base,
+            Register::None,
             index,
             scale,
-            displacement,
-            if base == Register::None {
-                8
-            } else {
-                u32::from(displacement != 0)
-            },
+            displacement.into(),
+            8,
             false,
             Register::None,
         );
@@ -175,11 +187,24 @@ impl Emitter<'_> {
     ) -> Result<HostMemory, Unencodable> {
         let memory = self.host_memory(insn, at);
         self.check_access(insn, at, size, write, needed)?;
-        self.keep_flags();
         Ok(memory)
     }
 
-    fn check_access(
+    /// Likewise, where the operand is known.
+    pub(super) fn check_access(
+        &mut self,
+        insn: usize,
+        at: (Place, &Address),
+        size: u32,
+        write: bool,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        self.translate(insn, at, size, write, needed)?;
+        self.keep_flags();
+        Ok(())
+    }
+
+    fn translate(
         &mut self,
         insn: usize,
         (place, address): (Place, &Address),
@@ -279,7 +304,7 @@ impl Emitter<'_> {
     /// Puts a base register and a displacement into T2.
     pub(super) fn address_to_compare(&mut self, base: u8, displacement: i32) {
         match displacement {
-            0 => dynasm!(self.ops ; .arch x64 ; mov r8, Rq(base)),
+            0 => self.put(&with_register((WIDE, Opcode::Short(0x89)), base, T2_NUMBER)),
             _ => self.add_displacement(T2_NUMBER, base, displacement, true),
         }
     }
@@ -316,14 +341,19 @@ impl Emitter<'_> {
         }
     }
 
-    /// Puts the offset of the TLB entry for a scratch register's address into T1.
+    /// Puts the offset of the TLB entry for the address in T0 or T2 into T1.
     pub(super) fn tlb_index(&mut self, address: Register) {
-        let address = Self::scratch(address);
         let mask = ((TLB_ENTRIES - 1) * 32) as i32;
-        if self.target.bmi2 {
-            dynasm!(self.ops ; .arch x64 ; rorx edi, Rd(address), 7);
-        } else {
-            dynasm!(self.ops ; .arch x64 ; mov edi, Rd(address) ; shr edi, 7);
+        match (address, self.target.bmi2) {
+            (T2, true) => dynasm!(self.ops ; .arch x64 ; rorx edi, r8d, 7),
+            (address, bmi2) => {
+                let address = Self::scratch(address);
+                if bmi2 {
+                    dynasm!(self.ops ; .arch x64 ; rorx edi, Rd(address), 7);
+                } else {
+                    dynasm!(self.ops ; .arch x64 ; mov edi, Rd(address) ; shr edi, 7);
+                }
+            }
         }
         dynasm!(self.ops ; .arch x64 ; and edi, mask);
     }
@@ -513,11 +543,10 @@ impl Emitter<'_> {
                 _ => 1,
             };
             let at = memory.further(done as i32);
-            let load = self.move_load(T1, at, piece)?;
-            self.bytes(&load);
+            self.put(&at.load(T1, piece));
             for copy in 1..self.target.copies as i32 {
-                let store = self.move_store(at.further(copy * self.target.stride), T1, piece)?;
-                self.bytes(&store);
+                let mirror = at.further(copy * self.target.stride);
+                self.put(&mirror.store(T1, piece));
             }
             done += piece;
         }
@@ -532,15 +561,7 @@ impl Emitter<'_> {
         memory: HostMemory,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let code = match size {
-            1 => Code::Movzx_r32_rm8,
-            2 => Code::Movzx_r32_rm16,
-            4 => Code::Mov_r32_rm32,
-            _ => Code::Mov_r64_rm64,
-        };
-        let register = sized(number(register) as u8, size.max(4) as usize);
-        let insn = Instruction::with2(code, register, memory.operand()).map_err(|_| Unencodable)?;
-        self.encode(&insn)
+        Ok(memory.load(register, size))
     }
 
     /// `mov [memory], register` of 1, 2, 4 or 8 bytes.
@@ -550,15 +571,7 @@ impl Emitter<'_> {
         register: Register,
         size: u32,
     ) -> Result<Encoded, Unencodable> {
-        let code = match size {
-            1 => Code::Mov_rm8_r8,
-            2 => Code::Mov_rm16_r16,
-            4 => Code::Mov_rm32_r32,
-            _ => Code::Mov_rm64_r64,
-        };
-        let register = sized(number(register) as u8, size as usize);
-        let insn = Instruction::with2(code, memory.operand(), register).map_err(|_| Unencodable)?;
-        self.encode(&insn)
+        Ok(memory.store(register, size))
     }
 
     /// Stores a register to all copies.
@@ -570,7 +583,7 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         self.store_all(memory, |emitter, memory| {
             let bytes = emitter.move_store(memory, register, size)?;
-            emitter.bytes(&bytes);
+            emitter.put(&bytes);
             Ok(())
         })
     }

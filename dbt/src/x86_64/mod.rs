@@ -11,6 +11,7 @@ mod crossing;
 mod decimal;
 mod elements;
 mod emitter;
+mod encoded;
 mod encoding;
 mod encoding_rows;
 mod entries;

@@ -3,6 +3,8 @@
 
 use iced_x86::{Instruction, MemoryOperand, Mnemonic, Register};
 
+use super::encoded::Encoded;
+use super::encoding::{Memory, NO_INDEX, Opcode, REX, WIDE, with_memory};
 use super::places::Places;
 use super::registers::{T0, number, pinned, sized};
 use crate::guest::{Mode, SegmentIndex};
@@ -228,6 +230,45 @@ impl HostMemory {
             false,
             Register::None,
         )
+    }
+
+    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes; the bits above them become 0.
+    pub(super) fn load(self, register: Register, size: u32) -> Encoded {
+        let opcode = match size {
+            1 => (0, Opcode::Long(0xb6)),
+            2 => (0, Opcode::Long(0xb7)),
+            4 => (0, Opcode::Short(0x8b)),
+            _ => (WIDE, Opcode::Short(0x8b)),
+        };
+        with_memory(opcode, number(register) as u8, &self.encoded())
+    }
+
+    /// `mov [memory], register` of 1, 2, 4 or 8 bytes.
+    pub(super) fn store(self, register: Register, size: u32) -> Encoded {
+        let register = number(register) as u8;
+        let opcode = match size {
+            // Without a prefix these are AH, CH, DH and BH.
+            1 if (4..8).contains(&register) => (REX, Opcode::Short(0x88)),
+            1 => (0, Opcode::Short(0x88)),
+            2 | 4 => (0, Opcode::Short(0x89)),
+            _ => (WIDE, Opcode::Short(0x89)),
+        };
+        let store = with_memory(opcode, register, &self.encoded());
+        if size == 2 { store.behind(0x66) } else { store }
+    }
+
+    /// As it is encoded.
+    pub(super) fn encoded(self) -> Memory {
+        Memory {
+            base: number(self.base) as u8,
+            index: match self.index {
+                Register::None => NO_INDEX,
+                index => number(index) as u8,
+            },
+            scale: 1,
+            displacement: self.displacement,
+            displaced: false,
+        }
     }
 
     /// Replaces an instruction's memory operand.

@@ -143,13 +143,12 @@ impl Places {
     ) -> Places {
         let mut places = Places::default();
         let mut least = i32::from(allotting.least);
+        let long = insns.len() >= if allotting.hot { LIKELY } else { LONG };
+        if !allotting.hot && !long {
+            return places;
+        }
         let closes = closes(insns);
-        let enough = match (closes, allotting.hot) {
-            (true, hot) => hot,
-            (false, true) => insns.len() >= LIKELY,
-            (false, false) => insns.len() >= LONG,
-        };
-        if !enough {
+        if !(if closes { allotting.hot } else { long }) {
             return places;
         }
         if !closes {

@@ -4,8 +4,9 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::crossing::{Crossing, repeatable};
-use super::emitter::{Emitter, Encoded, Unencodable};
+use super::crossing::{Crossing, Loads, repeatable};
+use super::emitter::{Emitter, Unencodable};
+use super::encoded::Encoded;
 use super::encoding;
 use super::flags::FlagsPlace;
 use super::late_stores::{addresses, moves};
@@ -20,35 +21,73 @@ use crate::record::liveness::Flags;
 use crate::record::recipe::Recipe;
 
 /// Guest registers that stay in memory, and the scratch registers they are staged in.
-struct Staging {
-    /// Where the others are.
-    places: Places,
-    /// (guest number, scratch register, load before, store after)
-    staged: Vec<(usize, Register, bool, bool)>,
+struct Staging([Option<Staged>; 3]);
+
+/// A guest register in a scratch register.
+#[derive(Clone, Copy)]
+struct Staged {
+    guest: u8,
+    scratch: Register,
+    /// It is loaded before the instruction.
+    load: bool,
+    /// It is stored afterwards.
+    store: bool,
 }
 
 impl Staging {
+    fn staged(&self) -> impl Iterator<Item = &Staged> {
+        self.0.iter().flatten()
+    }
+
+    /// What is loaded before the instruction, on a slow path, too, where there are two at the most.
+    fn first_loads(&self) -> Loads {
+        let mut loads = self.loads();
+        [loads.next(), loads.next()]
+    }
+
     /// What is loaded before the instruction: scratch registers, and guest registers by number.
-    fn loads(&self) -> impl Iterator<Item = (Register, usize)> {
-        let loaded = self.staged.iter().filter(|staged| staged.2);
-        loaded.map(|&(guest, scratch, _, _)| (scratch, guest))
+    fn loads(&self) -> impl Iterator<Item = (Register, u8)> {
+        let loaded = self.staged().filter(|staged| staged.load);
+        loaded.map(|staged| (staged.scratch, staged.guest))
     }
 
     /// Whether any of them is stored afterwards.
     fn changes(&self) -> bool {
-        self.staged.iter().any(|staged| staged.3)
+        self.staged().any(|staged| staged.store)
     }
 
-    fn place(&self, register: Register) -> Option<Register> {
-        if is_high_byte(register) {
-            return Some(register);
+    /// A scratch register for a guest register, in the size of the latter: the first of these that is free.
+    fn add(
+        &mut self,
+        register: Register,
+        scratch: &[Register],
+        load: bool,
+        store: bool,
+    ) -> Result<Register, Unencodable> {
+        let guest = number(register) as u8;
+        for (place, &scratch) in self.0.iter_mut().zip(scratch) {
+            let staged = place.get_or_insert(Staged {
+                guest,
+                scratch,
+                load: false,
+                store: false,
+            });
+            if staged.guest == guest {
+                staged.load |= load;
+                staged.store |= store;
+                return Ok(sized(number(scratch) as u8, register.size()));
+            }
         }
-        let guest = number(register);
-        self.staged
-            .iter()
-            .find(|staged| staged.0 == guest)
-            .map(|staged| sized(number(staged.1) as u8, register.size()))
-            .or_else(|| self.places.host(register))
+        Err(Unencodable)
+    }
+
+    /// The host register in the place of one of an address.
+    fn place(&self, register: Register, places: &Places) -> Option<Register> {
+        let guest = number(register) as u8;
+        self.staged()
+            .find(|staged| staged.guest == guest)
+            .map(|staged| sized(number(staged.scratch) as u8, register.size()))
+            .or_else(|| places.host(register))
     }
 }
 
@@ -125,9 +164,8 @@ impl Emitter<'_> {
         class: &Class,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let mut staging = stage(insn, class, self.places, &Self::STAGING)?;
         let mut out = *insn;
-        substitute(&mut out, &staging)?;
+        let mut staging = stage(&mut out, class, &self.places, &Self::STAGING)?;
         let old_value = Recipe::with_old_value(insn).filter(|_| self.worth_stashing());
         let in_memory = match old_value {
             None => self.operand_in_memory(&out, &mut staging),
@@ -153,7 +191,7 @@ impl Emitter<'_> {
             self.stash_carry(recipe);
         }
         self.keep_with_branch(bytes.len(), class);
-        self.bytes(&bytes);
+        self.put(&bytes);
         self.store_staged(&staging);
         self.changed_flags(class);
         Ok(())
@@ -162,7 +200,7 @@ impl Emitter<'_> {
     /// The instruction with an operand where it is, if that is a guest register in memory for which `out` has
     /// a scratch register; it need not be staged then.
     fn operand_in_memory(&self, out: &Instruction, staging: &mut Staging) -> Option<Encoded> {
-        if !self.target.memory_operands {
+        if !self.target.memory_operands || staging.0[0].is_none() {
             return None;
         }
         (0..out.op_count().min(2)).find_map(|operand| {
@@ -174,13 +212,16 @@ impl Emitter<'_> {
                 out.op_kind(other) == OpKind::Register
                     && out.op_register(other).full_register() == scratch
             });
-            let staged = staging.staged.iter().position(|entry| entry.1 == scratch)?;
+            let staged = staging.0.iter_mut().find(|staged| {
+                let staged = staged.as_ref();
+                staged.is_some_and(|staged| staged.scratch == scratch)
+            })?;
             if named.count() != 1 {
                 return None;
             }
-            let slot = self.places.slot(staging.staged[staged].0);
+            let slot = self.places.slot(staged.as_ref()?.guest.into());
             let bytes = encoding::encode_in_memory(out, operand, slot)?;
-            staging.staged.remove(staged);
+            *staged = None;
             Some(bytes)
         })
     }
@@ -210,39 +251,30 @@ impl Emitter<'_> {
         } else {
             &Self::STAGING[..2]
         };
-        let staging = stage(insn, class, self.places, scratch)?;
+        let mut out = *insn;
+        let staging = stage(&mut out, class, &self.places, scratch)?;
         let high_byte = (0..insn.op_count())
             .any(|op| insn.op_kind(op) == OpKind::Register && is_high_byte(insn.op_register(op)));
         // Everything is encoded before anything is emitted: what cannot be is left to a helper.
-        let mut out = *insn;
-        out.set_segment_prefix(Register::None);
-        substitute(&mut out, &staging)?;
-        let encoded = |emitter: &mut Self, memory: HostMemory| {
-            let mut out = out;
-            memory.apply(&mut out);
-            emitter.encode(&out)
-        };
+        let encoded = |emitter: &mut Self, memory: HostMemory| emitter.encode_on(&out, memory);
         // AH to BH cannot be named beside registers that need a prefix; T0 needs none.
         let by_t0 = high_byte && encoded(self, checked).is_err();
         let memory = if by_t0 { HostMemory::AT_T0 } else { checked };
         let on_loaded = loads && !high_byte;
-        let native = match on_loaded {
-            true => Encoded::default(),
-            false => encoded(self, memory)?,
-        };
-        let on_register = match operand {
-            _ if on_loaded => {
-                let memory_op = (0..insn.op_count())
-                    .find(|&op| insn.op_kind(op) == OpKind::Memory)
-                    .ok_or(Unencodable)?;
-                let mut out = out;
-                out.set_memory_base(Register::None);
-                out.set_memory_index(Register::None);
-                out.set_op_kind(memory_op, OpKind::Register);
-                out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
-                self.encode(&out)?
-            }
-            _ => Encoded::default(),
+        // On T1 where the operand is loaded, else on the native copy.
+        let native = if on_loaded {
+            let memory_op = (0..insn.op_count())
+                .find(|&op| insn.op_kind(op) == OpKind::Memory)
+                .ok_or(Unencodable)?;
+            let mut out = out;
+            out.set_segment_prefix(Register::None);
+            out.set_memory_base(Register::None);
+            out.set_memory_index(Register::None);
+            out.set_op_kind(memory_op, OpKind::Register);
+            out.set_op_register(memory_op, sized(number(T1) as u8, size as usize));
+            self.encode(&out)?
+        } else {
+            encoded(self, memory)?
         };
         let write = matches!(
             operand,
@@ -253,7 +285,7 @@ impl Emitter<'_> {
         let once = operand == Operand::WriteOnce && !self.target.mode.has(Mode::X87_UNMASKED);
         if self.target.crossing && (once || operand == Operand::Write && repeatable(insn)) {
             self.crossing_store = Crossing::Store {
-                loads: staging.loads().collect(),
+                loads: staging.first_loads(),
                 store: match memory == HostMemory::AT_T0 {
                     true => native,
                     false => encoded(self, HostMemory::AT_T0)?,
@@ -270,18 +302,15 @@ impl Emitter<'_> {
             && !staging.changes()
         {
             self.crossing_store = Crossing::Update {
-                loads: staging.loads().collect(),
-                steps: [
-                    self.move_load(T1, HostMemory::AT_T0, size)?,
-                    on_register,
-                    self.move_store(HostMemory::AT_T0, T1, size)?,
-                ],
+                loads: staging.first_loads(),
+                size: size as u8,
+                compute: native,
                 stash: stash.is_some(),
                 behind,
             };
         }
         self.may_predict = true;
-        self.check(index, at, size, write, need.before != 0)?;
+        self.check_access(index, at, size, write, need.before != 0)?;
         self.may_predict = false;
         self.crossing_store = Crossing::Never;
         if by_t0 {
@@ -295,17 +324,17 @@ impl Emitter<'_> {
         match operand {
             Operand::Read if let Some(recipe) = stash => {
                 let load = self.move_load(T1, memory, size)?;
-                self.bytes(&load);
+                self.put(&load);
                 self.stash(T1, recipe);
-                self.keep_with_branch(on_register.len(), class);
-                self.bytes(&on_register);
+                self.keep_with_branch(native.len(), class);
+                self.put(&native);
             }
             Operand::None | Operand::Read => {
                 self.keep_with_branch(native.len(), class);
-                self.bytes(&native);
+                self.put(&native);
             }
             Operand::Write => {
-                let moved = moves(insn).filter(|_| staging.staged.is_empty());
+                let moved = moves(insn).filter(|_| staging.staged().next().is_none());
                 let reads = moved.map(|stored| stored | addresses(insn, memory));
                 self.store_late(
                     (index, Place::Operand),
@@ -318,17 +347,17 @@ impl Emitter<'_> {
                 )?;
             }
             Operand::WriteOnce => {
-                self.bytes(&native);
+                self.put(&native);
                 self.mirror_from_native(memory, size)?;
             }
             Operand::Modify if high_byte => {
-                self.bytes(&native);
+                self.put(&native);
                 self.mirror_from_native(memory, size)?;
             }
             Operand::Modify => {
                 let load = self.move_load(T1, memory, size)?;
-                self.bytes(&load);
-                self.bytes(&on_register);
+                self.put(&load);
+                self.put(&native);
                 if let Some(recipe) = stash {
                     self.stash(T1, recipe);
                 }
@@ -346,7 +375,7 @@ impl Emitter<'_> {
         self.leave_t0();
         let lea = Instruction::with2(Code::Lea_r64_m, T0, memory.operand());
         let lea = self.encode(&lea.map_err(|_| Unencodable)?)?;
-        self.bytes(&lea);
+        self.put(&lea);
         Ok(())
     }
 
@@ -358,19 +387,17 @@ impl Emitter<'_> {
     }
 
     fn load_staged(&mut self, staging: &Staging) {
-        if staging.staged.iter().any(|staged| staged.1 == T0) {
+        if staging.staged().any(|staged| staged.scratch == T0) {
             self.leave_t0();
         }
         for (scratch, guest) in staging.loads() {
-            self.load_guest(scratch, guest);
+            self.load_guest(scratch, guest.into());
         }
     }
 
     fn store_staged(&mut self, staging: &Staging) {
-        for &(guest, scratch, _, store) in &staging.staged {
-            if store {
-                self.store_guest(guest, scratch);
-            }
+        for staged in staging.staged().filter(|staged| staged.store) {
+            self.store_guest(staged.guest.into(), staged.scratch);
         }
     }
 
@@ -406,9 +433,8 @@ impl Emitter<'_> {
             return self.offset_of(insn);
         }
         let mut out = *insn;
+        let staging = stage(&mut out, class, &self.places, &Self::STAGING)?;
         out.set_segment_prefix(Register::None);
-        let staging = stage(insn, class, self.places, &Self::STAGING)?;
-        substitute(&mut out, &staging)?;
         for (register, set) in [
             (
                 insn.memory_base(),
@@ -417,7 +443,7 @@ impl Emitter<'_> {
             (insn.memory_index(), Instruction::set_memory_index),
         ] {
             if register != Register::None {
-                let placed = staging.place(register).ok_or(Unencodable)?;
+                let placed = staging.place(register, &self.places).ok_or(Unencodable)?;
                 set(&mut out, placed);
             }
         }
@@ -428,83 +454,72 @@ impl Emitter<'_> {
         }
         let bytes = self.encode(&out)?;
         self.load_staged(&staging);
-        self.bytes(&bytes);
+        self.put(&bytes);
         self.store_staged(&staging);
         Ok(())
     }
 }
 
-/// Finds a scratch register for every guest register that stays in memory.
+/// Replaces the general-purpose registers among the operands by host registers: a scratch register for every guest
+/// register that stays in memory.
 fn stage(
-    insn: &Instruction,
+    insn: &mut Instruction,
     class: &Class,
-    places: Places,
+    places: &Places,
     scratch: &[Register],
 ) -> Result<Staging, Unencodable> {
-    let mut staging = Staging {
-        places,
-        staged: Vec::new(),
-    };
-    let mut add = |register: Register, load: bool, store: bool| {
-        let guest = number(register);
-        if let Some(staged) = staging.staged.iter_mut().find(|staged| staged.0 == guest) {
-            staged.2 |= load;
-            staged.3 |= store;
-            return Ok(());
-        }
-        let used = staging.staged.len();
-        let register = *scratch.get(used).ok_or(Unencodable)?;
-        staging.staged.push((guest, register, load, store));
-        Ok(())
-    };
+    let mut staging = Staging([None; 3]);
+    let operands = insn.op_count();
     // With AH and the like no operand may be a register that a REX prefix names.
-    let high_byte = (0..insn.op_count()).any(|op| is_high_byte(insn.op_register(op)));
-    let reachable = |register: Register| {
-        places
+    let first = [
+        insn.op0_register(),
+        insn.op1_register(),
+        insn.op2_register(),
+    ];
+    let high_byte = first.into_iter().any(is_high_byte);
+    let as_it_is = *insn;
+    for op in 0..operands {
+        let register = as_it_is.op_register(op);
+        if as_it_is.op_kind(op) != OpKind::Register || !register.is_gpr() {
+            continue;
+        }
+        let host = places
             .host(register)
-            .is_some_and(|host| !high_byte || number(host) < 8 || is_high_byte(host))
-    };
-    for op in 0..insn.op_count() {
-        if insn.op_kind(op) != OpKind::Register {
-            continue;
-        }
-        let register = insn.op_register(op);
-        if !register.is_gpr() || reachable(register) {
-            continue;
-        }
-        let access = class.access[op as usize];
-        let writes = matches!(
-            access,
-            OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
-        );
-        // A narrow or conditional write keeps what is there; what clears its register does not read it.
-        let clears = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
-            && register.size() >= 4
-            && insn.op_count() == 2
-            && insn.op1_kind() == OpKind::Register
-            && insn.op0_register() == insn.op1_register();
-        let reads = !clears && (access != OpAccess::Write || register.size() < 4);
-        add(register, reads, writes)?;
+            .filter(|&host| !high_byte || is_high_byte(host) || number(host) < 8);
+        let placed = match host {
+            Some(host) => host,
+            None => {
+                let (reads, writes) = uses(&as_it_is, class, op);
+                staging.add(register, scratch, reads, writes)?
+            }
+        };
+        insn.set_op_register(op, placed);
     }
     if insn.mnemonic() == Mnemonic::Lea {
         for register in [insn.memory_base(), insn.memory_index()] {
             if register != Register::None && places.host(register).is_none() {
-                add(register, true, false)?;
+                staging.add(register, scratch, true, false)?;
             }
         }
     }
     Ok(staging)
 }
 
-/// Replaces the general-purpose registers among the operands by host registers.
-fn substitute(insn: &mut Instruction, staging: &Staging) -> Result<(), Unencodable> {
-    for op in 0..insn.op_count() {
-        if insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_gpr() {
-            let placed = staging.place(insn.op_register(op)).ok_or(Unencodable)?;
-            insn.set_op_register(op, placed);
-        }
-    }
-    Ok(())
+/// Whether what an instruction does with a register among its operands needs its value, and whether it changes that.
+fn uses(insn: &Instruction, class: &Class, op: u32) -> (bool, bool) {
+    let (register, access) = (insn.op_register(op), class.access[op as usize]);
+    let writes = matches!(
+        access,
+        OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
+    );
+    // A narrow or conditional write keeps what is there; what clears its register does not read it.
+    let clears = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
+        && register.size() >= 4
+        && insn.op_count() == 2
+        && insn.op1_kind() == OpKind::Register
+        && insn.op0_register() == insn.op1_register();
+    let reads = !clears && (access != OpAccess::Write || register.size() < 4);
+    (reads, writes)
 }
 
 impl Emitter<'_> {
@@ -520,16 +535,15 @@ impl Emitter<'_> {
         insn.set_has_lock_prefix(false);
         insn.set_segment_prefix(Register::None);
         let free = if operand == Operand::None { 3 } else { 2 };
-        let staging = stage(&insn, class, self.places, &Self::STAGING[..free])?;
         let mut out = insn;
-        substitute(&mut out, &staging)?;
+        let staging = stage(&mut out, class, &self.places, &Self::STAGING[..free])?;
         if operand != Operand::None {
             HostMemory::AT_T0.apply(&mut out);
         }
         let bytes = self.encode(&out)?;
         self.load_staged(&staging);
         // The run loop left the bounce buffer's address in T0.
-        self.bytes(&bytes);
+        self.put(&bytes);
         self.store_staged(&staging);
         Ok(())
     }

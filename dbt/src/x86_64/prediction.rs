@@ -95,8 +95,8 @@ impl Emitter<'_> {
 
     /// Behind the block: looks up the TLB entry; or, now and then, calls up to have a run of pages remembered,
     /// upon which the check is tried again, or goes where any other check does that fails.
-    pub(super) fn wrong(&mut self, wrong: Wrong) {
-        let Wrong { site, base, .. } = wrong;
+    pub(super) fn wrong(&mut self, wrong: &Wrong) {
+        let Wrong { site, base, .. } = *wrong;
         let look = self.ops.new_dynamic_label();
         let t0 = Self::scratch(T0);
         let patience = at::PATIENCE + i32::from(wrong.number);

@@ -3,7 +3,8 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
-use super::emitter::{Emitter, Encoded};
+use super::emitter::Emitter;
+use super::encoded::Encoded;
 use super::registers::{T2, sized};
 use crate::record::recipe::{Operation, Recipe, Value};
 use crate::run::at;
@@ -149,7 +150,7 @@ impl Emitter<'_> {
             .ok()
             .and_then(|insn| self.encode(&insn).ok())
             .expect("host registers and constants of the operand's size can be encoded");
-        self.bytes(&encoded);
+        self.put(&encoded);
     }
 }
 

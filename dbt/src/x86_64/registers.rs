@@ -61,14 +61,32 @@ pub fn is_high_byte(register: Register) -> bool {
     )
 }
 
+/// The general-purpose registers of 8, 16, 32 and 64 bits by number.
+const GENERAL: [[Register; 16]; 4] = {
+    use Register::*;
+    [
+        [
+            AL, CL, DL, BL, SPL, BPL, SIL, DIL, R8L, R9L, R10L, R11L, R12L, R13L, R14L, R15L,
+        ],
+        [
+            AX, CX, DX, BX, SP, BP, SI, DI, R8W, R9W, R10W, R11W, R12W, R13W, R14W, R15W,
+        ],
+        [
+            EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI, R8D, R9D, R10D, R11D, R12D, R13D, R14D, R15D,
+        ],
+        [
+            RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15,
+        ],
+    ]
+};
+
 /// The register of a number, with a size in bytes.
 pub fn sized(number: u8, size: usize) -> Register {
-    let number = u32::from(number);
-    match size {
-        1 if number < 4 => Register::AL + number,
-        1 => Register::SPL + (number - 4),
-        2 => Register::AX + number,
-        4 => Register::EAX + number,
-        _ => Register::RAX + number,
-    }
+    let names = match size {
+        1 => &GENERAL[0],
+        2 => &GENERAL[1],
+        4 => &GENERAL[2],
+        _ => &GENERAL[3],
+    };
+    names[usize::from(number)]
 }

@@ -5,10 +5,10 @@
 //! jumps between the two sections are resolved when both places are known.
 
 use dynasmrt::components::LabelRegistry;
-use dynasmrt::relocations::Relocation;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{AssemblyOffset, DynamicLabel, DynasmApi, DynasmLabelApi};
 
+use super::encoded::Encoded;
 use super::moving::{Follows, Mark};
 use crate::cache::CodeOffset;
 
@@ -16,11 +16,15 @@ use crate::cache::CodeOffset;
 const COLD: u32 = 1 << 31;
 /// A label that has no position yet.
 const NOWHERE: u32 = u32::MAX;
+/// How dynasm-rs describes a displacement of 32 bits from the end of its field, and of the instruction.
+const DISPLACEMENT: (isize, u8, u8, u8) = (0, 4, 0, 2);
 
 /// The two sections; bytes go to the one that is chosen.
 #[derive(Default)]
 pub(super) struct Sections {
-    bytes: [Vec<u8>; 2],
+    chosen: Vec<u8>,
+    other: Vec<u8>,
+    /// Whether the cold one is chosen.
     cold: bool,
     /// The position of each label.
     labels: Vec<u32>,
@@ -30,27 +34,30 @@ pub(super) struct Sections {
     movable: bool,
     /// What changes then.
     marks: Vec<Mark>,
-    names: LabelRegistry,
+    registry: LabelRegistry,
+    /// The names of the first labels, which are the same in each block.
+    names: Vec<DynamicLabel>,
 }
 
 impl Sections {
     /// Forgets what was emitted, and goes on in the hot section. `movable`: what would change
     /// elsewhere is noted.
     pub(super) fn clear(&mut self, movable: bool) {
-        for bytes in &mut self.bytes {
-            bytes.clear();
-        }
+        self.chosen.clear();
+        self.other.clear();
         self.cold = false;
         self.movable = movable;
         self.marks.clear();
         self.labels.clear();
         self.jumps.clear();
-        self.names.clear();
     }
 
     /// Chooses the section for what comes next.
     pub(super) fn choose(&mut self, cold: bool) {
-        self.cold = cold;
+        if self.cold != cold {
+            std::mem::swap(&mut self.chosen, &mut self.other);
+            self.cold = cold;
+        }
     }
 
     /// Whether the cold section is chosen.
@@ -60,15 +67,24 @@ impl Sections {
 
     /// A label without a position.
     pub(super) fn new_dynamic_label(&mut self) -> DynamicLabel {
+        let number = self.labels.len();
         self.labels.push(NOWHERE);
-        self.names.new_dynamic_label()
+        if number == self.names.len() {
+            self.names.push(self.registry.new_dynamic_label());
+        }
+        self.names[number]
+    }
+
+    /// Emits an instruction.
+    pub(super) fn put(&mut self, encoded: &Encoded) {
+        encoded.append_to(&mut self.chosen);
     }
 
     /// Notes what has just been emitted, and ends here, as something that changes if the block is
     /// moved.
     pub(super) fn mark(&mut self, follows: Follows) {
         if self.movable {
-            let end = self.bytes[usize::from(self.cold)].len() as u32;
+            let end = self.chosen.len() as u32;
             self.marks.push(Mark::new(follows, end, self.cold));
         }
     }
@@ -85,6 +101,7 @@ impl Sections {
     /// If a label that is jumped to was never placed: every label of a block is, by its stub at
     /// the latest.
     pub(super) fn place(&mut self, bases: [CodeOffset; 2], into: &mut [Vec<u8>; 2]) {
+        self.choose(false);
         let address = |position: u32| {
             let base = bases[usize::from(position & COLD != 0)];
             base.0 + (position & !COLD)
@@ -98,47 +115,51 @@ impl Sections {
                 self.marks
                     .push(Mark::new(Follows::Section, end & !COLD, cold));
             }
-            let bytes = &mut self.bytes[usize::from(end & COLD != 0)];
+            let bytes = match end & COLD {
+                0 => &mut self.chosen,
+                _ => &mut self.other,
+            };
             let end = (end & !COLD) as usize;
             bytes[end - 4..end].copy_from_slice(&displacement.to_le_bytes());
         }
-        std::mem::swap(&mut self.bytes, into);
+        std::mem::swap(&mut self.chosen, &mut into[0]);
+        std::mem::swap(&mut self.other, &mut into[1]);
     }
 
-    fn current(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes[usize::from(self.cold)]
+    /// Offset of the next byte from its section's start.
+    pub(super) fn here(&self) -> u32 {
+        self.chosen.len() as u32
     }
 
     fn position(&self) -> u32 {
-        let here = self.bytes[usize::from(self.cold)].len() as u32;
-        here | if self.cold { COLD } else { 0 }
+        self.here() | if self.cold { COLD } else { 0 }
     }
 }
 
 impl Extend<u8> for Sections {
     fn extend<T: IntoIterator<Item = u8>>(&mut self, bytes: T) {
-        self.current().extend(bytes);
+        self.chosen.extend(bytes);
     }
 }
 
 impl<'a> Extend<&'a u8> for Sections {
     fn extend<T: IntoIterator<Item = &'a u8>>(&mut self, bytes: T) {
-        self.current().extend(bytes);
+        self.chosen.extend(bytes);
     }
 }
 
 impl DynasmApi for Sections {
     fn offset(&self) -> AssemblyOffset {
-        AssemblyOffset((self.position() & !COLD) as usize)
+        AssemblyOffset(self.chosen.len())
     }
 
     fn push(&mut self, byte: u8) {
-        self.current().push(byte);
+        self.chosen.push(byte);
     }
 
     fn align(&mut self, alignment: usize, with: u8) {
-        let bytes = self.current();
-        bytes.resize(bytes.len().next_multiple_of(alignment), with);
+        let end = self.chosen.len().next_multiple_of(alignment);
+        self.chosen.resize(end, with);
     }
 }
 
@@ -177,18 +198,29 @@ impl DynasmLabelApi for Sections {
         unreachable!("a global label in a block: {name}");
     }
 
-    fn dynamic_relocation(
+    fn dynamic_reloc(
         &mut self,
         label: DynamicLabel,
         target: isize,
         field: u8,
         reference: u8,
-        kind: X64Relocation,
+        kind: u8,
     ) {
-        let jump = (target, field, reference, kind.size()) == (0, 4, 0, 4);
+        let jump = (target, field, reference, kind) == DISPLACEMENT;
         assert!(jump, "a label in a block that no jump leads to");
         let end = self.position();
         self.jumps.push((end, label.get_id() as u32));
+    }
+
+    fn dynamic_relocation(
+        &mut self,
+        label: DynamicLabel,
+        _: isize,
+        _: u8,
+        _: u8,
+        kind: X64Relocation,
+    ) {
+        unreachable!("a relocation in a block that is decoded: {label:?} {kind:?}");
     }
 
     fn value_relocation(&mut self, value: usize, _: u8, _: u8, _: X64Relocation) {

@@ -70,10 +70,10 @@ impl Emitter<'_> {
             let before = offset.map_or(0, |offset| offset.size() as u32);
             let memory = self.check(index, (place, &address), before + 2, false, needed)?;
             let load = self.move_load(T1, memory.further(before as i32), 2)?;
-            self.bytes(&load);
+            self.put(&load);
             if before != 0 {
                 let load = self.move_load(T2, memory, before)?;
-                self.bytes(&load);
+                self.put(&load);
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::FRAME], r8);
             }
         }

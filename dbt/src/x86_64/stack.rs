@@ -5,6 +5,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::emitter::Emitter;
+use super::encoding::{Memory, NO_INDEX, Opcode, REX, WIDE, with_memory};
 use super::registers::T2;
 use crate::guest::{Mode, Register as Guest};
 use crate::record::classify::{Class, Kind, Operand};
@@ -84,19 +85,15 @@ impl Emitter<'_> {
 
     /// `lea into, [base + displacement]`, in the shortest form.
     pub(super) fn add_displacement(&mut self, into: u8, base: u8, displacement: i32, wide: bool) {
-        self.ops
-            .push(0x40 | u8::from(wide) << 3 | into >> 3 << 2 | base >> 3);
-        self.ops.push(0x8d);
-        let near = i8::try_from(displacement);
-        self.ops
-            .push(if near.is_ok() { 0x40 } else { 0x80 } | (into & 7) << 3 | base & 7);
-        if base & 7 == 4 {
-            self.ops.push(0x24);
-        }
-        match near {
-            Ok(near) => self.ops.push_i8(near),
-            Err(_) => self.ops.push_i32(displacement),
-        }
+        let rex = if wide { WIDE } else { REX };
+        let memory = Memory {
+            base,
+            index: NO_INDEX,
+            scale: 1,
+            displacement,
+            displaced: true,
+        };
+        self.put(&with_memory((rex, Opcode::Short(0x8d)), into, &memory));
     }
 }
 

@@ -113,7 +113,7 @@ impl Emitter<'_> {
         let lea = Instruction::with2(code, sized(index, size), bytes)
             .expect("a base and a scaled index are an address");
         let lea = self.encode(&lea).expect("LEA takes every such address");
-        self.bytes(&lea);
+        self.put(&lea);
     }
 
     /// Behind a page: the next one, unless that was all or somebody asks to stop: the poll of a
@@ -163,7 +163,7 @@ impl Emitter<'_> {
         );
         let broadcast = self.encode(&bulk::broadcast(1 << shift))?;
         let ready = self.in_bulk(shift, |emitter| {
-            emitter.bytes(&broadcast);
+            emitter.put(&broadcast);
             dynasm!(emitter.ops ; .arch x64 ; mov edi, (1 << shift) - 1);
             emitter.target.trampolines.bulk.fill
         });
@@ -344,7 +344,7 @@ impl Emitter<'_> {
             ; gs mov [at::SCRATCH], rcx
             ; mov ecx, r8d
         );
-        self.bytes(&native);
+        self.put(&native);
         // What has been compared: EFLAGS have to stay.
         dynasm!(self.ops ; .arch x64 ; not rcx ; lea r8, [r8 + rcx + 1]);
         for &register in &registers {

@@ -4,7 +4,8 @@ use dynasmrt::{DynamicLabel, DynasmLabelApi, dynasm};
 
 use super::astray::Astray;
 use super::crossing::Crossing;
-use super::emitter::{Emitter, Encoded};
+use super::emitter::Emitter;
+use super::encoded::Encoded;
 use super::exits::ExitKind;
 use super::flags::{ExitFlags, FlagsPlace};
 use super::prediction::Wrong;
@@ -42,7 +43,10 @@ pub(super) enum Stub {
         record: Upcall,
     },
     /// A jump or call through a register or memory that a trace has followed leads elsewhere.
-    Astray { label: DynamicLabel, astray: Astray },
+    Astray {
+        label: DynamicLabel,
+        astray: Box<Astray>,
+    },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
         label: DynamicLabel,
@@ -112,27 +116,27 @@ impl Emitter<'_> {
     }
 
     /// Emits one of the pieces that go behind the block's end.
-    pub(super) fn finish_stub(&mut self, stub: Stub) {
+    pub(super) fn finish_stub(&mut self, stub: &Stub) {
         // Ways out of the middle of a loop, and predictions gone wrong, are common enough.
         let hot = matches!(
             stub,
             Stub::SideExit { .. } | Stub::Wrong { .. } | Stub::Astray { .. }
         );
         self.ops.choose(!hot);
-        match stub {
+        match *stub {
             Stub::Upcall {
                 label,
-                lea,
+                ref lea,
                 record,
-                crossing,
+                ref crossing,
             } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
                 if let Some(lea) = lea {
-                    self.bytes(&lea);
+                    self.put(lea);
                 }
                 self.call_slow_path(record, crossing);
             }
-            Stub::Wrong { label, wrong } => {
+            Stub::Wrong { label, ref wrong } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
                 self.wrong(wrong);
             }
@@ -167,8 +171,8 @@ impl Emitter<'_> {
                 self.move_stack(ahead);
                 self.upcall(record);
             }
-            Stub::Astray { label, astray } => {
-                let emitted = self.astray(label, &astray);
+            Stub::Astray { label, ref astray } => {
+                let emitted = self.astray(label, astray);
                 emitted.expect("the push was emitted in line, too");
             }
             Stub::LoadVectors { label, back } => {

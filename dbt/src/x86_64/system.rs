@@ -116,7 +116,7 @@ impl Emitter<'_> {
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         self.spoil_flags(needed);
         let load = self.move_load(T1, memory, word)?;
-        self.bytes(&load);
+        self.put(&load);
         let instead = self.interpret_instead(index);
         dynasm!(self.ops
             ; .arch x64
@@ -167,10 +167,10 @@ impl Emitter<'_> {
         self.check(index, place, 4, false, needed)?;
         self.spoil_flags(needed);
         let value = self.move_load(T1, memory, 4)?;
-        self.bytes(&value);
+        self.put(&value);
         let instead = self.interpret_instead(index);
         dynasm!(self.ops ; .arch x64 ; test edi, RESERVED ; jnz =>instead);
-        self.bytes(&load);
+        self.put(&load);
         Ok(())
     }
 

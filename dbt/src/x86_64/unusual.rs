@@ -69,7 +69,7 @@ impl Emitter<'_> {
         }
         self.load_guest(T2, bit);
         let load = self.move_load(T1, HostMemory::AT_T0, size as u32)?;
-        self.bytes(&load);
+        self.put(&load);
         match (insn.mnemonic(), size) {
             (Mnemonic::Bt, 8) => dynasm!(self.ops ; .arch x64 ; bt rdi, r8),
             (Mnemonic::Bt, _) => dynasm!(self.ops ; .arch x64 ; bt edi, r8d),
@@ -136,7 +136,7 @@ impl Emitter<'_> {
         let to = self.operand(insn)?;
         let from = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let load = self.move_load(T1, from, word)?;
-        self.bytes(&load);
+        self.put(&load);
         dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
         let memory = self.check(index, (Place::Operand, &to), word, true, needed)?;
         dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
@@ -161,7 +161,7 @@ impl Emitter<'_> {
             for (place, &register) in (0..).zip(registers.iter().rev()) {
                 let memory = memory.further(place * size);
                 let store = emitter.move_store(memory, register, size as u32)?;
-                emitter.bytes(&store);
+                emitter.put(&store);
             }
             Ok(())
         })?;
@@ -188,12 +188,12 @@ impl Emitter<'_> {
             let memory = memory.further(place * size);
             if size == 2 {
                 let load = self.move_load(T1, memory, 2)?;
-                self.bytes(&load);
+                self.put(&load);
                 let host = number(register) as u8;
                 dynasm!(self.ops ; .arch x64 ; mov Rw(host), di);
             } else {
                 let load = self.move_load(register, memory, 4)?;
-                self.bytes(&load);
+                self.put(&load);
             }
         }
         self.move_stack(all);

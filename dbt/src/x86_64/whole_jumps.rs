@@ -62,13 +62,18 @@ impl Emitter<'_> {
     /// would touch the boundary they begin behind it.
     pub(super) fn keep_whole(&mut self, len: usize) {
         let padding = self.padding(0, len);
-        self.pad(padding);
+        if padding != 0 {
+            self.pad(padding);
+        }
     }
 
     /// Likewise, behind an instruction of `before` bytes, the first of which is a segment prefix of GS: repeated,
     /// that costs less than a NOP.
     pub(super) fn keep_fused_behind(&mut self, before: usize, comparison: usize) {
         let padding = self.padding(before, comparison + CONDITIONAL);
+        if padding == 0 {
+            return;
+        }
         let prefixes = padding.min(LONGEST - before);
         self.pad(padding - prefixes);
         self.bytes(&[GS; LONGEST][..prefixes]);
@@ -76,9 +81,11 @@ impl Emitter<'_> {
 
     /// How far `len` bytes have to move that come `before` bytes from here.
     fn padding(&self, before: usize, len: usize) -> usize {
+        if !self.target.whole_jumps || self.ops.is_cold() {
+            return 0;
+        }
         let room = FETCHED as usize - (self.address().0 as usize + before) % FETCHED as usize;
-        let moves = self.target.whole_jumps && !self.ops.is_cold() && len >= room;
-        if moves { room } else { 0 }
+        if len >= room { room } else { 0 }
     }
 
     /// Before a comparison of so many bytes and a conditional jump.
