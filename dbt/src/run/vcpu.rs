@@ -237,11 +237,12 @@ impl Vcpu {
         stop
     }
 
-    /// Has the thread that runs the processor be sampled. A host that has no such timer makes no long traces.
+    /// Has the thread that runs the processor be sampled. Where the host has no such timer all code counts its entries.
     fn take_samples(&mut self) {
         let here = self.sampler.as_ref().is_some_and(Sampler::is_here);
         if !here && self.options.samples() {
             self.sampler = Sampler::new(self.exit_request()).ok();
+            self.options.samples = self.sampler.is_some();
         }
     }
 
