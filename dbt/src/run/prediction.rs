@@ -49,6 +49,9 @@ const CHEAPER: Duration = Duration::from_secs(8);
 
 /// How often a loop is seen running before its checks predict.
 const SEEN: u8 = 2;
+/// How many samples have to find the processor in other code before that counts its entries. Of what one finds in a large
+/// program most is not worth a trace.
+const SAMPLES: u8 = 4;
 
 /// A check that predicts.
 struct Predictor {
@@ -247,7 +250,10 @@ impl Vcpu {
             && block.key.grouped == usual
             && self.options.samples()
         {
-            self.replace(id, Tier::Sampled);
+            block.seen += 1;
+            if block.seen == SAMPLES {
+                self.replace(id, Tier::Sampled);
+            }
         }
     }
 
