@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use dbt::guest::{CpuModel, HostSupport};
+use dbt::run::{Ring, ThreadTimer};
 use dbt::{EngineOptions, Stop, Vcpu, VcpuError};
 use devices::{Board, BoardConfig, BoardError, BoardEvent};
 use mmu::{AuditError, GuestPhys, MemoryConfig, MemoryError, PhysMem};
@@ -17,7 +18,7 @@ use crate::inject::Injector;
 use crate::pc::{Pc, SharedPc};
 use crate::report::Report;
 use crate::shadow::Shadow;
-use crate::wake::{Kicker, Waker};
+use crate::wake::Kicker;
 
 /// What a machine is made of.
 pub struct MachineConfig {
@@ -176,8 +177,8 @@ impl Machine {
             config.model
         };
         if config.icount_shift.is_none() {
-            let waker = Waker::new(vcpu.exit_request()).map_err(MachineError::Timer)?;
-            pc.borrow_mut().waker = Some(waker);
+            let timer = ThreadTimer::new(vcpu.exit_request(), Ring::Deadline);
+            pc.borrow_mut().waker = Some(timer.map_err(MachineError::Timer)?);
         }
         Ok(Machine {
             vcpu,

@@ -3,14 +3,16 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
+use dbt::run::ThreadTimer;
 use dbt::{Platform, Refused};
 use devices::{Board, BoardEvent};
 use mmu::{GuestPhys, PhysMem};
 
 use crate::clock::Clock;
 use crate::shadow::Shadow;
-use crate::wake::{Kicker, Waker};
+use crate::wake::Kicker;
 
 /// The machine around the processor: board, clock, timer.
 pub struct Pc {
@@ -19,7 +21,7 @@ pub struct Pc {
     /// Virtual time.
     pub clock: Clock,
     /// Rings when a device's deadline passes (real time only).
-    pub waker: Option<Waker>,
+    pub waker: Option<ThreadTimer>,
     /// The deadline that the waker is armed for.
     pub armed: u64,
     /// When somebody other than a device wants control, in virtual time; `u64::MAX`: nobody.
@@ -69,7 +71,7 @@ impl Pc {
         if deadline < self.armed {
             self.armed = deadline;
             if let Some(delay) = self.clock.wait_until(deadline) {
-                waker.arm(delay);
+                waker.arm(delay, Duration::ZERO);
             }
         }
     }

@@ -28,6 +28,8 @@ mod sampler;
 mod segments;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod signal;
+#[cfg(target_os = "linux")]
+mod thread_timer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod translating;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -56,6 +58,8 @@ pub(crate) use interpreting::host_counter;
 pub use prediction::Strayed;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use signal::{FaultSite, Registration, register_region};
+#[cfg(target_os = "linux")]
+pub use thread_timer::{Ring, ThreadTimer};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use upcall::{FlagsAt, Upcall, UpcallKind};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -13,9 +13,10 @@ use super::other_pages::Others;
 use super::prediction::Strayed;
 use super::raising::{self, LastException};
 use super::recording::Heat;
-use super::sampler::{SAMPLE, Sampler};
+use super::sampler::Sampler;
 use super::segments::{CodeSegments, Followed};
 use super::signal::{FaultSite, Registration, register_region};
+use super::thread_timer::Ring;
 use super::upcall::Upcall;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
 use crate::decode;
@@ -266,7 +267,7 @@ impl Vcpu {
                 self.shutdown = false;
                 return Stop::Shutdown;
             }
-            if self.cpu().exit_request.swap(0, Ordering::Acquire) & !SAMPLE != 0 {
+            if self.cpu().exit_request.swap(0, Ordering::Acquire) & !Ring::Sample.word() != 0 {
                 return Stop::Requested;
             }
             self.settle();
