@@ -37,14 +37,10 @@ impl Key {
 
     /// A word to find it by.
     pub(super) fn word(&self) -> u64 {
-        near_word(self.physical, self.surroundings())
-    }
-
-    /// What code nearby has in common with it: everything but its own place.
-    pub(crate) fn surroundings(&self) -> u64 {
         let start = self.rip.wrapping_sub(self.physical.page_offset() as u64);
-        let kind = u64::from(self.mode.0) << 1 | u64::from(self.grouped);
-        start.rotate_left(16) ^ kind ^ u64::from(self.code.number) << 32
+        let segment = u64::from(self.code.number) << 32;
+        let nearby = start.rotate_left(16) ^ segment ^ self.code_place().kind();
+        near_word(self.physical, nearby)
     }
 }
 
@@ -254,8 +250,8 @@ impl Block {
         let range = (self.lowest, self.len);
         Block {
             lost: self.lost,
-            // A trace is one there too. Copies share the predictions of its checks.
             counts: self.counts,
+            // A trace is one there too. Copies share the predictions of its checks.
             open: self.open,
             settled: self.settled,
             attempts: self.attempts,

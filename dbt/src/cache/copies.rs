@@ -18,10 +18,14 @@ pub struct CodePlace {
 }
 
 impl CodePlace {
+    /// Everything but the address.
+    pub(super) fn kind(&self) -> u64 {
+        u64::from(self.mode.0) << 1 | u64::from(self.grouped)
+    }
+
     /// A word to find it by.
     pub(super) fn word(&self) -> u64 {
-        let kind = u64::from(self.mode.0) << 1 | u64::from(self.grouped);
-        near_word(self.physical, kind)
+        near_word(self.physical, self.kind())
     }
 }
 

@@ -10,8 +10,14 @@ const SLOT_BITS: u32 = 22;
 /// Slots that memory is taken for at once.
 const CHUNK: usize = 256;
 
-fn slot_of(id: u32) -> usize {
-    (id & ((1 << SLOT_BITS) - 1)) as usize
+fn slot_of(id: u32) -> u32 {
+    id & ((1 << SLOT_BITS) - 1)
+}
+
+/// In which chunk a slot is, and where there.
+fn place(slot: u32) -> (usize, usize) {
+    let slot = slot as usize;
+    (slot / CHUNK, slot % CHUNK)
 }
 
 #[derive(Default)]
@@ -44,14 +50,14 @@ impl Default for Slots {
 
 impl Slots {
     fn slot(&self, id: u32) -> Option<&Slot> {
-        let slot = slot_of(id);
-        let slot = &self.chunks.get(slot / CHUNK)?[slot % CHUNK];
+        let (chunk, slot) = place(slot_of(id));
+        let slot = &self.chunks.get(chunk)?[slot];
         (slot.id == id).then_some(slot)
     }
 
     fn slot_mut(&mut self, id: u32) -> Option<&mut Slot> {
-        let slot = slot_of(id);
-        let slot = &mut self.chunks.get_mut(slot / CHUNK)?[slot % CHUNK];
+        let (chunk, slot) = place(slot_of(id));
+        let slot = &mut self.chunks.get_mut(chunk)?[slot];
         (slot.id == id).then_some(slot)
     }
 
@@ -69,9 +75,8 @@ impl Slots {
     pub fn next_id(&self) -> u32 {
         match self.free.front() {
             Some(&slot) => {
-                let slot = slot as usize;
-                let last = &self.chunks[slot / CHUNK][slot % CHUNK];
-                last.id.wrapping_add(1 << SLOT_BITS)
+                let (chunk, slot) = place(slot);
+                self.chunks[chunk][slot].id.wrapping_add(1 << SLOT_BITS)
             }
             None => self.used as u32,
         }
@@ -87,8 +92,8 @@ impl Slots {
                     .push((0..CHUNK).map(|_| Slot::default()).collect());
             }
         }
-        let slot = slot_of(id);
-        let slot = &mut self.chunks[slot / CHUNK][slot % CHUNK];
+        let (chunk, slot) = place(slot_of(id));
+        let slot = &mut self.chunks[chunk][slot];
         slot.id = id;
         slot.block = Some(block);
     }
@@ -96,7 +101,7 @@ impl Slots {
     /// Takes a block out.
     pub fn take(&mut self, id: u32) -> Option<Block> {
         let block = self.slot_mut(id)?.block.take()?;
-        self.free.push_back(slot_of(id) as u32);
+        self.free.push_back(slot_of(id));
         Some(block)
     }
 

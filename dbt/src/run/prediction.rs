@@ -233,7 +233,7 @@ impl Vcpu {
 
     /// The processor left emitted code when it was about to run a block: it was asked to, or (counted mode) the
     /// budget is used up. The usual reason is a timer, so a loop to which it happens takes much of the time, and
-    /// its checks may predict.
+    /// its checks may predict; other code to which it happens several times counts its entries from now on.
     pub(super) fn interrupted_in(&mut self, id: u32) {
         let asked = self.options.counted || self.cpu().exit_request.load(Ordering::Relaxed) != 0;
         let usual = self.options.grouping;

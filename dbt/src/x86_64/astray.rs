@@ -52,7 +52,7 @@ impl Emitter<'_> {
         } else {
             let address = self.operand(insn)?;
             let memory = self.check(index, (Place::Operand, &address), word, false, true)?;
-            let load = self.move_load(T0, memory, word)?;
+            let load = memory.load(T0, word);
             let compare = Instruction::with2(code, expected, memory.operand());
             (Some(load), compare)
         };

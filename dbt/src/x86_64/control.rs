@@ -55,15 +55,14 @@ impl Emitter<'_> {
                         (T1, None)
                     }
                 };
-                self.store_late((index, Place::Stack), memory, reads, |emitter, memory| {
-                    emitter.move_store(memory, from, word)
+                self.store_late((index, Place::Stack), memory, reads, |_, memory| {
+                    Ok(memory.store(from, word))
                 })?;
             }
             OpKind::Memory => {
                 let from = self.operand(insn)?;
                 let source = self.check(index, (Place::Operand, &from), word, false, needed)?;
-                let load = self.move_load(T1, source, word)?;
-                self.put(&load);
+                self.put(&source.load(T1, word));
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
                 let memory = self.check(index, (Place::Stack, &slot), word, true, needed)?;
                 dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
@@ -115,8 +114,7 @@ impl Emitter<'_> {
         // Two bytes leave the rest of the register as it is.
         let place = self.places.pinned(guest).filter(|_| word != 2);
         let into = place.map_or(T1, |host| Register::RAX + u32::from(host));
-        let load = self.move_load(into, memory, word)?;
-        self.put(&load);
+        self.put(&memory.load(into, word));
         // A POP to a part of the stack pointer changes the rest.
         if guest != Guest::RSP || word == 2 {
             self.pass_stack(index, word as i32);
@@ -180,8 +178,7 @@ impl Emitter<'_> {
         let word = self.width(insn);
         let slot = Address::based(Guest::RBP, 0, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
-        let load = self.move_load(T1, memory, word)?;
-        self.put(&load);
+        self.put(&memory.load(T1, word));
         self.set_stack(FRAME, word as i32);
         self.store_part(Guest::RBP, T1, word);
         Ok(())
@@ -378,8 +375,7 @@ impl Emitter<'_> {
         let slot = Address::based(Guest::RSP, ahead, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, true)?;
         self.flags_to_next();
-        let load = self.move_load(T0, memory, word)?;
-        self.put(&load);
+        self.put(&memory.load(T0, word));
         self.limit_target(index, word);
         let pops = word as i32 + classify::released(insn) as i32;
         if self.target.returns {
@@ -436,8 +432,7 @@ impl Emitter<'_> {
             let address = self.operand(insn)?;
             let memory = self.check(index, (Place::Operand, &address), word, false, true)?;
             self.flags_to_next();
-            let load = self.move_load(T0, memory, word)?;
-            self.put(&load);
+            self.put(&memory.load(T0, word));
         }
         self.limit_target(index, word);
         Ok(())

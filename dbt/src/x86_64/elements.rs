@@ -54,8 +54,7 @@ impl Emitter<'_> {
         self.confirm_forward(index, needed);
         self.may_predict = true;
         let from = self.check(index, (Place::Operand, &source), size, false, needed)?;
-        let load = self.move_load(T1, from, size)?;
-        self.put(&load);
+        self.put(&from.load(T1, size));
         let stays = self.leaves_t1((index, Place::Stack), &destination);
         if !stays {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
@@ -79,8 +78,7 @@ impl Emitter<'_> {
             dynasm!(self.ops ; .arch x64 ; =>behind);
             return self.advance_indexes(insn);
         }
-        let load = self.move_load(T2, to, size)?;
-        self.put(&load);
+        self.put(&to.load(T2, size));
         // The comparison comes last: the host fuses it with a branch.
         self.advance_indexes(insn)?;
         self.compare_loaded(size);

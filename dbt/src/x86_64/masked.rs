@@ -2,7 +2,7 @@
 //! the interpreter's, before anything has changed: which elements count is for it to say
 //! (SDM volume 2, VMASKMOV, VGATHERDPS and following).
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::emitter::{Emitter, Unencodable};
@@ -175,19 +175,20 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Makes T0 the host address of an operand, all of which the TLB lets be accessed.
-    fn lead_to_whole(
+    /// Makes T0 the host address of an operand, all of which the TLB lets be accessed. Returns the way to the interpreter,
+    /// which is taken if it does not.
+    pub(super) fn lead_to_whole(
         &mut self,
         index: usize,
         address: &Address,
         (size, write): (u32, bool),
         needed: bool,
-    ) -> Result<(), Unencodable> {
+    ) -> Result<DynamicLabel, Unencodable> {
         self.spoil_flags(needed);
         let instead = self.interpret_instead(index);
         self.linear_within(index, address, size, write)?;
         self.translate_linear(size, write, instead);
-        Ok(())
+        Ok(instead)
     }
 
     /// The address of an operand to which something else is added: no limit may apply to it.

@@ -553,27 +553,6 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// `mov register, [memory]` of 1, 2, 4 or 8 bytes; the bits above them become 0, so that nothing
-    /// waits for the register's previous value.
-    pub(super) fn move_load(
-        &mut self,
-        register: Register,
-        memory: HostMemory,
-        size: u32,
-    ) -> Result<Encoded, Unencodable> {
-        Ok(memory.load(register, size))
-    }
-
-    /// `mov [memory], register` of 1, 2, 4 or 8 bytes.
-    pub(super) fn move_store(
-        &mut self,
-        memory: HostMemory,
-        register: Register,
-        size: u32,
-    ) -> Result<Encoded, Unencodable> {
-        Ok(memory.store(register, size))
-    }
-
     /// Stores a register to all copies.
     pub(super) fn store_register(
         &mut self,
@@ -582,8 +561,7 @@ impl Emitter<'_> {
         size: u32,
     ) -> Result<(), Unencodable> {
         self.store_all(memory, |emitter, memory| {
-            let bytes = emitter.move_store(memory, register, size)?;
-            emitter.put(&bytes);
+            emitter.put(&memory.store(register, size));
             Ok(())
         })
     }

@@ -323,8 +323,7 @@ impl Emitter<'_> {
         self.load_staged(&staging);
         match operand {
             Operand::Read if let Some(recipe) = stash => {
-                let load = self.move_load(T1, memory, size)?;
-                self.put(&load);
+                self.put(&memory.load(T1, size));
                 self.stash(T1, recipe);
                 self.keep_with_branch(native.len(), class);
                 self.put(&native);
@@ -355,8 +354,7 @@ impl Emitter<'_> {
                 self.mirror_from_native(memory, size)?;
             }
             Operand::Modify => {
-                let load = self.move_load(T1, memory, size)?;
-                self.put(&load);
+                self.put(&memory.load(T1, size));
                 self.put(&native);
                 if let Some(recipe) = stash {
                     self.stash(T1, recipe);

@@ -69,11 +69,9 @@ impl Emitter<'_> {
             };
             let before = offset.map_or(0, |offset| offset.size() as u32);
             let memory = self.check(index, (place, &address), before + 2, false, needed)?;
-            let load = self.move_load(T1, memory.further(before as i32), 2)?;
-            self.put(&load);
+            self.put(&memory.further(before as i32).load(T1, 2));
             if before != 0 {
-                let load = self.move_load(T2, memory, before)?;
-                self.put(&load);
+                self.put(&memory.load(T2, before));
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::FRAME], r8);
             }
         }

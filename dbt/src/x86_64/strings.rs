@@ -14,7 +14,7 @@ use super::emitter::{Emitter, Unencodable};
 use super::flags::{FlagsPlace, save_eflags};
 use super::operands::HostMemory;
 use super::plain::Need;
-use super::registers::{T1, T2, pinned, sized};
+use super::registers::{T0, T1, T2, number, pinned, sized};
 use crate::cache::CodeOffset;
 use crate::guest::{Mode, Register as Guest};
 use crate::interpret::view;
@@ -74,14 +74,25 @@ impl Emitter<'_> {
         }
     }
 
-    /// Looks a guest index register up: its TLB entry's offset goes to T1, and its offset in the
-    /// page to T2. An element that crosses pages counts as a miss.
-    fn look_up_element(&mut self, index: u8, shift: i8, right: i32, miss: DynamicLabel) {
-        let tag = at::tlb(view(self.target.mode)) + right;
-        let limit = PAGE - (1 << shift);
+    /// Makes a scratch register the host address that a guest index register leads to, by way of T1; its offset in the
+    /// page goes to T2. An element that crosses pages counts as a miss.
+    fn lead_to_element(
+        &mut self,
+        into: Register,
+        index: u8,
+        (shift, right): (i8, i32),
+        miss: DynamicLabel,
+    ) {
+        let tlb = at::tlb(view(self.target.mode));
+        let (addend, into) = (tlb + at::ADDEND, number(into) as u8);
         self.address_to_compare(index, 0);
         self.tlb_index(T2);
-        self.compare_tag(tag, limit, miss);
+        self.compare_tag(tlb + right, PAGE - (1 << shift), miss);
+        dynasm!(self.ops
+            ; .arch x64
+            ; gs mov Rq(into), [rdi + addend]
+            ; add Rq(into), Rq(index)
+        );
     }
 
     /// Turns the larger of the operands' offsets in their pages, in T2, into elements to work on:
@@ -142,19 +153,13 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let to = Self::index_register(Guest::RDI)?;
         let shift = elements::row(insn) as i8;
-        let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI, needed);
         let Ways {
             instead,
             again,
             done,
         } = self.begin_string(index, &[to]);
-        self.look_up_element(to, shift, at::WRITE_TAG, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov rsi, [rdi + addend]
-            ; add rsi, Rq(to)
-        );
+        self.lead_to_element(T0, to, (shift, at::WRITE_TAG), instead);
         self.elements(shift);
         dynasm!(self.ops
             ; .arch x64
@@ -232,7 +237,6 @@ impl Emitter<'_> {
         let to = Self::index_register(Guest::RDI)?;
         let from = Self::index_register(Guest::RSI)?;
         let shift = elements::row(insn) as i8;
-        let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         self.spoil_flags_and(1 << Guest::RCX | 1 << Guest::RDI | 1 << Guest::RSI, needed);
         let Ways {
             instead,
@@ -240,18 +244,8 @@ impl Emitter<'_> {
             done,
         } = self.begin_string(index, &[to, from]);
         let apart = self.ops.new_dynamic_label();
-        self.look_up_element(from, shift, at::READ_TAG, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov rsi, [rdi + addend]
-            ; add rsi, Rq(from)
-        );
-        self.look_up_element(to, shift, at::WRITE_TAG, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov rdi, [rdi + addend]
-            ; add rdi, Rq(to)
-        );
+        self.lead_to_element(T0, from, (shift, at::READ_TAG), instead);
+        self.lead_to_element(T1, to, (shift, at::WRITE_TAG), instead);
         self.larger_offset(from);
         self.elements(shift);
         dynasm!(self.ops
@@ -297,7 +291,6 @@ impl Emitter<'_> {
             _ => None,
         };
         let shift = elements::row(insn) as i8;
-        let addend = at::tlb(view(self.target.mode)) + at::ADDEND;
         let mut host = *insn;
         host.set_segment_prefix(Register::None);
         for operand in 0..2 {
@@ -321,19 +314,9 @@ impl Emitter<'_> {
             done,
         } = self.begin_string(index, &registers);
         if let Some(from) = from {
-            self.look_up_element(from, shift, at::READ_TAG, instead);
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs mov rsi, [rdi + addend]
-                ; add rsi, Rq(from)
-            );
+            self.lead_to_element(T0, from, (shift, at::READ_TAG), instead);
         }
-        self.look_up_element(to, shift, at::READ_TAG, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov rdi, [rdi + addend]
-            ; add rdi, Rq(to)
-        );
+        self.lead_to_element(T1, to, (shift, at::READ_TAG), instead);
         if let Some(from) = from {
             self.larger_offset(from);
         }

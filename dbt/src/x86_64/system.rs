@@ -115,8 +115,7 @@ impl Emitter<'_> {
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         self.spoil_flags(needed);
-        let load = self.move_load(T1, memory, word)?;
-        self.put(&load);
+        self.put(&memory.load(T1, word));
         let instead = self.interpret_instead(index);
         dynasm!(self.ops
             ; .arch x64
@@ -166,7 +165,7 @@ impl Emitter<'_> {
         let load = self.encode(&load.map_err(|_| Unencodable)?)?;
         self.check(index, place, 4, false, needed)?;
         self.spoil_flags(needed);
-        let value = self.move_load(T1, memory, 4)?;
+        let value = memory.load(T1, 4);
         self.put(&value);
         let instead = self.interpret_instead(index);
         dynasm!(self.ops ; .arch x64 ; test edi, RESERVED ; jnz =>instead);

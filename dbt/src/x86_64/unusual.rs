@@ -68,8 +68,7 @@ impl Emitter<'_> {
             self.restore_flags();
         }
         self.load_guest(T2, bit);
-        let load = self.move_load(T1, HostMemory::AT_T0, size as u32)?;
-        self.put(&load);
+        self.put(&HostMemory::AT_T0.load(T1, size as u32));
         match (insn.mnemonic(), size) {
             (Mnemonic::Bt, 8) => dynasm!(self.ops ; .arch x64 ; bt rdi, r8),
             (Mnemonic::Bt, _) => dynasm!(self.ops ; .arch x64 ; bt edi, r8d),
@@ -135,8 +134,7 @@ impl Emitter<'_> {
         let slot = Address::based(Guest::RSP, 0, self.target.mode);
         let to = self.operand(insn)?;
         let from = self.check(index, (Place::Stack, &slot), word, false, needed)?;
-        let load = self.move_load(T1, from, word)?;
-        self.put(&load);
+        self.put(&from.load(T1, word));
         dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rdi);
         let memory = self.check(index, (Place::Operand, &to), word, true, needed)?;
         dynasm!(self.ops ; .arch x64 ; gs mov rdi, [at::SCRATCH]);
@@ -160,8 +158,7 @@ impl Emitter<'_> {
         self.store_all(memory, |emitter, memory| {
             for (place, &register) in (0..).zip(registers.iter().rev()) {
                 let memory = memory.further(place * size);
-                let store = emitter.move_store(memory, register, size as u32)?;
-                emitter.put(&store);
+                emitter.put(&memory.store(register, size as u32));
             }
             Ok(())
         })?;
@@ -187,13 +184,11 @@ impl Emitter<'_> {
             }
             let memory = memory.further(place * size);
             if size == 2 {
-                let load = self.move_load(T1, memory, 2)?;
-                self.put(&load);
+                self.put(&memory.load(T1, 2));
                 let host = number(register) as u8;
                 dynasm!(self.ops ; .arch x64 ; mov Rw(host), di);
             } else {
-                let load = self.move_load(register, memory, 4)?;
-                self.put(&load);
+                self.put(&memory.load(register, 4));
             }
         }
         self.move_stack(all);

@@ -109,6 +109,16 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; gs mov [at::X87_CANDIDATE_OPERAND], rsi);
     }
 
+    /// Whether FCW at T0 leaves an exception unmasked, as ZF clear.
+    fn test_masks(&mut self) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; movzx edi, BYTE [rsi]
+            ; not edi
+            ; test dil, MASKS
+        );
+    }
+
     /// FLDCW, if it leaves all exceptions masked, or not all, as they are; else the interpreter executes it, and the
     /// mode becomes another.
     pub(super) fn load_control(
@@ -118,16 +128,8 @@ impl Emitter<'_> {
         needed: bool,
     ) -> Result<(), Unencodable> {
         let address = self.operand(insn)?;
-        self.spoil_flags(needed);
-        let instead = self.interpret_instead(index);
-        self.linear_within(index, &address, 2, false)?;
-        self.translate_linear(2, false, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; movzx edi, BYTE [rsi]
-            ; not edi
-            ; test dil, MASKS
-        );
+        let instead = self.lead_to_whole(index, &address, (2, false), needed)?;
+        self.test_masks();
         if self.target.mode.has(Mode::X87_UNMASKED) {
             dynasm!(self.ops ; .arch x64 ; jz =>instead);
         } else {
@@ -152,10 +154,7 @@ impl Emitter<'_> {
         let address = self.operand(insn)?;
         let saves = insn.mnemonic() == Mnemonic::Fnsave;
         let size = if saves { SAVED } else { ENVIRONMENT };
-        self.spoil_flags(needed);
-        let instead = self.interpret_instead(index);
-        self.linear_within(index, &address, size, true)?;
-        self.translate_linear(size, true, instead);
+        self.lead_to_whole(index, &address, (size, true), needed)?;
         dynasm!(self.ops ; .arch x64 ; gs mov r8, [at::BOUNCE_ADDRESS]);
         if saves {
             dynasm!(self.ops ; .arch x64 ; fnsave [r8]);
@@ -199,17 +198,9 @@ impl Emitter<'_> {
         let address = self.operand(insn)?;
         let restores = insn.mnemonic() == Mnemonic::Frstor;
         let size = if restores { SAVED } else { ENVIRONMENT };
-        self.spoil_flags(needed);
-        let instead = self.interpret_instead(index);
-        self.linear_within(index, &address, size, false)?;
-        self.translate_linear(size, false, instead);
-        dynasm!(self.ops
-            ; .arch x64
-            ; movzx edi, BYTE [rsi]
-            ; not edi
-            ; test dil, MASKS
-            ; jnz =>instead
-        );
+        let instead = self.lead_to_whole(index, &address, (size, false), needed)?;
+        self.test_masks();
+        dynasm!(self.ops ; .arch x64 ; jnz =>instead);
         if restores {
             dynasm!(self.ops ; .arch x64 ; frstor [rsi]);
         } else {
