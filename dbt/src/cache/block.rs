@@ -7,8 +7,8 @@ use mmu::GuestPhys;
 
 use super::near::near_word;
 use super::parts::{Further, physical};
+use super::paths::Paths;
 use super::region::CodeOffset;
-use super::ways::Ways;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
 use crate::x86_64::moving::{self, Mark};
@@ -137,8 +137,8 @@ pub struct Block {
     pub settled: bool,
     /// In which epoch of fetch translations it could not be entered, and how often.
     pub vain: (u32, u8),
-    /// Where its jumps through registers and memory led, while it is being recorded.
-    pub ways: Option<Box<Ways>>,
+    /// The paths that it took, while it is being recorded.
+    pub paths: Option<Box<Paths>>,
     /// How often a trace of it was recorded in vain.
     pub attempts: u8,
     /// It is a loop whose checks might predict, if it turns out to run for long.
@@ -230,7 +230,7 @@ impl Block {
             open: false,
             settled: false,
             vain: (0, 0),
-            ways: None,
+            paths: None,
             attempts: 0,
             loops: false,
             seen: 0,

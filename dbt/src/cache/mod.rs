@@ -17,13 +17,13 @@ mod pages;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod parts;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod paths;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod region;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod slots;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod ways;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block::{Block, Key, Translation};
@@ -35,8 +35,6 @@ pub use parts::{Further, Part, physical};
 pub use region::{CodeOffset, CodeRegion};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use trace::{Reach, Trace};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use ways::Ways;
 
 /// Counts since the start. On hosts without a translator they stay zero.
 #[derive(Clone, Copy, Default, Debug)]

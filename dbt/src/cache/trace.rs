@@ -5,7 +5,7 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
 use mmu::{GuestPhys, PAGE_SIZE};
 
 use super::parts::Part;
-use super::ways::Ways;
+use super::paths::Paths;
 use crate::decode::BLOCK_LIMIT;
 use crate::guest::{CodeSegment, Mode};
 
@@ -55,20 +55,12 @@ pub struct Trace {
     pages: Vec<(u64, GuestPhys)>,
     code: CodeSegment,
     reach: Reach,
-    /// Where jumps and calls through registers and memory led, if not all are followed.
-    ways: Option<Ways>,
     closed: bool,
 }
 
 impl Trace {
-    /// An empty trace that begins on a page. `ways`: what is known of its jumps and calls through registers and
-    /// memory; `None`: it follows all of them.
-    pub fn new(
-        code: CodeSegment,
-        page: (u64, GuestPhys),
-        reach: Reach,
-        ways: Option<Ways>,
-    ) -> Trace {
+    /// An empty trace that begins on a page.
+    pub fn new(code: CodeSegment, page: (u64, GuestPhys), reach: Reach) -> Trace {
         Trace {
             insns: Vec::new(),
             within: Vec::new(),
@@ -77,7 +69,6 @@ impl Trace {
             pages: vec![page],
             code,
             reach,
-            ways,
             closed: false,
         }
     }
@@ -87,9 +78,21 @@ impl Trace {
         &self.insns
     }
 
-    /// What is known of its jumps and calls through registers and memory.
-    pub fn ways(&mut self) -> Option<Ways> {
-        self.ways.take()
+    /// The RIP of each of its instructions, and where it leads back, that of its beginning.
+    pub fn path(&self) -> Vec<u64> {
+        let back = self.insns.first().filter(|_| self.closed);
+        self.insns.iter().chain(back).map(Instruction::ip).collect()
+    }
+
+    /// Cuts it behind the first jump or call through a register or memory that has led elsewhere, too.
+    pub fn cut(&mut self, paths: &Paths) {
+        let path = self.path();
+        let mut steps = self.insns.iter().zip(&path[1..]);
+        let strays = steps.position(|(insn, &to)| is_indirect(insn) && !paths.lead(insn.ip(), to));
+        if let Some(last) = strays {
+            self.insns.truncate(last + 1);
+            self.closed = false;
+        }
     }
 
     /// How many jumps and calls through registers and memory it follows.
@@ -156,14 +159,8 @@ impl Trace {
     }
 
     /// Follows an instruction that was added and executed to where RIP is now. `false`: that is not where
-    /// a return was to lead, or it leads to other places too.
+    /// a return was to lead.
     pub fn follow(&mut self, insn: &Instruction, rip: u64) -> bool {
-        if is_indirect(insn)
-            && let Some(ways) = &mut self.ways
-            && !ways.follow(insn.ip(), rip)
-        {
-            return false;
-        }
         match insn.flow_control() {
             FlowControl::Call | FlowControl::IndirectCall => {
                 let call = Call {
@@ -294,7 +291,7 @@ mod tests {
             indirect: true,
             open,
         };
-        Trace::new(CodeSegment::FLAT, (0, GuestPhys(0x5000)), reach, None)
+        Trace::new(CodeSegment::FLAT, (0, GuestPhys(0x5000)), reach)
     }
 
     fn recorded(ips: &[u64]) -> Trace {
@@ -426,6 +423,41 @@ mod tests {
         assert_eq!(parts[1].lowest, GuestPhys(0x12_345));
         assert_eq!(parts[1].len, 0xbd);
         assert_eq!(parts.len(), 2);
+    }
+
+    #[test]
+    fn a_trace_is_cut_behind_a_jump_that_leads_elsewhere() {
+        let through = |ip| {
+            let mut insn =
+                Instruction::with1(Code::Jmp_rm64, Register::RAX).expect("a jump can be made");
+            insn.set_len(2);
+            insn.set_ip(ip);
+            insn
+        };
+        let around = |middle| {
+            let mut trace = empty(true);
+            for (insn, rip) in [
+                (through(0x10), 0x20),
+                (through(0x20), middle),
+                (through(middle), 0x10),
+            ] {
+                assert!(executed(&mut trace, insn, rip));
+            }
+            assert!(!trace.takes(&through(0x10)));
+            trace
+        };
+        let cut = |others: &[u64]| {
+            let mut paths = Paths::default();
+            for &middle in others {
+                paths.add(around(middle).path());
+            }
+            let mut trace = around(0x30);
+            trace.cut(&paths);
+            (trace.insns().len(), trace.is_closed())
+        };
+        assert_eq!(cut(&[0x30, 0x30, 0x30]), (3, true));
+        assert_eq!(cut(&[0x30, 0x30, 0x40]), (2, false));
+        assert_eq!(cut(&[0x30, 0x30]), (1, false));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Recording of traces: hot code is interpreted once, and the way that this takes becomes
-//! its trace. A round's way is likely to be the one that is taken most; where it was not, the code
+//! Recording of traces: hot code is interpreted, and the way that this takes becomes
+//! its trace. A loop is recorded once, and a round's way is likely to be the one that is taken most; other code several times
+//! (`dbt/src/cache/paths.rs`). Where that was not the usual way, the code
 //! that the trace is left for becomes hot in turn, and has a trace of its own.
 //!
 //! Code is hot when a loop has come back to it several times, or when it was entered some thousand times
@@ -13,7 +14,7 @@ use super::block_state::{GUARD_ENTRIES, HEAT_COUNTERS};
 use super::cold::Settled;
 use super::translating::Tier;
 use super::vcpu::Vcpu;
-use crate::cache::{Key, Reach, Trace, Ways};
+use crate::cache::{Key, Reach, Trace};
 use crate::{decode, interpret};
 use mmu::GuestPhys;
 
@@ -22,7 +23,8 @@ const ATTEMPTS: u8 = 2;
 /// Bytes from the beginning of a loop to the jump back, from which on it is no longer recorded after some rounds:
 /// hardly one in thirty comes back within a trace. Those that do are entered often, and recorded for that.
 pub(super) const LOOP_BYTES: u64 = 256;
-/// Entries after which recording is tried again, when something came in between.
+/// Entries after which code is recorded again, if it was not to be entered less often before: something came in between, or
+/// its usual path is not known yet.
 const AGAIN: u16 = 64;
 
 /// How recording goes on behind a piece of code.
@@ -58,7 +60,7 @@ impl Vcpu {
         let (rip, mode, code) = (key.rip, key.mode, Some(key.code));
         if self.cpu().rip != rip || self.cpu().mode != mode || self.code_segment() != code {
             // An interrupt came first: it is for the next round.
-            self.count_entries(key, AGAIN);
+            self.record_again(key);
             return;
         }
         let calls = self.options.long_traces().is_some() && !mode.segmented();
@@ -67,11 +69,10 @@ impl Vcpu {
             indirect: calls && self.options.indirect_traces,
             open: heat == Heat::Entries,
         };
-        // A loop is worth it whatever its jumps do: else it would end at the first of them.
-        let ways = (heat == Heat::Entries).then(|| self.take_ways(head));
-        let mut trace = self.follow(key, reach, ways);
+        let mut trace = self.follow(key, reach);
         if let Some(trace) = &mut trace {
-            if trace.indirect() > 0 && self.record_again(head, trace) {
+            // A loop is worth it whatever its jumps do: else it would end at the first of them.
+            if heat == Heat::Entries && !self.choose(head, trace) {
                 return;
             }
             trace.finish();
@@ -87,7 +88,7 @@ impl Vcpu {
             }
             None if block.attempts < ATTEMPTS => {
                 block.attempts += 1;
-                self.count_entries(key, AGAIN);
+                self.record_again(key);
             }
             Some(_) if waits => block.open = true,
             _ => {
@@ -99,25 +100,27 @@ impl Vcpu {
         }
     }
 
-    /// What is known of the jumps and calls through registers and memory in code that is recorded.
-    fn take_ways(&mut self, head: u32) -> Ways {
-        let block = self.cache.block_mut(head);
-        let known = block.and_then(|block| block.ways.take());
-        known.map_or_else(Ways::default, |ways| *ways)
-    }
-
-    /// Keeps what was found out in a recording, unless it was the last one.
-    fn record_again(&mut self, head: u32, trace: &mut Trace) -> bool {
-        let Some(mut ways) = trace.ways().filter(|ways| !ways.are_known()) else {
+    /// Whether a recording is to become the trace. If not, its path is kept, and there will be another.
+    fn choose(&mut self, head: u32, trace: &mut Trace) -> bool {
+        let Some(block) = self.cache.block_mut(head) else {
             return false;
         };
-        ways.recorded();
-        if let Some(block) = self.cache.block_mut(head) {
-            block.ways = Some(Box::new(ways));
+        let paths = block.paths.get_or_insert_default();
+        if paths.add(trace.path()) {
+            block.attempts = 0;
             let key = block.key;
-            self.count_entries(key, AGAIN);
+            self.record_again(key);
+            return false;
         }
+        trace.cut(paths);
+        block.paths = None;
         true
+    }
+
+    /// Has code be recorded again.
+    fn record_again(&mut self, key: Key) {
+        let before = self.options.long_traces().unwrap_or(AGAIN);
+        self.count_entries(key, before.min(AGAIN));
     }
 
     /// How many entries of a block are counted until it is looked at.
@@ -140,9 +143,9 @@ impl Vcpu {
 
     /// Interprets along whatever way the code takes. `None`: something came in between, and is to
     /// be looked at before anything else is executed.
-    fn follow(&mut self, head: Key, reach: Reach, ways: Option<Ways>) -> Option<Trace> {
+    fn follow(&mut self, head: Key, reach: Reach) -> Option<Trace> {
         let first = (head.code.page(head.rip), head.physical.page());
-        let mut trace = Trace::new(head.code, first, reach, ways);
+        let mut trace = Trace::new(head.code, first, reach);
         let mut settled = Settled::now(self);
         loop {
             let linear = head.code.page(self.cpu().rip);
