@@ -78,7 +78,8 @@ impl ThreadTimer {
                     let mut action: libc::sigaction = std::mem::zeroed();
                     action.sa_sigaction = ring as *const () as usize;
                     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-                    libc::sigemptyset(&mut action.sa_mask);
+                    // The stack for signals has room for one frame, where vector registers are large.
+                    libc::sigfillset(&mut action.sa_mask);
                     libc::sigaction(purpose.signal(), &action, std::ptr::null_mut());
                 }
             }

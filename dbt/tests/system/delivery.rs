@@ -1,8 +1,11 @@
 //! Interrupts and exceptions, and the returns from them.
 
+use std::time::Duration;
+
 use dbt::guest::flags::*;
 use dbt::guest::{Exception, Segment, SegmentIndex};
 use dbt::interpret::system::deliver::{self, Shutdown};
+use dbt::run::{EngineOptions, Ring, Stop, ThreadTimer};
 
 use crate::machine::*;
 
@@ -349,4 +352,35 @@ fn string_instructions_are_interrupted_with_rf() {
             assert_eq!(m.stack(8, 3)[2] & RF, 0);
         }
     }
+}
+
+/// The host raises the guest's divide errors while timers ring: their frames do not both fit the stack for signals.
+#[test]
+fn timers_ring_while_the_host_faults() {
+    const ERRORS: u64 = 10_000;
+    let mut machine = Machine::long(0);
+    let divide: [u8; 4] = [0xf7, 0xf1, 0xeb, 0xfc]; // div ecx; jmp back
+    let handler: [u8; 10] = [0x48, 0x83, 0x04, 0x24, 2, 0x49, 0xff, 0xc7, 0x48, 0xcf]; // add [rsp], 2; inc r15; iretq
+    for (at, code) in [(CODE, &divide[..]), (HANDLER, &handler[..])] {
+        for (at, &byte) in (at..).zip(code) {
+            machine.write(at, 1, byte.into());
+        }
+    }
+    machine.cpu.gpr[1] = 0;
+    machine.cpu.gpr[15] = 0;
+    let options = EngineOptions {
+        cold: 0,
+        code_bytes: 2 << 20,
+        ..EngineOptions::default()
+    };
+    let mut vcpu = machine.into_vcpu(options);
+    let timers = [Ring::Deadline, Ring::Sample].map(|ring| {
+        let timer = ThreadTimer::new(vcpu.exit_request(), ring).expect("the host has timers");
+        timer.arm(Duration::from_micros(50), Duration::from_micros(50));
+        timer
+    });
+    while vcpu.cpu().gpr[15] < ERRORS {
+        assert_eq!(vcpu.run(), Stop::Requested);
+    }
+    drop(timers);
 }
