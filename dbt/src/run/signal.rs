@@ -71,7 +71,7 @@ fn install() {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handle as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-            // The stack for signals has room for one frame, where vector registers are large.
+            // The stack for signals may have room for one frame only, where vector registers are large.
             libc::sigfillset(&mut action.sa_mask);
             let previous = (&raw mut PREVIOUS[index]).cast::<libc::sigaction>();
             libc::sigaction(signal, &action, previous);

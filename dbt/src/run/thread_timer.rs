@@ -78,7 +78,7 @@ impl ThreadTimer {
                     let mut action: libc::sigaction = std::mem::zeroed();
                     action.sa_sigaction = ring as *const () as usize;
                     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-                    // The stack for signals has room for one frame, where vector registers are large.
+                    // The stack for signals may have room for one frame only, where vector registers are large.
                     libc::sigfillset(&mut action.sa_mask);
                     libc::sigaction(purpose.signal(), &action, std::ptr::null_mut());
                 }

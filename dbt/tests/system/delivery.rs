@@ -354,7 +354,7 @@ fn string_instructions_are_interrupted_with_rf() {
     }
 }
 
-/// The host raises the guest's divide errors while timers ring: their frames do not both fit the stack for signals.
+/// The host raises the guest's divide errors while timers ring: the frames of all of them do not fit the stack for signals.
 #[test]
 fn timers_ring_while_the_host_faults() {
     const ERRORS: u64 = 10_000;
