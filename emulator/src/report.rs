@@ -58,6 +58,8 @@ pub struct Translation {
     pub translated: u64,
     /// Translations copied for the same code at another address.
     pub moved: u64,
+    /// Blocks read from the file of an earlier run.
+    pub recalled: u64,
     /// Blocks dropped because their page was written, or a frame of it went bad.
     pub invalidated: u64,
     /// Areas of the code cache emptied for room.
@@ -72,6 +74,7 @@ impl Report {
         let CacheStatistics {
             translated,
             moved,
+            recalled,
             invalidated,
             evictions,
             nanoseconds,
@@ -91,6 +94,7 @@ impl Report {
             translation: (!machine.counted()).then_some(Translation {
                 translated,
                 moved,
+                recalled,
                 invalidated,
                 evictions,
                 nanoseconds,
@@ -225,6 +229,7 @@ mod tests {
             translation: Some(Translation {
                 translated: 3,
                 moved: 2,
+                recalled: 0,
                 invalidated: 1,
                 evictions: 0,
                 nanoseconds: 4,

@@ -26,6 +26,8 @@ use crate::wake::Kicker;
 
 /// 2026-01-01: the date of a machine whose every run is to be the same.
 const COUNTED_DATE: i64 = 1_767_225_600;
+/// Translations for which a file is written at the end of a run, if it does not have them.
+const WORTH_KEEPING: usize = 256;
 
 /// A run that could not start.
 #[derive(Debug, thiserror::Error)]
@@ -282,6 +284,10 @@ fn build(
             .map_err(|error| SessionError::Configuration(format!("-inject: {error}")))?;
         machine.injector = Some(injector);
     }
+    // Counted runs repeat, and so depend on nothing that another has left.
+    if let Some(directory) = options.code_cache.as_ref().filter(|_| !machine.counted()) {
+        machine.vcpu.keep_code_in(directory);
+    }
     machine.watch_console(watch.clone());
     machine.set_kicker(port.kicker.clone());
     boot.load(&mut machine.vcpu)?;
@@ -317,6 +323,9 @@ fn run_once(
             Ok(pages) => eprintln!("kmemvisor: audit: all copies of {pages} pages are equal"),
             Err(error) => outcome = Outcome::Audit(error.to_string()),
         }
+    }
+    if let Err(error) = machine.vcpu.keep_code(WORTH_KEEPING) {
+        tracing::debug!(%error, "translations could not be kept for later runs");
     }
     let mut report = machine.report();
     if options.inject.is_some() {

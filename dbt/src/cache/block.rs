@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use iced_x86::Instruction;
 use mmu::GuestPhys;
+use serde::{Deserialize, Serialize};
 
 use super::near::near_word;
 use super::parts::{Further, physical};
@@ -46,17 +47,22 @@ impl Key {
 
 /// What was made of a block's code, which its copies at other addresses have in common. Addresses of the
 /// guest are those that it was made at, and places in the code likewise: [`Block`] knows its own.
+#[derive(Serialize, Deserialize)]
 pub struct Translation {
     rip: u64,
     base: CodeOffset,
     cold_base: CodeOffset,
-    insns: Box<[Instruction]>,
+    /// Left out where a translation is kept: the guest has them.
+    #[serde(skip)]
+    pub(super) insns: Box<[Instruction]>,
     exits: Box<[ExitSite]>,
     recipes: Box<[(u16, Recipe)]>,
     /// Offset of each instruction's code from the first byte, and of the end.
     pub insn_starts: Box<[u32]>,
-    /// What changes if it is moved; `None`: it cannot be.
+    /// What changes if its code has another place; `None`: it cannot have one.
     pub marks: Option<Box<[Mark]>>,
+    /// Whether it can be at another address of the guest too.
+    pub movable: bool,
     /// Bytes of its code.
     pub size: u32,
     /// Bytes of its slow paths.
@@ -79,6 +85,11 @@ pub struct Translation {
 }
 
 impl Translation {
+    /// RIP of the first instruction where it was made.
+    pub(super) fn rip(&self) -> u64 {
+        self.rip
+    }
+
     /// Instructions.
     pub fn count(&self) -> usize {
         self.insns.len()
@@ -118,7 +129,7 @@ pub struct Block {
     pub base: CodeOffset,
     /// First byte of its slow paths.
     pub cold_base: CodeOffset,
-    entries: Entries,
+    pub(super) entries: Entries,
     /// (exit, block) of every exit that is linked.
     pub(super) outgoing: Vec<(u16, u32)>,
     /// (block, exit) of every jump linked here.
@@ -149,6 +160,8 @@ pub struct Block {
     pub predicting: bool,
     /// How many of them were wrong too often.
     pub strays: u8,
+    /// It is in the code file, or not worth it.
+    pub kept: bool,
     /// What the page guard has to hold.
     pub mapping: u32,
     /// The mode's jump cache.
@@ -171,6 +184,7 @@ impl Block {
         [base, cold_base]: [CodeOffset; 2],
         mapping: u32,
         jump_cache: usize,
+        movable: bool,
         emitted: &mut Emitted,
     ) -> Block {
         let made = Translation {
@@ -182,6 +196,7 @@ impl Block {
             recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
             insn_starts: Box::from(emitted.insn_starts.as_slice()),
             marks: emitted.marks.take(),
+            movable,
             size: emitted.code[0].len() as u32,
             cold_size: emitted.code[1].len() as u32,
             lost: emitted.lost,
@@ -204,7 +219,7 @@ impl Block {
     }
 
     /// Nothing leads there or away yet. `place`: where the code and its slow paths are, and the mapping.
-    fn of(
+    pub(super) fn of(
         key: Key,
         (made, entries): (Arc<Translation>, Entries),
         (lowest, len): (GuestPhys, u32),
@@ -236,6 +251,7 @@ impl Block {
             seen: 0,
             predicting: false,
             strays: 0,
+            kept: false,
             mapping,
             jump_cache,
             far_mode: None,
@@ -258,6 +274,7 @@ impl Block {
             loops: self.loops,
             predicting: self.predicting,
             strays: self.strays,
+            kept: self.kept,
             far_mode: self.far_mode,
             ..Block::of(
                 key,

@@ -1,6 +1,6 @@
 //! Copies of blocks for the same code at other addresses.
 
-use mmu::GuestPhys;
+use mmu::{GuestPhys, View};
 
 use super::block::{Block, Key};
 use super::blocks::BlockCache;
@@ -40,6 +40,17 @@ impl Key {
     }
 }
 
+/// Where a translation that was made elsewhere, or in another run, goes.
+#[derive(Clone, Copy)]
+pub struct Arrival {
+    /// What it is for there.
+    pub key: Key,
+    /// What the page guard has to hold.
+    pub mapping: u32,
+    /// Where its code and its slow paths go.
+    pub to: [CodeOffset; 2],
+}
+
 impl BlockCache {
     /// A block of the same code at another address, if a copy of it would do.
     pub fn original(&self, key: &Key) -> Option<u32> {
@@ -70,31 +81,34 @@ impl BlockCache {
         }
     }
 
+    /// Reads a block's code and its slow paths back.
+    pub fn read_code(&self, block: &Block, code: &mut [Vec<u8>; 2]) {
+        let sections = [
+            (block.base, block.made.size),
+            (block.cold_base, block.made.cold_size),
+        ];
+        for ((from, len), code) in sections.into_iter().zip(code) {
+            self.region().read(from, len as usize, code);
+        }
+    }
+
     /// Copies a block for another RIP and another place; `code` becomes its code. What the copy
     /// leads to is not linked.
-    pub fn copy(
-        &self,
-        original: u32,
-        key: Key,
-        mapping: u32,
-        to: [CodeOffset; 2],
-        code: &mut [Vec<u8>; 2],
-    ) -> Option<Block> {
+    pub fn copy(&self, original: u32, arrival: Arrival, code: &mut [Vec<u8>; 2]) -> Option<Block> {
+        let Arrival { key, mapping, to } = arrival;
         let block = self.block(original)?;
         let marks = block.made.marks.as_ref()?;
         let way = Move {
             distance: key.rip.wrapping_sub(block.key.rip),
             rip: key.rip,
+            view: View::User,
             id: self.next_id(),
             mapping,
             from: [block.base, block.cold_base],
             to,
+            jumps: [0; 2],
         };
-        let sizes = [block.made.size, block.made.cold_size];
-        for (section, code) in code.iter_mut().enumerate() {
-            let len = sizes[section] as usize;
-            self.region().read(way.from[section], len, code);
-        }
+        self.read_code(block, code);
         way.adjust(code, marks);
         let copy = block.at(key, mapping, to);
         for exit in copy.exits() {

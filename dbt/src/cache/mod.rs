@@ -5,6 +5,8 @@ mod block;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod blocks;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod code_file;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod copies;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod heap;
@@ -30,6 +32,8 @@ pub use block::{Block, Key, Translation};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use blocks::{BlockCache, FETCHED};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use copies::Arrival;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use parts::{Further, Part, physical};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use region::{CodeOffset, CodeRegion};
@@ -43,6 +47,8 @@ pub struct CacheStatistics {
     pub translated: u64,
     /// Translations copied for the same code at another address.
     pub moved: u64,
+    /// Translations read from the file of an earlier run.
+    pub recalled: u64,
     /// Pages brought together on the host.
     pub gathered: u64,
     /// Traces made of hot loops.

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use memmap2::{Advice, Mmap, MmapOptions, MmapRaw};
 use mmu::Provider;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a large page of the host.
 pub(super) const LARGE_PAGE: usize = 2 << 20;
@@ -36,7 +37,7 @@ enum Memory {
 }
 
 /// An offset into the code region, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct CodeOffset(pub u32);
 
 impl CodeRegion {

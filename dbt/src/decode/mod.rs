@@ -188,6 +188,18 @@ fn run(
     }
 }
 
+/// Appends instructions that were decoded before, from nothing but their bytes. `None`: they are none.
+pub fn again(cpu: &CpuState, bytes: &[u8], rip: u64, insns: &mut Vec<Instruction>) -> Option<()> {
+    let options = features::decoder_options(&cpu.model);
+    let mut decoder = Decoder::with_ip(cpu.mode.code_size().bits(), bytes, rip, options);
+    while decoder.can_decode() {
+        let mut insn = Instruction::default();
+        decode_next(cpu, &mut decoder, bytes, options, &mut insn).ok()?;
+        insns.push(insn);
+    }
+    Some(())
+}
+
 /// Adds to a block what is likely to be executed behind the jump at its end, further on in the page, and
 /// what follows behind that, as long as `goes_on` says so of the place, by its address in memory and RIP. For flat
 /// code.

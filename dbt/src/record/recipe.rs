@@ -2,6 +2,7 @@
 //! that lets a TLB compare spoil such flags need not save them first.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use serde::{Deserialize, Serialize};
 
 use crate::guest::CpuState;
 use crate::guest::flags::CF;
@@ -9,7 +10,7 @@ use crate::interpret::integer::{flags, shift};
 use crate::interpret::operand::size_mask;
 
 /// What set the flags.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Operation {
     /// left - right was computed and dropped.
     Compare,
@@ -50,7 +51,7 @@ impl Operation {
 }
 
 /// An operand of a recipe.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Value {
     /// The low bytes of a general-purpose register.
     Register(u8),
@@ -63,7 +64,7 @@ pub enum Value {
 }
 
 /// How all six arithmetic flags follow from registers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Recipe {
     /// The operation.
     pub operation: Operation,

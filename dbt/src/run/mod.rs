@@ -14,6 +14,8 @@ mod host;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod interpreting;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod keeping;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod other_pages;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod prediction;

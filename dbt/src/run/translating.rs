@@ -8,7 +8,7 @@ use mmu::GuestPhys;
 use super::block_state::{JUMP_CACHES, JumpEntry};
 use super::recording::heat_counter;
 use super::vcpu::{Vcpu, context_of};
-use crate::cache::{Block, FETCHED, Further, Key, Part};
+use crate::cache::{Arrival, Block, FETCHED, Further, Key, Part, code_file};
 use crate::decode::{self, DecodedBlock};
 use crate::guest::Mode;
 use crate::interpret::extension;
@@ -99,7 +99,7 @@ impl Vcpu {
         let mut code = std::mem::take(&mut self.workshop.code);
         let id = self
             .cache
-            .copy(original, key, mapping, to, &mut code)
+            .copy(original, Arrival { key, mapping, to }, &mut code)
             .map(|block| self.cache.insert(block, &code));
         self.workshop.code = code;
         let statistics = &mut self.cache.statistics;
@@ -127,6 +127,16 @@ impl Vcpu {
             Tier::Hot { .. } => false,
         };
         let counted_entries = self.options.long_traces().filter(|_| counts);
+        // Numbers of sites, and of counters, are those of one run.
+        let keeps = self.code_file.is_some()
+            && counted_entries.is_none()
+            && !predicting
+            && parts.is_empty()
+            && code_file::keeps(&key);
+        let movable = self.options.moving
+            && parts.is_empty()
+            && !follows_calls(insns)
+            && (moving::can_leave(&key, insns) || keeps && moving::can_stay_high(&key, insns, 0));
         let start = Instant::now();
         if predicting {
             self.make_room_for_sites();
@@ -187,10 +197,7 @@ impl Vcpu {
                 page: key.physical.page(),
                 first: self.strayed.next_site(),
             }),
-            movable: self.options.moving
-                && further.is_empty()
-                && !follows_calls(insns)
-                && moving::can_leave(&key, insns),
+            movable: movable || keeps,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let mut emitted = x86_64::emit(
@@ -212,11 +219,13 @@ impl Vcpu {
             [base, cold_base],
             mapping,
             jump_cache,
+            movable,
             &mut emitted,
         );
         block.predicting = predicting;
         block.counts = counts;
         block.far_mode = far_mode;
+        block.kept = !keeps;
         let id = self.cache.insert(block, &emitted.code);
         self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());
@@ -271,7 +280,7 @@ impl Vcpu {
     }
 
     /// The jump caches of two modes, neither of which takes the other's.
-    fn jump_caches(&mut self, mode: Mode, far: Option<Mode>) -> (usize, Option<usize>) {
+    pub(super) fn jump_caches(&mut self, mode: Mode, far: Option<Mode>) -> (usize, Option<usize>) {
         let Some(far) = far else {
             return (self.jump_cache(mode), None);
         };

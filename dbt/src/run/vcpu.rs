@@ -18,6 +18,7 @@ use super::segments::{CodeSegments, Followed};
 use super::signal::{FaultSite, Registration, register_region};
 use super::thread_timer::Ring;
 use super::upcall::Upcall;
+use crate::cache::code_file::CodeFile;
 use crate::cache::{Block, BlockCache, CacheStatistics, CodeOffset, CodeRegion, Key};
 use crate::decode;
 use crate::guest::{CodeSegment, CpuState, Exception, Mode};
@@ -52,6 +53,8 @@ pub struct Vcpu {
     /// The instruction count at which the budget is used up.
     goal: u64,
     pub(super) visits: Visits,
+    /// Translations from earlier runs.
+    pub(super) code_file: Option<CodeFile>,
     pub(super) code_segments: CodeSegments,
     /// What emitted code was told of the segments.
     pub(super) followed: Followed,
@@ -140,6 +143,7 @@ impl Vcpu {
             next_jump_cache: 0,
             goal: 0,
             visits: Visits::new(options.cold),
+            code_file: None,
             code_segments: CodeSegments::default(),
             followed: Followed::default(),
             guards: Guards::default(),
@@ -524,13 +528,19 @@ impl Vcpu {
             ..
         } = key;
         let found = match self.cache.find(&key) {
-            // What runs once only is not worth a copy either.
-            None if !self.visits.first(physical, rip) => self.move_here(key),
+            // What runs once only is not worth a copy either. What another run has translated runs more often.
+            None if self.visits.first(physical, rip) => match self.cache.original(&key) {
+                Some(_) => None,
+                None => self.recall(key),
+            },
+            None => self.move_here(key),
             found => found,
         };
         if found.is_none() && grouped == self.options.grouping && self.visits.cold(physical, rip) {
             return None;
         }
+        // Another's first visit may have been taken for this one's.
+        let found = found.or_else(|| self.recall(key));
         let id = match found.map(|id| (id, self.other_pages(id))) {
             Some((id, Others::Hold)) => Some(id),
             Some((_, Others::Unknown)) => return None,

@@ -2,6 +2,7 @@
 
 use dynasmrt::{DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic};
+use serde::{Deserialize, Serialize};
 
 use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
@@ -19,7 +20,7 @@ use crate::record::recipe::Recipe;
 use crate::run::{UpcallKind, at};
 
 /// Where a block is entered, as offsets from its first byte.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Entries {
     /// For jumps within the page and forward: nothing to confirm.
     pub plain: u32,

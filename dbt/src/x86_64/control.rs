@@ -97,7 +97,7 @@ impl Emitter<'_> {
     /// Loads the address of guest code.
     pub(super) fn load_code_address(&mut self, into: Register, address: u64) {
         self.load_constant(into, address);
-        self.ops.mark(Follows::Address);
+        self.ops.mark(Follows::loaded(address));
     }
 
     /// POP to a register.
@@ -328,7 +328,7 @@ impl Emitter<'_> {
     /// `miss`.
     pub(super) fn look_up_jump_in(&mut self, cache: usize, miss: DynamicLabel) {
         self.jump_word();
-        let cache = at::jumps(cache);
+        let table = at::jumps(cache);
         let mask = JUMP_ENTRIES as i32 - 1;
         let bits = JUMP_SHIFT as i8;
         if self.target.bmi2 {
@@ -343,17 +343,25 @@ impl Emitter<'_> {
             ; shl edi, 4
         );
         self.keep_fused(8);
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs cmp rsi, [rdi + cache]
-            ; jne =>miss
-        );
+        dynasm!(self.ops ; .arch x64 ; gs cmp rsi, [rdi + table]);
+        self.mark_jumps(cache);
+        dynasm!(self.ops ; .arch x64 ; jne =>miss);
+    }
+
+    /// Notes that what has just been emitted ends in a displacement into a jump cache.
+    pub(super) fn mark_jumps(&mut self, cache: usize) {
+        self.ops.mark(if cache == self.target.jump_cache {
+            Follows::Jumps
+        } else {
+            Follows::FarJumps
+        });
     }
 
     fn jump_found(&mut self) {
         let host = at::jumps(self.target.jump_cache) + 8;
         self.keep_whole(7);
         dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [rdi + host]);
+        self.mark_jumps(self.target.jump_cache);
     }
 
     /// The flags go to a block that is not known, in their saved place.
@@ -460,11 +468,9 @@ impl Emitter<'_> {
         self.indirect_target(index, insn)?;
         self.look_up_jump(index);
         let host = at::jumps(self.target.jump_cache) + 8;
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov rsi, [rdi + host]
-            ; gs mov [at::SCRATCH], rsi
-        );
+        dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
+        self.mark_jumps(self.target.jump_cache);
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rsi);
         let next = self.push_return(index, insn, true)?;
         self.call_found(next);
         Ok(())

@@ -2,6 +2,7 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::Instruction;
+use serde::{Deserialize, Serialize};
 
 use super::emitter::Emitter;
 use super::flags::{ExitFlags, FlagsPlace};
@@ -13,7 +14,7 @@ use crate::record::classify::Kind;
 use crate::run::{UpcallKind, at};
 
 /// A jump out of the block to a known guest address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ExitSite {
     /// Where the displacement of the jump is.
     pub site: CodeOffset,
@@ -44,7 +45,7 @@ impl ExitSite {
 }
 
 /// What leads out of a block to a known address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ExitKind {
     /// A jump, or the block's end.
     Jump,

@@ -125,11 +125,9 @@ impl Emitter<'_> {
     pub(super) fn look_up_far_jump(&mut self, cache: usize, miss: dynasmrt::DynamicLabel) {
         self.look_up_jump_in(cache, miss);
         let host = at::jumps(cache) + 8;
-        dynasm!(self.ops
-            ; .arch x64
-            ; gs mov rsi, [rdi + host]
-            ; gs mov [at::SCRATCH], rsi
-        );
+        dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
+        self.mark_jumps(cache);
+        dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rsi);
     }
 
     /// Loads the arithmetic flags with T1. Uses T0 and T2.

@@ -3,6 +3,7 @@
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
+use serde::{Deserialize, Serialize};
 
 use super::emitter::Emitter;
 use super::plain::Need;
@@ -64,7 +65,7 @@ impl FlagsPlace {
 }
 
 /// How the flags leave by a jump to a known address, other than in EFLAGS.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ExitFlags {
     /// In no other way.
     Host,

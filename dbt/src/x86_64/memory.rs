@@ -378,10 +378,10 @@ impl Emitter<'_> {
         let entry = at::tlb(view(self.target.mode)) + entry as i32;
         let tag = entry + if write { at::WRITE_TAG } else { at::READ_TAG };
         self.load_constant(T0, constant);
-        self.mark_relative(address, Follows::Address);
+        self.mark_relative(address, Follows::loaded(constant));
         if let Ok(page) = i32::try_from(constant as i64 - i64::from(offset)) {
-            // No block that may move has such an address: what follows RIP takes eight bytes there.
             dynasm!(self.ops ; .arch x64 ; gs cmp QWORD [tag], page);
+            self.mark_relative(address, Follows::EntryPage);
             self.keep_conditional();
         } else {
             dynasm!(self.ops ; .arch x64 ; lea r8, [rsi - offset]);

@@ -10,6 +10,7 @@
 
 use iced_x86::{Instruction, OpKind, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
+use serde::{Deserialize, Serialize};
 
 use crate::cache::{CodeOffset, Key};
 use crate::guest::Mode;
@@ -17,6 +18,8 @@ use crate::run::{Upcall, UpcallKind, at};
 
 /// Guest addresses between which blocks are moved.
 const MOVABLE: std::ops::Range<u64> = 1 << 33..1 << 47;
+/// The first of the last 2 GiB of addresses.
+const HIGH: u64 = (1u64 << 31).wrapping_neg();
 /// Set in a mark in the cold section.
 const COLD: u32 = 1 << 31;
 /// Where in a mark its kind is.
@@ -30,35 +33,55 @@ pub(super) enum Follows {
     Guard,
     /// A guest address.
     Address,
+    /// One that is four bytes, sign-extended.
+    ShortAddress,
     /// The lower 32 bits of one, in eight bytes.
     LowAddress,
     /// The two halves of one, as two instructions store them.
     Halves,
     /// The displacement of something in the TLB entry of a guest address.
     Entry,
+    /// Such a displacement, then the page's address, sign-extended.
+    EntryPage,
     /// The displacement of a call of shared code.
     Call,
     /// Such a call, and the record behind it.
     Upcall,
     /// The displacement of a jump from one section into the other.
     Section,
+    /// A displacement into the jump cache of the block's mode.
+    Jumps,
+    /// Likewise, into that of the mode in which it ends.
+    FarJumps,
 }
 
 impl Follows {
-    const ALL: [Follows; 8] = [
+    /// What an address is that was loaded in as few bytes as it takes.
+    pub(super) fn loaded(address: u64) -> Follows {
+        match i32::try_from(address as i64) {
+            Ok(_) => Follows::ShortAddress,
+            Err(_) => Follows::Address,
+        }
+    }
+
+    const ALL: [Follows; 12] = [
         Follows::Guard,
         Follows::Address,
+        Follows::ShortAddress,
         Follows::LowAddress,
         Follows::Halves,
         Follows::Entry,
+        Follows::EntryPage,
         Follows::Call,
         Follows::Upcall,
         Follows::Section,
+        Follows::Jumps,
+        Follows::FarJumps,
     ];
 }
 
 /// A place in a block's code that changes when the block is moved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Mark(u32);
 
 impl Mark {
@@ -69,7 +92,7 @@ impl Mark {
     }
 
     fn parts(self) -> (Follows, usize, usize) {
-        let follows = Follows::ALL[(self.0 >> KIND & 7) as usize];
+        let follows = Follows::ALL[(self.0 >> KIND & 0xf) as usize];
         let end = (self.0 & ((1 << KIND) - 1)) as usize;
         (follows, end, usize::from(self.0 & COLD != 0))
     }
@@ -82,6 +105,8 @@ pub struct Move {
     pub distance: u64,
     /// RIP there.
     pub rip: u64,
+    /// Where the block's accesses find their pages.
+    pub view: View,
     /// The identifier of the copy.
     pub id: u32,
     /// What its page guard must hold.
@@ -90,27 +115,48 @@ pub struct Move {
     pub from: [CodeOffset; 2],
     /// Where the copy's are.
     pub to: [CodeOffset; 2],
+    /// How far the tables of its jump caches are from those of the original: of its mode, and of the one in which it ends.
+    pub jumps: [u32; 2],
 }
 
 /// Whether the translation of a block can be moved elsewhere.
 pub fn can_leave(key: &Key, insns: &[Instruction]) -> bool {
-    let tied = |insn: &Instruction| {
-        // Another page has a guard of its own.
-        if insn.ip() / PAGE_SIZE != key.rip / PAGE_SIZE {
-            return true;
-        }
-        let memory = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
-        let (base, index) = (insn.memory_base(), insn.memory_index());
-        memory
-            && (base == Register::EIP || (base == Register::None && index == Register::None))
-            && !matches!(insn.memory_segment(), Register::FS | Register::GS)
-    };
-    can_arrive(key) && !insns.iter().any(tied)
+    can_arrive(key) && !insns.iter().any(|insn| is_tied(key, insn))
+}
+
+/// Whether an instruction has to stay where it is.
+fn is_tied(key: &Key, insn: &Instruction) -> bool {
+    // Another page has a guard of its own.
+    if insn.ip() / PAGE_SIZE != key.rip / PAGE_SIZE {
+        return true;
+    }
+    let memory = (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Memory);
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    memory
+        && (base == Register::EIP || (base == Register::None && index == Register::None))
+        && !matches!(insn.memory_segment(), Register::FS | Register::GS)
 }
 
 /// Whether a translation can be moved here.
 pub fn can_arrive(key: &Key) -> bool {
     key.mode.has(Mode::USER | Mode::CODE64) && MOVABLE.contains(&key.rip)
+}
+
+/// Whether a translation of a kernel's code, which is somewhere else each time the kernel starts, can be at another
+/// place among the last 2 GiB of addresses (that of System V's "kernel" code model). What its addresses are to be
+/// there, `distance` from where these instructions are, has to be there too, since that is what takes four bytes.
+pub fn can_stay_high(key: &Key, insns: &[Instruction], distance: u64) -> bool {
+    let high = |address: u64| address.wrapping_add(distance) >= HIGH;
+    let fits = |insn: &Instruction| {
+        high(insn.next_ip())
+            && (insn.memory_base() != Register::RIP || high(insn.memory_displacement64()))
+            && (insn.op0_kind() != OpKind::NearBranch64 || high(insn.near_branch64()))
+    };
+    key.mode.has(Mode::CODE64)
+        && !key.mode.has(Mode::USER)
+        && high(key.rip)
+        && !insns.iter().any(|insn| is_tied(key, insn))
+        && insns.iter().all(fits)
 }
 
 /// The instruction at its new address.
@@ -151,33 +197,59 @@ impl Move {
         self.to[section].0.wrapping_sub(self.from[section].0)
     }
 
+    fn add_short(&self, code: &mut [u8], end: usize) {
+        let moved = read(code, end).wrapping_add(self.distance as u32);
+        write(code, end, moved);
+    }
+
+    fn follow_entry(&self, code: &mut [u8], end: usize) {
+        let table = at::tlb(self.view) as u32;
+        let offset = read(code, end).wrapping_sub(table);
+        let pages = (self.distance / PAGE_SIZE) as u32;
+        let entry = (offset / ENTRY).wrapping_add(pages) % TLB_ENTRIES as u32;
+        write(
+            code,
+            end,
+            table.wrapping_add(entry * ENTRY + offset % ENTRY),
+        );
+    }
+
     /// Adjusts the code of the original to its new place.
     pub fn adjust(&self, code: &mut [Vec<u8>; 2], marks: &[Mark]) {
         for mark in marks {
             let (follows, end, section) = mark.parts();
             let shift = self.shift(section);
             let code = &mut code[section];
+            // What follows RIP stays as it is where that does.
+            let stays = self.distance == 0;
             match follows {
+                Follows::Guard if stays => write(code, end, self.mapping),
+                Follows::Address
+                | Follows::ShortAddress
+                | Follows::LowAddress
+                | Follows::Halves
+                | Follows::Entry
+                | Follows::EntryPage
+                    if stays => {}
                 Follows::Guard => {
-                    write(code, end - 4, at::guard(View::User, self.rip >> 12) as u32);
+                    write(code, end - 4, at::guard(self.view, self.rip >> 12) as u32);
                     write(code, end, self.mapping);
                 }
                 Follows::Address => add(code, [end - 4, end], self.distance),
                 Follows::LowAddress => {
-                    let low = read(code, end - 4).wrapping_add(self.distance as u32);
-                    write(code, end - 4, low);
+                    self.add_short(code, end - 4);
                 }
                 Follows::Halves => add(code, [end - HALVES, end], self.distance),
-                Follows::Entry => {
-                    let table = at::tlb(View::User) as u32;
-                    let offset = read(code, end).wrapping_sub(table);
-                    let pages = (self.distance / PAGE_SIZE) as u32;
-                    let entry = (offset / ENTRY).wrapping_add(pages) % TLB_ENTRIES as u32;
-                    write(
-                        code,
-                        end,
-                        table.wrapping_add(entry * ENTRY + offset % ENTRY),
-                    );
+                Follows::ShortAddress => self.add_short(code, end),
+                Follows::Entry => self.follow_entry(code, end),
+                Follows::EntryPage => {
+                    self.follow_entry(code, end - 4);
+                    self.add_short(code, end);
+                }
+                Follows::Jumps | Follows::FarJumps => {
+                    let distance = self.jumps[usize::from(follows == Follows::FarJumps)];
+                    let displacement = read(code, end).wrapping_add(distance);
+                    write(code, end, displacement);
                 }
                 Follows::Call => {
                     let displacement = read(code, end).wrapping_sub(shift);

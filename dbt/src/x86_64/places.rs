@@ -7,6 +7,7 @@
 //! outside, Rust included, finds each register in its own place.
 
 use iced_x86::{FlowControl, Instruction, OpAccess, OpKind, Register};
+use serde::{Deserialize, Serialize};
 
 use super::registers::{is_high_byte, number, pinned, sized};
 use crate::guest::{CpuState, Register as Guest};
@@ -46,7 +47,7 @@ const SLOTS: usize = 16;
 
 /// The place of each guest register, named by the register whose own it is, or by the group whose slot it is: then
 /// what leads to the accesses of the group is in the guest register's own place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Places([u8; 16]);
 
 impl Default for Places {

@@ -51,6 +51,7 @@ impl Emitter<'_> {
         };
         if let Ok(short) = i32::try_from(ip) {
             dynasm!(self.ops ; .arch x64 ; gs mov QWORD [at::X87_INSTRUCTION], short);
+            self.ops.mark(Follows::ShortAddress);
         } else {
             dynasm!(self.ops
                 ; .arch x64

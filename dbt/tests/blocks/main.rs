@@ -15,6 +15,7 @@ mod crossing;
 mod elements;
 mod indirect;
 mod instruction;
+mod keeping;
 mod late_stores;
 mod long_blocks;
 mod machine;

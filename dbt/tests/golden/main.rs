@@ -45,6 +45,7 @@ struct Spot {
     rip: u64,
     mapping: u32,
     bases: [CodeOffset; 2],
+    jump_caches: (usize, Option<usize>),
     movable: bool,
     whole_jumps: bool,
 }
@@ -56,6 +57,7 @@ impl Spot {
         rip: RIP,
         mapping: 5,
         bases: [BASE, COLD],
+        jump_caches: (0, Some(1)),
         movable: false,
         whole_jumps: false,
     };
@@ -116,8 +118,8 @@ fn host_code_at(
         trampolines,
         copies: case.copies,
         stride: 0x2000_5000,
-        jump_cache: 0,
-        far_jump_cache: Some(1),
+        jump_cache: spot.jump_caches.0,
+        far_jump_cache: spot.jump_caches.1,
         system_inline: true,
         memory_inline: true,
         vector_strings: true,

@@ -9,7 +9,7 @@
 //! register or in memory. Such a difference is counted; in a register it is also removed, so
 //! that one that matters in the end shows elsewhere and is reported there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use dbt::EngineOptions;
@@ -30,6 +30,9 @@ const UNDEFINED: u64 = 0x8d5;
 /// The accessed bit of a page-table entry: when it is set again after a guest has cleared it
 /// without telling the TLB depends on the TLB.
 const ACCESSED: u64 = 0x20;
+
+/// The translator, and where its translations are kept from run to run.
+type Engine = (EngineOptions, Option<PathBuf>);
 
 struct Pair {
     interpreted: Machine,
@@ -152,14 +155,18 @@ fn advance(machine: &mut Machine, goal: u64) -> Result<(), String> {
 }
 
 impl Pair {
-    fn new(args: &[String], engine: &EngineOptions) -> Result<Pair, String> {
+    fn new(args: &[String], (engine, code_cache): &Engine) -> Result<Pair, String> {
         let interpreter = EngineOptions {
             interpret_only: true,
             ..EngineOptions::default()
         };
+        let mut translated = machine(args, engine.clone())?;
+        if let Some(directory) = code_cache {
+            translated.vcpu.keep_code_in(directory);
+        }
         Ok(Pair {
             interpreted: machine(args, interpreter)?,
-            translated: machine(args, engine.clone())?,
+            translated,
             undefined: 0,
             next_memory: MEMORY_EVERY,
         })
@@ -194,7 +201,7 @@ fn number(args: &[String], index: usize, usual: u64) -> Result<u64, String> {
     })
 }
 
-fn run(args: &[String], engine: &EngineOptions) -> Result<(), String> {
+fn run(args: &[String], engine: &Engine) -> Result<(), String> {
     let limit = number(args, 3, 200_000_000)?;
     let mut step = number(args, 4, 1000)?.max(1);
     let mut start = 0;
@@ -213,6 +220,8 @@ fn run(args: &[String], engine: &EngineOptions) -> Result<(), String> {
                     pair.undefined
                 );
                 println!("translated: {:?}", pair.translated.vcpu.statistics());
+                let kept = pair.translated.vcpu.keep_code(1);
+                kept.map_err(|error| format!("code-cache: {error}"))?;
                 return Ok(());
             }
             if let Some(found) = pair.advance(at + step)? {
@@ -247,10 +256,10 @@ fn run(args: &[String], engine: &EngineOptions) -> Result<(), String> {
     Err("the processors differ".into())
 }
 
-/// The translator that a value of -accel asks for.
-fn engine(accel: &str) -> Result<EngineOptions, String> {
+/// The translator that a value of -accel asks for, and where its translations are kept.
+fn engine(accel: &str) -> Result<Engine, String> {
     let (name, settings) = accel.split_once(',').unwrap_or((accel, ""));
-    let mut words = format!("{name},cold=off,eager-prediction=on");
+    let mut words = format!("{name},code-cache=off,cold=off,eager-prediction=on");
     if !settings.is_empty() {
         words += &format!(",{settings}");
     }
@@ -258,7 +267,7 @@ fn engine(accel: &str) -> Result<EngineOptions, String> {
         Parsed::Run(options) if options.interpret => {
             Err(format!("{name} is what the translator is compared with"))
         }
-        Parsed::Run(options) => Ok(options.engine),
+        Parsed::Run(options) => Ok((options.engine, options.code_cache)),
         Parsed::Print(text) => Err(text),
     }
 }

@@ -87,6 +87,8 @@ pub struct Options {
     pub portable: bool,
     /// Size of the code cache and switches of the translator.
     pub engine: EngineOptions,
+    /// Where translations are kept from run to run; `None`: they are not.
+    pub code_cache: Option<PathBuf>,
     /// Copies of each page.
     pub copies: usize,
     /// -inject.
@@ -131,6 +133,7 @@ impl Default for Options {
             interpret: false,
             portable: false,
             engine: EngineOptions::default(),
+            code_cache: values::usual_code_cache(),
             copies: 2,
             inject: None,
             report: None,

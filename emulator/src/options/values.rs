@@ -169,6 +169,20 @@ pub fn machine(options: &mut Options, value: &str) -> Result<Handled, String> {
     Ok(Handled::Noted)
 }
 
+/// A directory, which may have yet to be made.
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.exists() && !path.is_dir() {
+        true => Err(format!("{text} is not a directory")),
+        false => Ok(path),
+    }
+}
+
+/// Where translations are kept if nothing else is said.
+pub fn usual_code_cache() -> Option<PathBuf> {
+    Some(crate::debian::cache_directory()?.join("code"))
+}
+
 /// -accel.
 pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
     if value == "help" || value == "?" {
@@ -177,7 +191,9 @@ pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
              interpreter   interpret every guest instruction\n\
              portable      interpret, with floating point in software too\n\
              kmemvisor     another name of tcg\n\
-             Settings of the translator, behind its name:\n"
+             Settings of the translator, behind its name:\n\
+             tb-size=96            MiB of host code at the most\n\
+             code-cache=on|off|DIR  translations are kept from run to run, in the user's cache or there\n"
                 .to_string()
                 + &SWITCHES
                     .iter()
@@ -206,6 +222,13 @@ pub fn accel(options: &mut Options, value: &str) -> Result<Handled, String> {
                     return Err("tb-size is from 1 to 1024 (MiB)".to_string());
                 }
                 options.engine.code_bytes = (megabytes as usize) << 20;
+            }
+            Some(("code-cache", text)) => {
+                options.code_cache = match text {
+                    "off" => None,
+                    "on" => usual_code_cache(),
+                    _ => Some(directory(text)?),
+                };
             }
             Some((key, text)) => {
                 let row = SWITCHES.iter().find(|row| row.name() == key);

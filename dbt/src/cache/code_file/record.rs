@@ -1,0 +1,189 @@
+//! A block as a file keeps it: the guest's bytes that it was made from, and what was made of them.
+
+use std::sync::Arc;
+
+use iced_x86::Instruction;
+use mmu::PAGE_SIZE;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::cache::block::{Block, Key, Translation};
+use crate::cache::copies::Arrival;
+use crate::cache::region::CodeOffset;
+use crate::guest::Mode;
+use crate::interpret;
+use crate::run::at;
+use crate::x86_64::Entries;
+use crate::x86_64::moving::Move;
+
+/// Bytes that are read where they are.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes<'a>(#[serde(borrow)] pub &'a [u8]);
+
+impl Serialize for Bytes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+/// Instructions in a row.
+#[derive(Serialize, Deserialize)]
+pub struct Span<'a> {
+    /// Where they begin in their page.
+    pub offset: u16,
+    /// Their bytes.
+    #[serde(borrow)]
+    pub bytes: Bytes<'a>,
+}
+
+/// A block. `T`: its translation, or a reference to that.
+#[derive(Serialize, Deserialize)]
+pub struct Record<'a, T> {
+    /// Its instructions.
+    #[serde(borrow)]
+    pub spans: Vec<Span<'a>>,
+    /// The numbers of the jump caches that it uses: its mode's, and that of `far_mode`.
+    jump_caches: JumpCaches,
+    /// [`Block::far_mode`].
+    far_mode: Option<u32>,
+    /// Where in its page the lowest byte of its code is, and how many there are from there on.
+    range: (u16, u32),
+    /// RIP, and where its code was.
+    rip: u64,
+    bases: [CodeOffset; 2],
+    #[serde(borrow)]
+    code: [Bytes<'a>; 2],
+    entries: Entries,
+    made: T,
+    /// What was found out about it: [`Block::open`], [`Block::settled`], [`Block::loops`], [`Block::attempts`].
+    found: (bool, bool, bool, u8),
+}
+
+/// The numbers of the jump caches of a block's mode, and of the one in which it ends, if that is another.
+pub type JumpCaches = (usize, Option<usize>);
+
+/// How far the tables are from each other that a block uses here and there.
+fn distances(there: JumpCaches, here: JumpCaches) -> [u32; 2] {
+    let distance = |here, there| at::jumps(here).wrapping_sub(at::jumps(there)) as u32;
+    let far = here.1.zip(there.1);
+    [
+        distance(here.0, there.0),
+        far.map_or(0, |(here, there)| distance(here, there)),
+    ]
+}
+
+/// Runs of instructions of a block, as offset in the page and bytes.
+pub fn spans_of(block: &Block) -> Vec<(u16, u16)> {
+    let mut spans: Vec<(u16, u16)> = Vec::new();
+    for insn in block.insns() {
+        let at = (insn.ip() % PAGE_SIZE) as u16;
+        let len = insn.len() as u16;
+        match spans.last_mut() {
+            Some(span) if span.0 + span.1 == at => span.1 += len,
+            _ => spans.push((at, len)),
+        }
+    }
+    spans
+}
+
+impl<'a> Record<'a, &'a Translation> {
+    /// What is kept of a block whose code this is.
+    pub fn of(
+        block: &'a Block,
+        spans: Vec<Span<'a>>,
+        far_jump_cache: Option<usize>,
+        code: &'a [Vec<u8>; 2],
+    ) -> Self {
+        Record {
+            spans,
+            jump_caches: (block.jump_cache, far_jump_cache),
+            far_mode: block.far_mode.map(|mode| mode.0),
+            range: (block.lowest.page_offset() as u16, block.len),
+            rip: block.key.rip,
+            bases: [block.base, block.cold_base],
+            code: [Bytes(&code[0]), Bytes(&code[1])],
+            entries: block.entries,
+            made: &block.made,
+            found: (block.open, block.settled, block.loops, block.attempts),
+        }
+    }
+}
+
+impl Record<'_, Translation> {
+    /// The mode that its last instruction arrives in.
+    pub fn far_mode(&self) -> Option<Mode> {
+        self.far_mode.map(Mode)
+    }
+
+    /// Where in [`super::super::blocks::FETCHED`] bytes its code began.
+    pub fn base(&self) -> CodeOffset {
+        self.bases[0]
+    }
+
+    /// From where its translation was made to a key's RIP.
+    pub fn distance(&self, key: &Key) -> u64 {
+        key.rip.wrapping_sub(self.made.rip())
+    }
+
+    /// Whether it can be somewhere else.
+    pub fn is_movable(&self) -> bool {
+        self.made.movable
+    }
+
+    /// RIP of the instruction at an offset in the page, as its translation knows it.
+    pub fn made_rip(&self, offset: u16) -> u64 {
+        self.made.rip() / PAGE_SIZE * PAGE_SIZE + u64::from(offset)
+    }
+
+    /// The block for a key, which has its code; that becomes `code`. Its identifier is `id`, and what has been
+    /// decoded is where the translation was made. `None`: the record contradicts itself.
+    pub fn block(
+        mut self,
+        id: u32,
+        arrival: Arrival,
+        jump_caches: JumpCaches,
+        insns: Box<[Instruction]>,
+        code: &mut [Vec<u8>; 2],
+    ) -> Option<Block> {
+        let Arrival { key, mapping, to } = arrival;
+        for (code, kept) in code.iter_mut().zip(self.code) {
+            code.clear();
+            code.extend_from_slice(kept.0);
+        }
+        let sizes = [self.made.size, self.made.cold_size].map(|size| size as usize);
+        let fits = sizes == [code[0].len(), code[1].len()]
+            && insns.len() + 1 == self.made.insn_starts.len();
+        if !fits {
+            return None;
+        }
+        let way = Move {
+            distance: key.rip.wrapping_sub(self.rip),
+            rip: key.rip,
+            view: interpret::view(key.mode),
+            id,
+            mapping,
+            from: self.bases,
+            to,
+            jumps: distances(self.jump_caches, jump_caches),
+        };
+        way.adjust(code, self.made.marks.as_ref()?);
+        self.made.insns = insns;
+        let (offset, len) = self.range;
+        let lowest = key.physical.page().add(u64::from(offset));
+        let mut block = Block::of(
+            key,
+            (Arc::new(self.made), self.entries),
+            (lowest, len),
+            Box::default(),
+            (to, mapping),
+            jump_caches.0,
+        );
+        block.far_mode = self.far_mode.map(Mode);
+        (block.open, block.settled, block.loops, block.attempts) = self.found;
+        block.kept = true;
+        for exit in block.exits() {
+            exit.lead_to_stub(code, to);
+        }
+        Some(block)
+    }
+}

@@ -1,0 +1,209 @@
+//! Translations from earlier runs, and for later ones ([`CodeFile`]).
+
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::Path;
+
+use iced_x86::Instruction;
+use mmu::{GuestPhys, PAGE_SIZE, PhysMem};
+
+use super::engine::EngineOptions;
+use super::vcpu::Vcpu;
+use crate::cache::code_file::{self, Bytes, CodeFile, Record, START, Span};
+use crate::cache::{Arrival, Block, FETCHED, Key, Translation};
+use crate::x86_64::moving;
+use crate::{decode, x86_64};
+
+/// A file is written anew for one block more of so many that it has.
+const PART: usize = 32;
+/// Of what the host's CPUID says: leaves and subleaves.
+const ABOUT_HOST: [(u32, u32); 6] = [(0, 0), (1, 0), (7, 0), (7, 1), (0xd, 0), (0x8000_0001, 0)];
+
+impl Vcpu {
+    /// Has translations read from a file in a directory, and [`Vcpu::keep_code`] write them there. To be called when the
+    /// processor's model has been set.
+    pub fn keep_code_in(&mut self, directory: &Path) {
+        if self.options.interpret_only() {
+            return;
+        }
+        let fingerprint = self.fingerprint();
+        self.code_file = Some(CodeFile::open(directory, fingerprint));
+    }
+
+    /// What emitted code depends on besides the guest's: this program, the host, the guest's processor, how
+    /// memory is laid out, and the options.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        env!("KMEMVISOR_SOURCES").hash(&mut hasher);
+        for (leaf, subleaf) in ABOUT_HOST {
+            let about = __cpuid_count(leaf, subleaf);
+            // Leaf 1 says in EBX which of the processors this is.
+            let all =
+                [about.eax, about.ecx, about.edx].map(|word| word & !(u32::from(leaf == 1) << 27));
+            all.hash(&mut hasher);
+        }
+        __cpuid(7).ebx.hash(&mut hasher);
+        let (copies, stride) = (self.mem.copies(), self.mem.mirror_stride());
+        (copies, stride).hash(&mut hasher);
+        // Where shared code is.
+        x86_64::emit_trampolines(0, 0, copies, stride)
+            .0
+            .hash(&mut hasher);
+        let options = EngineOptions {
+            code_bytes: 0,
+            ..self.options.clone()
+        };
+        format!("{options:?} {:?}", self.cpu().model).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Reads the translation of a key's code, which is at RIP, from the file, if it has one.
+    pub(super) fn recall(&mut self, key: Key) -> Option<u32> {
+        let mut kept = self.code_file.take()?;
+        let id = self.recall_from(&mut kept, key);
+        self.code_file = Some(kept);
+        id
+    }
+
+    fn recall_from(&mut self, kept: &mut CodeFile, key: Key) -> Option<u32> {
+        if kept.is_empty() || !code_file::keeps(&key) {
+            return None;
+        }
+        let mut start = [0; START];
+        let room = START.min(PAGE_SIZE as usize - key.physical.page_offset());
+        let start = &mut start[..room];
+        self.mem.load(key.physical, start).ok()?;
+        let word = code_file::word(&key, start);
+        let record = kept.find(word)?;
+        let mut insns = Vec::new();
+        for Span { offset, bytes } in &record.spans {
+            let at = key.physical.page().add(u64::from(*offset));
+            if !is_there(&mut self.mem, at, bytes.0) {
+                return None;
+            }
+            let rip = record.made_rip(*offset);
+            decode::again(self.cpu(), bytes.0, rip, &mut insns)?;
+        }
+        if !can_arrive(&record, key, &insns) {
+            return None;
+        }
+        let jump_caches = self.jump_caches(key.mode, record.far_mode());
+        let (to, gone) = self.cache.reserve(Some(record.base().0 % FETCHED));
+        self.drop_blocks(&gone);
+        let page = key.code.page(key.rip);
+        let mapping = self.cache.mapping(page, key.physical, key.mode);
+        let arrival = Arrival { key, mapping, to };
+        let id = self.cache.next_id();
+        let mut code = std::mem::take(&mut self.workshop.code);
+        let block = record.block(id, arrival, jump_caches, insns.into(), &mut code);
+        self.mem.mark_code(key.physical);
+        let id = block.map(|block| self.cache.insert(block, &code));
+        self.workshop.code = code;
+        if id.is_some() {
+            self.cache.statistics.recalled += 1;
+            kept.note_use(word);
+        }
+        self.settle();
+        id.filter(|&id| self.cache.block(id).is_some())
+    }
+
+    /// Writes the translations that there are for later runs, if that is worth it: if there are so many that the file
+    /// does not have, and for one that has some, a part of that. Returns how many were added.
+    ///
+    /// # Errors
+    ///
+    /// The host's, if the file cannot be written. The old one is there still.
+    pub fn keep_code(&mut self, enough: usize) -> io::Result<usize> {
+        let Some(mut file) = self.code_file.take() else {
+            return Ok(0);
+        };
+        let mut known = HashSet::new();
+        let mut records = Vec::new();
+        for id in self.cache.ids() {
+            if let Some((word, bytes)) = self.kept_record(id)
+                && !file.has(word)
+                && known.insert(word)
+            {
+                records.push((word, bytes));
+            }
+        }
+        let mut written = Ok(0);
+        if records.len() >= enough.max(file.len() / PART) {
+            written = file.write(&records).map(|()| records.len());
+        }
+        self.code_file = Some(file);
+        written
+    }
+
+    /// What is kept of a block, if anything.
+    fn kept_record(&mut self, id: u32) -> Option<(u32, Vec<u8>)> {
+        let block = self.cache.block(id)?;
+        if block.kept || block.made.marks.is_none() {
+            return None;
+        }
+        let page = block.key.physical.page();
+        let far = block.far_mode;
+        let far = far.and_then(|far| self.jump_modes.iter().position(|&known| known == far));
+        if far.is_none() && block.far_mode.is_some() {
+            return None;
+        }
+        let mut code = std::mem::take(&mut self.workshop.code);
+        self.cache.read_code(block, &mut code);
+        let record = keep(block, far, &code, |offset, len| {
+            let mut bytes = vec![0; len];
+            self.mem.load(page.add(offset), &mut bytes).ok()?;
+            Some(bytes)
+        });
+        self.workshop.code = code;
+        record
+    }
+}
+
+/// Whether the guest's memory holds these bytes.
+fn is_there(mem: &mut PhysMem, mut at: GuestPhys, bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|chunk| {
+        let mut found = [0; 64];
+        let found = &mut found[..chunk.len()];
+        let loaded = mem.load(at, found);
+        at = at.add(chunk.len() as u64);
+        loaded.is_ok() && found == chunk
+    })
+}
+
+/// Whether a record's block can be at a key. Its instructions are where they were when it was made.
+fn can_arrive(record: &Record<'_, Translation>, key: Key, insns: &[Instruction]) -> bool {
+    let distance = record.distance(&key);
+    let made = Key {
+        rip: key.rip.wrapping_sub(distance),
+        ..key
+    };
+    distance == 0
+        || record.is_movable()
+            && (moving::can_arrive(&key) || moving::can_stay_high(&made, insns, distance))
+}
+
+/// A block's word and record. `load`: the guest's bytes in its page.
+fn keep(
+    block: &Block,
+    far_jump_cache: Option<usize>,
+    code: &[Vec<u8>; 2],
+    mut load: impl FnMut(u64, usize) -> Option<Vec<u8>>,
+) -> Option<(u32, Vec<u8>)> {
+    let offset = block.key.physical.page_offset();
+    let start = load(offset as u64, START.min(PAGE_SIZE as usize - offset))?;
+    let word = code_file::word(&block.key, &start);
+    let spans = code_file::spans_of(block);
+    let bytes: Option<Vec<Vec<u8>>> = spans
+        .iter()
+        .map(|&(offset, len)| load(offset.into(), len.into()))
+        .collect();
+    let bytes = bytes?;
+    let spans = spans.iter().zip(&bytes).map(|(&(offset, _), bytes)| Span {
+        offset,
+        bytes: Bytes(bytes),
+    });
+    let record = Record::of(block, spans.collect(), far_jump_cache, code);
+    Some((word, postcard::to_stdvec(&record).ok()?))
+}
