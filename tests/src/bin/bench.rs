@@ -20,10 +20,11 @@ use tests::bench::results::{NATIVE, OURS, Results, SINGLE, Series};
 use tests::kmemvisor;
 
 const USAGE: &str = "usage: bench [--rounds N] [--only CLASS,...] [--json FILE] [--plot FILE.svg]
-             [--scale THOUSANDTHS] [--kernel cloud-amd64|amd64] [--copies-3] [--icount]
+             [--scale THOUSANDTHS] [--kernel cloud-amd64|amd64] [--copies-3] [--icount] [--fresh]
              [--mirror-compare] [--ours-only] [--options 'kmemvisor options']
              [--qemu-options 'options'] [--patience SECONDS]
---mirror-compare runs neither QEMU nor the host; --ours-only not even a machine without a mirror.";
+--mirror-compare runs neither QEMU nor the host; --ours-only not even a machine without a mirror.
+--fresh adds a machine that keeps no translations: the others find those of the rounds before.";
 
 struct Settings {
     rounds: usize,
@@ -36,6 +37,7 @@ struct Settings {
     plot: Option<PathBuf>,
     three: bool,
     counted: bool,
+    fresh: bool,
     peers: bool,
     single: bool,
     patience: Duration,
@@ -53,6 +55,7 @@ fn settings() -> Result<Settings> {
         plot: None,
         three: false,
         counted: false,
+        fresh: false,
         peers: true,
         single: true,
         patience: Duration::from_secs(900),
@@ -78,6 +81,7 @@ fn settings() -> Result<Settings> {
             "--plot" => settings.plot = Some(PathBuf::from(value()?)),
             "--copies-3" => settings.three = true,
             "--icount" => settings.counted = true,
+            "--fresh" => settings.fresh = true,
             "--mirror-compare" => settings.peers = false,
             "--ours-only" => (settings.peers, settings.single) = (false, false),
             "--patience" => {
@@ -92,20 +96,30 @@ fn settings() -> Result<Settings> {
     Ok(settings)
 }
 
-/// The machines to compare, ours first.
-fn machines(settings: &Settings, cache: &Path) -> Vec<Machine> {
-    let program = kmemvisor();
-    let mut machines = vec![Machine::ours(OURS, &program, 2, &settings.options)];
+/// kMemvisor with so many copies, and where it keeps translations: `off`, or a directory.
+fn ours(label: &str, copies: usize, code_cache: &str, more: &[String]) -> Machine {
+    let mut options = vec!["-accel".to_string(), format!("tcg,code-cache={code_cache}")];
+    options.extend_from_slice(more);
+    Machine::ours(label, &kmemvisor(), copies, &options)
+}
+
+/// The machines to compare, ours first. `code`: where these keep translations from round to round.
+fn machines(settings: &Settings, cache: &Path, code: &Path) -> Vec<Machine> {
+    let code = code.display().to_string();
+    let mut machines = vec![ours(OURS, 2, &code, &settings.options)];
     if settings.single {
-        machines.push(Machine::ours(SINGLE, &program, 1, &settings.options));
+        machines.push(ours(SINGLE, 1, &code, &settings.options));
     }
     if settings.three {
-        machines.push(Machine::ours("copies=3", &program, 3, &settings.options));
+        machines.push(ours("copies=3", 3, &code, &settings.options));
+    }
+    if settings.fresh {
+        machines.push(ours("fresh", 2, "off", &settings.options));
     }
     if settings.counted {
         let mut options = settings.options.clone();
         options.extend(["-icount", "shift=0"].map(str::to_string));
-        machines.push(Machine::ours("icount", &program, 2, &options));
+        machines.push(ours("icount", 2, "off", &options));
     }
     if settings.peers {
         let (peers, missing) = peers::find(cache, &settings.qemu_options);
@@ -120,7 +134,7 @@ fn machines(settings: &Settings, cache: &Path) -> Vec<Machine> {
     machines
 }
 
-/// What was translated during a boot, as parts of it.
+/// What was translated during a boot that found no translations, as parts of it.
 fn boot_shares(
     machine: &Machine,
     workload: &Workload,
@@ -153,7 +167,8 @@ fn run() -> Result<()> {
     let settings = settings()?;
     let names = classes::select(&settings.only).map_err(anyhow::Error::msg)?;
     let cache = debian::cache_directory().context("neither XDG_CACHE_HOME nor HOME is set")?;
-    let machines = machines(&settings, &cache);
+    let code = tempfile::tempdir()?;
+    let machines = machines(&settings, &cache, code.path());
     let program = guests::build_guest_bench()?;
     let is_program = |name: &&str| PROGRAMS.iter().any(|program| program.name == *name);
     let (programs, small): (Vec<&'static str>, Vec<&'static str>) =
@@ -184,7 +199,8 @@ fn run() -> Result<()> {
         .map(|workload| workload.prepared.title.clone());
     let notes = if names.contains(&classes::BOOT) {
         let boot = guests::small(&cache, settings.flavour, &program, &[], settings.scale)?;
-        let shares = boot_shares(&machines[0], &boot, settings.patience);
+        let fresh = ours(OURS, 2, "off", &settings.options);
+        let shares = boot_shares(&fresh, &boot, settings.patience);
         workloads.push(boot);
         shares
     } else {
