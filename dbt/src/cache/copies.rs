@@ -106,7 +106,7 @@ impl BlockCache {
             mapping,
             from: [block.base, block.cold_base],
             to,
-            jumps: [0; 2],
+            tables: [0; 3],
         };
         self.read_code(block, code);
         way.adjust(code, marks);

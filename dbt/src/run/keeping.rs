@@ -1,23 +1,27 @@
 //! Translations from earlier runs, and for later ones ([`CodeFile`]).
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
 
 use iced_x86::Instruction;
 use mmu::{GuestPhys, PAGE_SIZE, PhysMem};
+use rustc_hash::FxHashMap;
 
 use super::engine::EngineOptions;
+use super::translating::Tier;
 use super::vcpu::Vcpu;
-use crate::cache::code_file::{self, Bytes, CodeFile, Record, START, Span};
+use crate::cache::code_file::{self, Bytes, CodeFile, Kept, Rank, Record, START, Span};
 use crate::cache::{Arrival, Block, FETCHED, Key, Translation};
 use crate::x86_64::moving;
 use crate::{decode, x86_64};
 
 /// A file is written anew for one block more of so many that it has.
 const PART: usize = 32;
+/// Entries after which a trace is made of code that was hot in another run.
+const KNOWN: u16 = 256;
 /// Of what the host's CPUID says: leaves and subleaves.
 const ABOUT_HOST: [(u32, u32); 6] = [(0, 0), (1, 0), (7, 0), (7, 1), (0xd, 0), (0x8000_0001, 0)];
 
@@ -101,7 +105,10 @@ impl Vcpu {
         self.mem.mark_code(key.physical);
         let id = block.map(|block| self.cache.insert(block, &code));
         self.workshop.code = code;
-        if id.is_some() {
+        if let Some(block) = id.and_then(|id| self.cache.block(id)) {
+            if block.counts {
+                self.count_entries(key, KNOWN);
+            }
             self.cache.statistics.recalled += 1;
             kept.note_use(word);
         }
@@ -119,26 +126,76 @@ impl Vcpu {
         let Some(mut file) = self.code_file.take() else {
             return Ok(0);
         };
-        let mut known = HashSet::new();
-        let mut records = Vec::new();
+        self.prepare_heads();
+        // In the order in which they were made, which is that in which they will be wanted.
+        let mut blocks: Vec<Kept> = Vec::new();
+        let mut known: FxHashMap<u32, usize> = FxHashMap::default();
         for id in self.cache.ids() {
-            if let Some((word, bytes)) = self.kept_record(id)
-                && !file.has(word)
-                && known.insert(word)
-            {
-                records.push((word, bytes));
+            let kept = self.to_keep(id);
+            let Some(kept) = kept.filter(|kept| !file.has(kept.word, kept.rank)) else {
+                continue;
+            };
+            match known.entry(kept.word) {
+                Entry::Vacant(entry) => {
+                    entry.insert(blocks.len());
+                    blocks.push(kept);
+                }
+                Entry::Occupied(entry) => {
+                    let other = &mut blocks[*entry.get()];
+                    if other.rank < kept.rank {
+                        *other = kept;
+                    }
+                }
             }
         }
         let mut written = Ok(0);
-        if records.len() >= enough.max(file.len() / PART) {
-            written = file.write(&records).map(|()| records.len());
+        if blocks.len() >= enough.max(file.len() / PART) {
+            written = file.write(&blocks).map(|()| blocks.len());
         }
         self.code_file = Some(file);
         written
     }
 
+    /// Traces of several pages cannot be kept, nor can those whose checks predict, but what is known of them: their heads become
+    /// blocks again that count how often they are entered, or loops that may come to predict.
+    fn prepare_heads(&mut self) {
+        for id in self.cache.ids() {
+            let Some(block) = self.cache.block(id) else {
+                continue;
+            };
+            let key = block.key;
+            let several = !block.further.is_empty() && !block.crosses();
+            if !block.settled || key.grouped != self.options.grouping {
+                continue;
+            }
+            if several {
+                self.begin_again(id, key);
+            } else if block.predicting {
+                self.replace(id, Tier::Hot { predicting: false });
+            }
+        }
+    }
+
+    /// Puts a block that counts its entries in the place of a trace.
+    fn begin_again(&mut self, trace: u32, key: Key) {
+        if key.mode.code_size() != self.cpu().mode.code_size() {
+            return;
+        }
+        if let Some(gone) = self.cache.remove(trace) {
+            self.drop_blocks(&[gone]);
+        }
+        let mut insns = Vec::new();
+        let rip = std::mem::replace(&mut self.cpu_mut().rip, key.rip);
+        let decoded = decode::block_at(&mut self.context(), key.physical, &mut insns);
+        self.cpu_mut().rip = rip;
+        if let Some(decoded) = decoded.filter(|decoded| decoded.second.is_none()) {
+            let range = (key.physical, decoded.len);
+            self.place(key, &insns, range, &[], Tier::Sampled);
+        }
+    }
+
     /// What is kept of a block, if anything.
-    fn kept_record(&mut self, id: u32) -> Option<(u32, Vec<u8>)> {
+    fn to_keep(&mut self, id: u32) -> Option<Kept> {
         let block = self.cache.block(id)?;
         if block.kept || block.made.marks.is_none() {
             return None;
@@ -190,7 +247,7 @@ fn keep(
     far_jump_cache: Option<usize>,
     code: &[Vec<u8>; 2],
     mut load: impl FnMut(u64, usize) -> Option<Vec<u8>>,
-) -> Option<(u32, Vec<u8>)> {
+) -> Option<Kept> {
     let offset = block.key.physical.page_offset();
     let start = load(offset as u64, START.min(PAGE_SIZE as usize - offset))?;
     let word = code_file::word(&block.key, &start);
@@ -205,5 +262,11 @@ fn keep(
         bytes: Bytes(bytes),
     });
     let record = Record::of(block, spans.collect(), far_jump_cache, code);
-    Some((word, postcard::to_stdvec(&record).ok()?))
+    let rank = match block {
+        Block { counts: true, .. } => Rank::Counting,
+        Block { settled: true, .. } => Rank::Hot,
+        _ => Rank::First,
+    };
+    let record = postcard::to_stdvec(&record).ok()?;
+    Some(Kept { word, rank, record })
 }

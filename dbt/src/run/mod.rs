@@ -59,6 +59,8 @@ pub(crate) use interpreting::host_counter;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use prediction::Strayed;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use recording::heat_counter;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use signal::{FaultSite, Registration, register_region};
 #[cfg(target_os = "linux")]
 pub use thread_timer::{Ring, ThreadTimer};

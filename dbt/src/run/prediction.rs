@@ -258,7 +258,7 @@ impl Vcpu {
     }
 
     /// Translates a block again, for what is known of it now.
-    fn replace(&mut self, id: u32, tier: Tier) -> Option<u32> {
+    pub(super) fn replace(&mut self, id: u32, tier: Tier) -> Option<u32> {
         let old = self.cache.remove(id)?;
         let range = (old.lowest, old.len);
         let parts: Vec<Part> = old.further.iter().map(|further| further.part).collect();

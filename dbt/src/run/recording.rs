@@ -47,7 +47,7 @@ pub(super) enum Heat {
 }
 
 /// The counter of a block's entries: that of its code, wherever this is mapped.
-pub(super) fn heat_counter(at: GuestPhys) -> usize {
+pub fn heat_counter(at: GuestPhys) -> usize {
     (at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % HEAT_COUNTERS
 }
 

@@ -127,12 +127,9 @@ impl Vcpu {
             Tier::Hot { .. } => false,
         };
         let counted_entries = self.options.long_traces().filter(|_| counts);
-        // Numbers of sites, and of counters, are those of one run.
-        let keeps = self.code_file.is_some()
-            && counted_entries.is_none()
-            && !predicting
-            && parts.is_empty()
-            && code_file::keeps(&key);
+        // Numbers of sites are those of one run.
+        let keeps =
+            self.code_file.is_some() && !predicting && parts.is_empty() && code_file::keeps(&key);
         let movable = self.options.moving
             && parts.is_empty()
             && !follows_calls(insns)

@@ -77,6 +77,7 @@ impl Emitter<'_> {
                 ..record
             });
             dynasm!(self.ops ; .arch x64 ; gs dec WORD [counter]);
+            self.ops.mark(Follows::Heat);
             self.keep_conditional();
             dynasm!(self.ops ; .arch x64 ; jz =>label);
         }

@@ -53,6 +53,8 @@ pub(super) enum Follows {
     Jumps,
     /// Likewise, into that of the mode in which it ends.
     FarJumps,
+    /// The displacement of the counter of its entries.
+    Heat,
 }
 
 impl Follows {
@@ -64,7 +66,7 @@ impl Follows {
         }
     }
 
-    const ALL: [Follows; 12] = [
+    const ALL: [Follows; 13] = [
         Follows::Guard,
         Follows::Address,
         Follows::ShortAddress,
@@ -77,6 +79,7 @@ impl Follows {
         Follows::Section,
         Follows::Jumps,
         Follows::FarJumps,
+        Follows::Heat,
     ];
 }
 
@@ -115,8 +118,9 @@ pub struct Move {
     pub from: [CodeOffset; 2],
     /// Where the copy's are.
     pub to: [CodeOffset; 2],
-    /// How far the tables of its jump caches are from those of the original: of its mode, and of the one in which it ends.
-    pub jumps: [u32; 2],
+    /// How far from those of the original its jump caches are, that of its mode and that of the one in which it ends, and
+    /// the counter of its entries.
+    pub tables: [u32; 3],
 }
 
 /// Whether the translation of a block can be moved elsewhere.
@@ -246,8 +250,8 @@ impl Move {
                     self.follow_entry(code, end - 4);
                     self.add_short(code, end);
                 }
-                Follows::Jumps | Follows::FarJumps => {
-                    let distance = self.jumps[usize::from(follows == Follows::FarJumps)];
+                Follows::Jumps | Follows::FarJumps | Follows::Heat => {
+                    let distance = self.tables[follows as usize - Follows::Jumps as usize];
                     let displacement = read(code, end).wrapping_add(distance);
                     write(code, end, displacement);
                 }

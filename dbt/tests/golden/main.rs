@@ -46,6 +46,7 @@ struct Spot {
     mapping: u32,
     bases: [CodeOffset; 2],
     jump_caches: (usize, Option<usize>),
+    heat: Option<usize>,
     movable: bool,
     whole_jumps: bool,
 }
@@ -58,6 +59,7 @@ impl Spot {
         mapping: 5,
         bases: [BASE, COLD],
         jump_caches: (0, Some(1)),
+        heat: None,
         movable: false,
         whole_jumps: false,
     };
@@ -143,7 +145,7 @@ fn host_code_at(
         hoisting: case.allotting,
         whole_jumps: spot.whole_jumps,
         memory_operands: true,
-        heat: None,
+        heat: spot.heat,
         x87_opcodes: &[Some(0x123); 64],
         prediction: case.predicting.then_some(Predicting {
             strayed: &strayed,

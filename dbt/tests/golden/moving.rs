@@ -2,6 +2,7 @@
 
 use dbt::cache::code_file::{Bytes, Record, Span, spans_of};
 use dbt::cache::{Arrival, Block, BlockCache, CodeOffset, CodeRegion, Key, Translation};
+use dbt::run::heat_counter;
 use dbt::x86_64::{Emitted, Trampolines, emit_trampolines, moving};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use mmu::GuestPhys;
@@ -81,13 +82,14 @@ fn spot(cache: &mut BlockCache, case: &Case, rip: u64) -> Spot {
         mapping: cache.mapping(rip >> 12, PHYSICAL, mode(case)),
         bases: cache.reserve(Some(0)).0,
         jump_caches: (0, Some(1)),
+        heat: Some(heat_counter(PHYSICAL)),
         movable: true,
         whole_jumps: case.grouping,
     }
 }
 
 fn block(case: &Case, spot: Spot, insns: &[Instruction], emitted: &mut Emitted) -> Block {
-    Block::new(
+    let mut block = Block::new(
         key(case, spot.rip),
         (PHYSICAL, 40),
         Box::default(),
@@ -97,7 +99,9 @@ fn block(case: &Case, spot: Spot, insns: &[Instruction], emitted: &mut Emitted) 
         spot.jump_caches.0,
         true,
         emitted,
-    )
+    );
+    block.counts = true;
+    block
 }
 
 /// Emits a case at both addresses, and copies the first, or keeps it as a record and reads that back.
@@ -128,7 +132,16 @@ fn compare(
             .expect("the original is there");
         compare_with_fresh(name, (case, second), &to, shared, (&copy, &code));
     }
+    let elsewhere = GuestPhys(PHYSICAL.0 + 0x7_5000);
     second.jump_caches = (5, Some(2));
+    second.heat = Some(heat_counter(elsewhere));
+    let arrival = Arrival {
+        key: Key {
+            physical: elsewhere,
+            ..arrival.key
+        },
+        ..arrival
+    };
     let original = cache.block(id).expect("it was inserted");
     let mut code = Default::default();
     cache.read_code(original, &mut code);
@@ -182,9 +195,10 @@ fn compare_with_fresh(
     };
     assert_eq!(entries(moved), entries(&fresh), "{name}");
     assert!(moved.exits().eq(fresh.exits()), "{name}");
+    assert_eq!(moved.lowest.page(), moved.key.physical.page(), "{name}");
     assert_eq!(
-        (moved.lowest, moved.len),
-        (fresh.lowest, fresh.len),
+        (moved.lowest.page_offset(), moved.len),
+        (fresh.lowest.page_offset(), fresh.len),
         "{name}"
     );
 }

@@ -70,17 +70,56 @@ pub fn word(key: &Key, start: &[u8]) -> u32 {
     hash as u32
 }
 
+/// How much went into a translation: one that more went into takes the place of another.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u32)]
+pub enum Rank {
+    /// Nothing was known of the code.
+    First,
+    /// It counts its entries: it was found running.
+    Counting,
+    /// It is a trace, or the best that can be made of a loop.
+    Hot,
+}
+
 /// Where a record is in the file, and the word that it is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Place {
     word: u32,
+    /// The record's offset, and its rank from bit [`RANK`] on.
     at: u32,
 }
 
+/// The lowest bit of a rank in a place.
+const RANK: u32 = LONGEST.trailing_zeros() + 1;
+
 impl Place {
+    fn new(word: u32, offset: u32, rank: Rank) -> Place {
+        let at = offset | (rank as u32) << RANK;
+        Place { word, at }
+    }
+
     fn hash(&self) -> u64 {
         u64::from(self.word).wrapping_mul(FACTOR)
     }
+
+    fn offset(&self) -> u32 {
+        self.at & ((1 << RANK) - 1)
+    }
+
+    fn rank(&self) -> u32 {
+        self.at >> RANK
+    }
+}
+
+/// What is to be written of a block.
+pub struct Kept {
+    /// What it is found by.
+    pub word: u32,
+    /// How much went into it.
+    pub rank: Rank,
+    /// Its record.
+    pub record: Vec<u8>,
 }
 
 /// The file of a machine's translations.
@@ -202,7 +241,11 @@ impl CodeFile {
         for entry in index.chunks_exact(ENTRY) {
             let [word, at] = [0, 4].map(|at| word_at(entry, at));
             let place = Place { word, at };
-            self.index.insert_unique(place.hash(), place, Place::hash);
+            // The later one is better.
+            let same = |known: &Place| known.word == word;
+            self.index
+                .entry(place.hash(), same, Place::hash)
+                .insert(place);
         }
         let pieces = (header.index / PIECE) as usize;
         self.pieces.resize_with(pieces, || None);
@@ -220,9 +263,10 @@ impl CodeFile {
         self.index.is_empty()
     }
 
-    /// Whether it has a block of a word.
-    pub fn has(&self, word: u32) -> bool {
-        self.place(word).is_some()
+    /// Whether it has a block of a word into which as much went.
+    pub fn has(&self, word: u32, rank: Rank) -> bool {
+        let known = self.place(word);
+        known.is_some_and(|known| known.rank() >= rank as u32)
     }
 
     /// The block of a word, as it was kept.
@@ -245,8 +289,9 @@ impl CodeFile {
 
     /// A record's bytes, if they are what was written.
     fn bytes(&mut self, place: Place) -> Option<&[u8]> {
-        let piece = self.piece((place.at / PIECE) as usize)?;
-        let record = piece.get((place.at % PIECE) as usize..)?;
+        let offset = place.offset();
+        let piece = self.piece((offset / PIECE) as usize)?;
+        let record = piece.get((offset % PIECE) as usize..)?;
         let (prefix, rest) = record.split_at_checked(PREFIX as usize)?;
         let bytes = rest.get(..word_at(prefix, 0) as usize)?;
         (crc32fast::hash(bytes) == word_at(prefix, 4)).then_some(bytes)
@@ -266,12 +311,12 @@ impl CodeFile {
     }
 
     /// Writes the file anew: with what it had, or as much of that as was used if all is too much by now, and with these
-    /// records, by their words.
+    /// blocks.
     ///
     /// # Errors
     ///
     /// The host's, if the directory cannot be made or written. What was there before is there still.
-    pub fn write(&mut self, records: &[(u32, Vec<u8>)]) -> io::Result<()> {
+    pub fn write(&mut self, blocks: &[Kept]) -> io::Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new(".")).to_path_buf();
         std::fs::create_dir_all(&directory)?;
         let mut new = tempfile::NamedTempFile::new_in(&directory)?;
@@ -282,19 +327,19 @@ impl CodeFile {
             longest: self.longest,
         };
         writer.fill(PIECE)?;
-        let more: usize = records.iter().map(|(_, record)| record.len()).sum();
+        let more: usize = blocks.iter().map(|kept| kept.record.len()).sum();
         let had = self.pieces.len() * PIECE as usize;
         if had + more + more / 8 <= self.longest as usize {
             writer.take_over(self, had as u32)?;
         } else {
             for place in std::mem::take(&mut self.used) {
                 if let Some(record) = self.bytes(place) {
-                    writer.add(place.word, record)?;
+                    writer.add(place, record)?;
                 }
             }
         }
-        for (word, record) in records {
-            writer.add(*word, record)?;
+        for kept in blocks {
+            writer.add(Place::new(kept.word, 0, kept.rank), &kept.record)?;
         }
         let header = writer.finish(self.fingerprint)?;
         new.as_file().write_all_at(&header.to_bytes(), 0)?;
@@ -357,8 +402,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// A record, if there is room.
-    fn add(&mut self, word: u32, record: &[u8]) -> io::Result<()> {
+    /// A record, if there is room. `place`: its word and its rank.
+    fn add(&mut self, place: Place, record: &[u8]) -> io::Result<()> {
         let len = PREFIX as usize + record.len();
         if len > PIECE as usize || self.end as usize + len + PIECE as usize > self.longest as usize
         {
@@ -369,7 +414,8 @@ impl Writer<'_> {
         if self.end + len > next && self.end != next {
             self.fill(next)?;
         }
-        self.index.push(Place { word, at: self.end });
+        let at = place.at & !((1 << RANK) - 1) | self.end;
+        self.index.push(Place { at, ..place });
         self.out.write_all(&(record.len() as u32).to_le_bytes())?;
         self.out.write_all(&crc32fast::hash(record).to_le_bytes())?;
         self.out.write_all(record)?;

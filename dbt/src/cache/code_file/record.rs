@@ -11,7 +11,7 @@ use crate::cache::copies::Arrival;
 use crate::cache::region::CodeOffset;
 use crate::guest::Mode;
 use crate::interpret;
-use crate::run::at;
+use crate::run::{at, heat_counter};
 use crate::x86_64::Entries;
 use crate::x86_64::moving::Move;
 
@@ -57,20 +57,12 @@ pub struct Record<'a, T> {
     made: T,
     /// What was found out about it: [`Block::open`], [`Block::settled`], [`Block::loops`], [`Block::attempts`].
     found: (bool, bool, bool, u8),
+    /// The counter of its entries, if it counts them.
+    heat: Option<usize>,
 }
 
 /// The numbers of the jump caches of a block's mode, and of the one in which it ends, if that is another.
 pub type JumpCaches = (usize, Option<usize>);
-
-/// How far the tables are from each other that a block uses here and there.
-fn distances(there: JumpCaches, here: JumpCaches) -> [u32; 2] {
-    let distance = |here, there| at::jumps(here).wrapping_sub(at::jumps(there)) as u32;
-    let far = here.1.zip(there.1);
-    [
-        distance(here.0, there.0),
-        far.map_or(0, |(here, there)| distance(here, there)),
-    ]
-}
 
 /// Runs of instructions of a block, as offset in the page and bytes.
 pub fn spans_of(block: &Block) -> Vec<(u16, u16)> {
@@ -105,6 +97,7 @@ impl<'a> Record<'a, &'a Translation> {
             entries: block.entries,
             made: &block.made,
             found: (block.open, block.settled, block.loops, block.attempts),
+            heat: block.counts.then(|| heat_counter(block.key.physical)),
         }
     }
 }
@@ -118,6 +111,22 @@ impl Record<'_, Translation> {
     /// Where in [`super::super::blocks::FETCHED`] bytes its code began.
     pub fn base(&self) -> CodeOffset {
         self.bases[0]
+    }
+
+    /// How far what it uses here is from what it used there: see [`Move::tables`].
+    fn distances(&self, key: &Key, (own, far): JumpCaches) -> [u32; 3] {
+        let (own_there, far_there) = self.jump_caches;
+        let jumps = |here, there| at::jumps(here).wrapping_sub(at::jumps(there)) as u32;
+        let far = far.zip(far_there);
+        let heat = self.heat.map(|there| {
+            let here = heat_counter(key.physical);
+            (here as u32).wrapping_sub(there as u32).wrapping_mul(2)
+        });
+        [
+            jumps(own, own_there),
+            far.map_or(0, |(here, there)| jumps(here, there)),
+            heat.unwrap_or(0),
+        ]
     }
 
     /// From where its translation was made to a key's RIP.
@@ -164,7 +173,7 @@ impl Record<'_, Translation> {
             mapping,
             from: self.bases,
             to,
-            jumps: distances(self.jump_caches, jump_caches),
+            tables: self.distances(&key, jump_caches),
         };
         way.adjust(code, self.made.marks.as_ref()?);
         self.made.insns = insns;
@@ -181,6 +190,7 @@ impl Record<'_, Translation> {
         block.far_mode = self.far_mode.map(Mode);
         (block.open, block.settled, block.loops, block.attempts) = self.found;
         block.kept = true;
+        block.counts = self.heat.is_some();
         for exit in block.exits() {
             exit.lead_to_stub(code, to);
         }

@@ -10,10 +10,11 @@ fn directory() -> tempfile::TempDir {
 }
 
 /// Records that are told apart by their words; some do not fit behind the others of their piece.
-fn records(words: std::ops::Range<u32>) -> Vec<(u32, Vec<u8>)> {
-    let record = |word: u32| {
-        let len = 1000 + word as usize * 7919 % 50_000;
-        (word, vec![word as u8; len])
+fn records(words: std::ops::Range<u32>) -> Vec<Kept> {
+    let record = |word: u32| Kept {
+        word,
+        rank: Rank::First,
+        record: vec![word as u8; 1000 + word as usize * 7919 % 50_000],
     };
     words.map(record).collect()
 }
@@ -23,8 +24,8 @@ fn read(file: &mut CodeFile, word: u32) -> Option<Vec<u8>> {
     file.bytes(place).map(<[u8]>::to_vec)
 }
 
-fn assert_has(file: &mut CodeFile, records: &[(u32, Vec<u8>)]) {
-    for (word, record) in records {
+fn assert_has<'a>(file: &mut CodeFile, records: impl IntoIterator<Item = &'a Kept>) {
+    for Kept { word, record, .. } in records {
         assert!(read(file, *word).as_ref() == Some(record), "{word}");
     }
 }
@@ -33,7 +34,7 @@ fn assert_has(file: &mut CodeFile, records: &[(u32, Vec<u8>)]) {
 fn records_come_back_and_more_can_be_added() {
     let directory = directory();
     let mut file = CodeFile::open(directory.path(), FINGERPRINT);
-    assert!(file.is_empty() && !file.has(1));
+    assert!(file.is_empty() && !file.has(1, Rank::First));
     let first = records(0..40);
     file.write(&first).unwrap();
     let mut file = CodeFile::open(directory.path(), FINGERPRINT);
@@ -48,6 +49,30 @@ fn records_come_back_and_more_can_be_added() {
     assert_has(&mut file, &second);
     // Another machine's.
     assert!(CodeFile::open(directory.path(), FINGERPRINT + 1).is_empty());
+}
+
+#[test]
+fn better_blocks_take_the_place_of_others() {
+    let directory = directory();
+    let kept = |rank, byte| Kept {
+        word: 7,
+        rank,
+        record: vec![byte; 100],
+    };
+    let mut file = CodeFile::open(directory.path(), FINGERPRINT);
+    file.write(&records(0..10)).unwrap();
+    for (rank, byte) in [(Rank::Counting, 1), (Rank::Hot, 2)] {
+        assert!(file.has(7, Rank::First) && !file.has(7, rank));
+        file.write(&[kept(rank, byte)]).unwrap();
+        assert!(file.has(7, rank));
+        assert_eq!(read(&mut file, 7), Some(vec![byte; 100]));
+        assert_eq!(file.len(), 10);
+    }
+    // Also where the file begins anew.
+    file.note_use(7);
+    file.longest = 3 * PIECE;
+    file.write(&records(20..50)).unwrap();
+    assert!(file.has(7, Rank::Hot) && !file.has(8, Rank::First));
 }
 
 #[test]
@@ -66,8 +91,7 @@ fn what_was_used_stays_when_there_is_too_much() {
     file.write(&second).unwrap();
     let mut file = CodeFile::open(directory.path(), FINGERPRINT);
     assert_has(&mut file, &second);
-    let used: Vec<(u32, Vec<u8>)> = [3, 5, 8].map(|word| first[word].clone()).into();
-    assert_has(&mut file, &used);
+    assert_has(&mut file, [3, 5, 8].map(|word| &first[word]));
     assert_eq!(file.len(), 13);
     // What there is no room for is left out.
     file.longest = 3 * PIECE;
@@ -96,7 +120,7 @@ fn what_is_damaged_is_not_there() {
         assert!(with(at).is_empty(), "{at}");
     }
     // A record: its length, its checksum, its bytes.
-    let at = CodeFile::place(&with(HEADER + 1), 7).unwrap().at as usize;
+    let at = CodeFile::place(&with(HEADER + 1), 7).unwrap().offset() as usize;
     for at in [at + 2, at + 5, at + 900] {
         let mut file = with(at);
         assert_eq!(file.len(), all.len());
