@@ -6,13 +6,15 @@ use iced_x86::Instruction;
 use mmu::GuestPhys;
 use serde::{Deserialize, Serialize};
 
+use super::insns::Insns;
 use super::near::near_word;
 use super::parts::{Further, physical};
 use super::paths::Paths;
 use super::region::CodeOffset;
+use super::words::Words;
 use crate::guest::{CodeSegment, Mode};
 use crate::record::recipe::Recipe;
-use crate::x86_64::moving::{self, Mark};
+use crate::x86_64::moving;
 use crate::x86_64::{Emitted, Entries, ExitFlags, ExitSite, Places};
 
 /// What a translation depends on.
@@ -54,15 +56,17 @@ pub struct Translation {
     cold_base: CodeOffset,
     /// Left out where a translation is kept: the guest has them.
     #[serde(skip)]
-    pub(super) insns: Box<[Instruction]>,
+    pub(super) insns: Insns,
     exits: Box<[ExitSite]>,
     recipes: Box<[(u16, Recipe)]>,
     /// Offset of each instruction's code from the first byte, and of the end.
-    pub insn_starts: Box<[u32]>,
+    pub insn_starts: Words,
     /// What changes if its code has another place; `None`: it cannot have one.
-    pub marks: Option<Box<[Mark]>>,
-    /// Whether it can be at another address of the guest too.
+    pub marks: Option<Words>,
+    /// Whether it can be at another address of a user program too.
     pub movable: bool,
+    /// The first and the last address that a kernel's code names, if it can be at another address.
+    pub high: Option<(u64, u64)>,
     /// Bytes of its code.
     pub size: u32,
     /// Bytes of its slow paths.
@@ -92,13 +96,13 @@ impl Translation {
 
     /// Instructions.
     pub fn count(&self) -> usize {
-        self.insns.len()
+        self.insn_starts.len() - 1
     }
 
     /// The instructions as they are where the first one is at this RIP.
     pub fn insns_at(&self, rip: u64) -> impl Iterator<Item = Instruction> {
         let distance = rip.wrapping_sub(self.rip);
-        let insns = self.insns.iter();
+        let insns = self.insns.all().iter();
         insns.map(move |insn| moving::moved_instruction(insn, distance))
     }
 
@@ -187,16 +191,19 @@ impl Block {
         movable: bool,
         emitted: &mut Emitted,
     ) -> Block {
+        let marks = emitted.marks.take();
+        let marked = marks.is_some() && !moving::follows_calls(insns);
         let made = Translation {
             rip: key.rip,
             base,
             cold_base,
-            insns: Box::from(insns),
+            insns: insns.into(),
             exits: Box::from(emitted.exits.as_slice()),
             recipes: std::mem::take(&mut emitted.recipes).into_boxed_slice(),
-            insn_starts: Box::from(emitted.insn_starts.as_slice()),
-            marks: emitted.marks.take(),
+            insn_starts: emitted.insn_starts.as_slice().into(),
+            marks,
             movable,
+            high: moving::high_reach(&key, insns).filter(|_| marked),
             size: emitted.code[0].len() as u32,
             cold_size: emitted.code[1].len() as u32,
             lost: emitted.lost,
@@ -294,12 +301,14 @@ impl Block {
 
     /// One of its instructions.
     pub fn insn(&self, index: usize) -> Instruction {
-        moving::moved_instruction(&self.made.insns[index], self.distance())
+        moving::moved_instruction(&self.made.insns.all()[index], self.distance())
     }
 
     /// RIP of one of its instructions.
     pub fn rip(&self, index: usize) -> u64 {
-        self.made.insns[index].ip().wrapping_add(self.distance())
+        self.made.insns.all()[index]
+            .ip()
+            .wrapping_add(self.distance())
     }
 
     /// Its instructions.

@@ -17,7 +17,6 @@ use super::pages::Pages;
 use super::region::{CodeOffset, CodeRegion};
 use super::slots::Slots;
 use crate::guest::Mode;
-use crate::x86_64::moving;
 
 /// Areas that the code region is divided into.
 const AREAS: u32 = 16;
@@ -244,7 +243,7 @@ impl BlockCache {
         self.by_key.insert_unique(block.key.word(), id, |&id| {
             blocks.get(id).map_or(0, |block| block.key.word())
         });
-        if block.made.movable && moving::can_arrive(&block.key) {
+        if block.made.movable {
             self.note_original(block.key.code_place(), id);
         }
         block.page_place = self.by_page.add(id, block.lowest, block.len);
@@ -287,7 +286,7 @@ impl BlockCache {
         if let Ok(entry) = known {
             entry.remove();
         }
-        if block.made.movable && moving::can_arrive(&block.key) {
+        if block.made.movable {
             self.forget_original(block.key.code_place(), id);
         }
         self.leave_pages(&block);

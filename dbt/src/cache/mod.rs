@@ -11,6 +11,8 @@ mod copies;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod heap;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod insns;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod links;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod near;
@@ -26,6 +28,8 @@ mod region;
 mod slots;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod trace;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod words;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use block::{Block, Key, Translation};
@@ -34,11 +38,15 @@ pub use blocks::{BlockCache, FETCHED};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use copies::Arrival;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use insns::{Insns, Run};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use parts::{Further, Part, physical};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use region::{CodeOffset, CodeRegion};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use trace::{Reach, Trace};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use words::Words;
 
 /// Counts since the start. On hosts without a translator they stay zero.
 #[derive(Clone, Copy, Default, Debug)]

@@ -3,7 +3,7 @@
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use mmu::{GuestPhys, Linear, PAGE_SIZE};
 
-use crate::guest::{CpuState, Exception, Mode, SegmentIndex};
+use crate::guest::{CpuState, Exception, SegmentIndex};
 use crate::interpret::Context;
 use crate::interpret::operand::code_mask;
 use crate::record::features;
@@ -36,22 +36,54 @@ fn decode_next(
     options: u32,
     insn: &mut Instruction,
 ) -> Result<(), DecoderError> {
-    let (start, rip) = (decoder.position(), decoder.ip());
-    decoder.decode_out(insn);
+    decode_any(decoder, bytes, options, insn);
     if insn.is_invalid() {
         return Err(decoder.last_error());
     }
     if !features::present(insn.code(), &cpu.model) {
         return Err(DecoderError::InvalidInstruction);
     }
-    if insn.code() == Code::Pause && cpu.mode.has(Mode::CODE64) {
+    Ok(())
+}
+
+/// The next instruction, whichever processor has it.
+fn decode_any(decoder: &mut Decoder<'_>, bytes: &[u8], options: u32, insn: &mut Instruction) {
+    let (start, rip) = (decoder.position(), decoder.ip());
+    decoder.decode_out(insn);
+    if insn.code() == Code::Pause && decoder.bitness() == 64 {
         let own = &bytes[start..start + insn.len()];
         if is_xchg(own) {
             let options = options | DecoderOptions::NO_PAUSE;
             Decoder::with_ip(64, own, rip, options).decode_out(insn);
         }
     }
-    Ok(())
+}
+
+/// How code of a mode is decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Manner {
+    bits: u32,
+    options: u32,
+}
+
+impl Manner {
+    /// As a processor does it now.
+    pub fn of(cpu: &CpuState) -> Manner {
+        Manner {
+            bits: cpu.mode.code_size().bits(),
+            options: features::decoder_options(&cpu.model),
+        }
+    }
+}
+
+/// Appends the instructions of some bytes that were decoded before, in the same manner.
+pub fn again(manner: Manner, bytes: &[u8], rip: u64, insns: &mut Vec<Instruction>) {
+    let mut decoder = Decoder::with_ip(manner.bits, bytes, rip, manner.options);
+    while decoder.can_decode() {
+        let mut insn = Instruction::default();
+        decode_any(&mut decoder, bytes, manner.options, &mut insn);
+        insns.push(insn);
+    }
 }
 
 /// One instruction alone.
@@ -186,18 +218,6 @@ fn run(
             }
         }
     }
-}
-
-/// Appends instructions that were decoded before, from nothing but their bytes. `None`: they are none.
-pub fn again(cpu: &CpuState, bytes: &[u8], rip: u64, insns: &mut Vec<Instruction>) -> Option<()> {
-    let options = features::decoder_options(&cpu.model);
-    let mut decoder = Decoder::with_ip(cpu.mode.code_size().bits(), bytes, rip, options);
-    while decoder.can_decode() {
-        let mut insn = Instruction::default();
-        decode_next(cpu, &mut decoder, bytes, options, &mut insn).ok()?;
-        insns.push(insn);
-    }
-    Some(())
 }
 
 /// Adds to a block what is likely to be executed behind the jump at its end, further on in the page, and

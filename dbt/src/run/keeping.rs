@@ -6,7 +6,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
 
-use iced_x86::Instruction;
 use mmu::{GuestPhys, PAGE_SIZE, PhysMem};
 use rustc_hash::FxHashMap;
 
@@ -14,9 +13,9 @@ use super::engine::EngineOptions;
 use super::translating::Tier;
 use super::vcpu::Vcpu;
 use crate::cache::code_file::{self, Bytes, CodeFile, Kept, Rank, Record, START, Span};
-use crate::cache::{Arrival, Block, FETCHED, Key, Translation};
-use crate::x86_64::moving;
-use crate::{decode, x86_64};
+use crate::cache::{Arrival, Block, FETCHED, Key};
+use crate::decode::{self, Manner};
+use crate::x86_64;
 
 /// A file is written anew for one block more of so many that it has.
 const PART: usize = 32;
@@ -81,27 +80,23 @@ impl Vcpu {
         self.mem.load(key.physical, start).ok()?;
         let word = code_file::word(&key, start);
         let record = kept.find(word)?;
-        let mut insns = Vec::new();
-        for Span { offset, bytes } in &record.spans {
-            let at = key.physical.page().add(u64::from(*offset));
-            if !is_there(&mut self.mem, at, bytes.0) {
-                return None;
-            }
-            let rip = record.made_rip(*offset);
-            decode::again(self.cpu(), bytes.0, rip, &mut insns)?;
-        }
-        if !can_arrive(&record, key, &insns) {
+        let page = key.physical.page();
+        let is_there = |span: &Span<'_>| {
+            let at = page.add(u64::from(span.offset));
+            is_there(&mut self.mem, at, span.bytes.0)
+        };
+        if !record.can_be_at(&key) || !record.spans.iter().all(is_there) {
             return None;
         }
         let jump_caches = self.jump_caches(key.mode, record.far_mode());
         let (to, gone) = self.cache.reserve(Some(record.base().0 % FETCHED));
         self.drop_blocks(&gone);
-        let page = key.code.page(key.rip);
-        let mapping = self.cache.mapping(page, key.physical, key.mode);
+        let linear = key.code.page(key.rip);
+        let mapping = self.cache.mapping(linear, key.physical, key.mode);
         let arrival = Arrival { key, mapping, to };
-        let id = self.cache.next_id();
+        let (id, manner) = (self.cache.next_id(), Manner::of(self.cpu()));
         let mut code = std::mem::take(&mut self.workshop.code);
-        let block = record.block(id, arrival, jump_caches, insns.into(), &mut code);
+        let block = record.block(id, arrival, jump_caches, manner, &mut code);
         self.mem.mark_code(key.physical);
         let id = block.map(|block| self.cache.insert(block, &code));
         self.workshop.code = code;
@@ -227,18 +222,6 @@ fn is_there(mem: &mut PhysMem, mut at: GuestPhys, bytes: &[u8]) -> bool {
         at = at.add(chunk.len() as u64);
         loaded.is_ok() && found == chunk
     })
-}
-
-/// Whether a record's block can be at a key. Its instructions are where they were when it was made.
-fn can_arrive(record: &Record<'_, Translation>, key: Key, insns: &[Instruction]) -> bool {
-    let distance = record.distance(&key);
-    let made = Key {
-        rip: key.rip.wrapping_sub(distance),
-        ..key
-    };
-    distance == 0
-        || record.is_movable()
-            && (moving::can_arrive(&key) || moving::can_stay_high(&made, insns, distance))
 }
 
 /// A block's word and record. `load`: the guest's bytes in its page.

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use iced_x86::FlowControl;
 use mmu::GuestPhys;
 
 use super::block_state::{JUMP_CACHES, JumpEntry};
@@ -132,8 +131,8 @@ impl Vcpu {
             self.code_file.is_some() && !predicting && parts.is_empty() && code_file::keeps(&key);
         let movable = self.options.moving
             && parts.is_empty()
-            && !follows_calls(insns)
-            && (moving::can_leave(&key, insns) || keeps && moving::can_stay_high(&key, insns, 0));
+            && !moving::follows_calls(insns)
+            && moving::can_leave(&key, insns);
         let start = Instant::now();
         if predicting {
             self.make_room_for_sites();
@@ -315,17 +314,4 @@ impl Vcpu {
         JumpEntry::empty(&mut self.block.get_mut().jumps[index]);
         index
     }
-}
-
-/// Whether a call or a return is in the middle of a run of instructions.
-fn follows_calls(insns: &[iced_x86::Instruction]) -> bool {
-    let calls = |insn: &iced_x86::Instruction| {
-        matches!(
-            insn.flow_control(),
-            FlowControl::Call | FlowControl::IndirectCall | FlowControl::Return
-        )
-    };
-    insns
-        .split_last()
-        .is_some_and(|(_, others)| others.iter().any(calls))
 }

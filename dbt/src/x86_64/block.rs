@@ -8,9 +8,9 @@ use super::crossing::Crossing;
 use super::emitter::{Emitter, Target, Unencodable, Workshop};
 use super::exits::ExitSite;
 use super::flags::{FlagsPlace, Flow};
-use super::moving::Mark;
 use super::places::{self, Places};
 use super::plain::Need;
+use crate::cache::Words;
 use crate::guest::Mode;
 use crate::interpret;
 use crate::record::classify::{Class, Classifier, Kind};
@@ -71,7 +71,7 @@ pub struct Emitted {
     /// Where the guest's registers are while it runs.
     pub places: Places,
     /// What changes if it is moved; `None`: it cannot be.
-    pub marks: Option<Box<[Mark]>>,
+    pub marks: Option<Words>,
 }
 
 /// Whether blocks of this mode can be translated at all. `segmented`: whether 16-bit code, and code in

@@ -8,9 +8,8 @@
 //! bytes; and no access of a block may be to an absolute address, whose page another may happen to share.
 //! Traces are moved as other blocks are, and share the predictions of their checks.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, OpKind, Register};
 use mmu::{PAGE_SIZE, TLB_ENTRIES, View};
-use serde::{Deserialize, Serialize};
 
 use crate::cache::{CodeOffset, Key};
 use crate::guest::Mode;
@@ -83,22 +82,17 @@ impl Follows {
     ];
 }
 
-/// A place in a block's code that changes when the block is moved.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Mark(u32);
+/// A word for a place in a block's code that changes when the block is moved: what ends at an offset of a section.
+pub(super) fn mark(follows: Follows, end: u32, cold: bool) -> u32 {
+    debug_assert!(end < 1 << KIND, "too long a block");
+    end | (follows as u32) << KIND | if cold { COLD } else { 0 }
+}
 
-impl Mark {
-    /// What ends at an offset of a section.
-    pub(super) fn new(follows: Follows, end: u32, cold: bool) -> Mark {
-        debug_assert!(end < 1 << KIND, "too long a block");
-        Mark(end | (follows as u32) << KIND | if cold { COLD } else { 0 })
-    }
-
-    fn parts(self) -> (Follows, usize, usize) {
-        let follows = Follows::ALL[(self.0 >> KIND & 0xf) as usize];
-        let end = (self.0 & ((1 << KIND) - 1)) as usize;
-        (follows, end, usize::from(self.0 & COLD != 0))
-    }
+/// What a mark says: what follows, where it ends, and the section.
+fn parts(mark: u32) -> (Follows, usize, usize) {
+    let follows = Follows::ALL[(mark >> KIND & 0xf) as usize];
+    let end = (mark & ((1 << KIND) - 1)) as usize;
+    (follows, end, usize::from(mark & COLD != 0))
 }
 
 /// Where a block goes, and from where.
@@ -147,20 +141,48 @@ pub fn can_arrive(key: &Key) -> bool {
 }
 
 /// Whether a translation of a kernel's code, which is somewhere else each time the kernel starts, can be at another
-/// place among the last 2 GiB of addresses (that of System V's "kernel" code model). What its addresses are to be
-/// there, `distance` from where these instructions are, has to be there too, since that is what takes four bytes.
-pub fn can_stay_high(key: &Key, insns: &[Instruction], distance: u64) -> bool {
-    let high = |address: u64| address.wrapping_add(distance) >= HIGH;
-    let fits = |insn: &Instruction| {
-        high(insn.next_ip())
-            && (insn.memory_base() != Register::RIP || high(insn.memory_displacement64()))
-            && (insn.op0_kind() != OpKind::NearBranch64 || high(insn.near_branch64()))
+/// place among the last 2 GiB of addresses (that of System V's "kernel" code model): the first and the last address that
+/// it names, which have to be there wherever it is, since that is what takes four bytes.
+pub fn high_reach(key: &Key, insns: &[Instruction]) -> Option<(u64, u64)> {
+    let kernel = key.mode.has(Mode::CODE64) && !key.mode.has(Mode::USER) && key.rip >= HIGH;
+    if !kernel || insns.iter().any(|insn| is_tied(key, insn)) {
+        return None;
+    }
+    let named = |insn: &Instruction| {
+        let relative = insn.memory_base() == Register::RIP;
+        let near = insn.op0_kind() == OpKind::NearBranch64;
+        [
+            Some(insn.ip()),
+            Some(insn.next_ip()),
+            relative.then(|| insn.memory_displacement64()),
+            near.then(|| insn.near_branch64()),
+        ]
     };
-    key.mode.has(Mode::CODE64)
-        && !key.mode.has(Mode::USER)
-        && high(key.rip)
-        && !insns.iter().any(|insn| is_tied(key, insn))
-        && insns.iter().all(fits)
+    let all = insns.iter().flat_map(named).flatten();
+    let (first, last) = all.fold((u64::MAX, 0), |(first, last), address| {
+        (first.min(address), last.max(address))
+    });
+    (first >= HIGH).then_some((first, last))
+}
+
+/// Whether such addresses are there also so far from where they were.
+pub fn stays_high((first, last): (u64, u64), distance: u64) -> bool {
+    [first, last]
+        .iter()
+        .all(|address| address.wrapping_add(distance) >= HIGH)
+}
+
+/// Whether a call or a return is in the middle of a run of instructions.
+pub fn follows_calls(insns: &[Instruction]) -> bool {
+    let calls = |insn: &Instruction| {
+        matches!(
+            insn.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall | FlowControl::Return
+        )
+    };
+    insns
+        .split_last()
+        .is_some_and(|(_, others)| others.iter().any(calls))
 }
 
 /// The instruction at its new address.
@@ -219,9 +241,9 @@ impl Move {
     }
 
     /// Adjusts the code of the original to its new place.
-    pub fn adjust(&self, code: &mut [Vec<u8>; 2], marks: &[Mark]) {
-        for mark in marks {
-            let (follows, end, section) = mark.parts();
+    pub fn adjust(&self, code: &mut [Vec<u8>; 2], marks: &[u32]) {
+        for &mark in marks {
+            let (follows, end, section) = parts(mark);
             let shift = self.shift(section);
             let code = &mut code[section];
             // What follows RIP stays as it is where that does.

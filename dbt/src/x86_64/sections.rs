@@ -9,8 +9,8 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{AssemblyOffset, DynamicLabel, DynasmApi, DynasmLabelApi};
 
 use super::encoded::Encoded;
-use super::moving::{Follows, Mark};
-use crate::cache::CodeOffset;
+use super::moving::{Follows, mark};
+use crate::cache::{CodeOffset, Words};
 
 /// Set in a position that is in the cold section.
 const COLD: u32 = 1 << 31;
@@ -33,7 +33,7 @@ pub(super) struct Sections {
     /// Whether the block may be moved.
     movable: bool,
     /// What changes then.
-    marks: Vec<Mark>,
+    marks: Vec<u32>,
     registry: LabelRegistry,
     /// The names of the first labels, which are the same in each block.
     names: Vec<DynamicLabel>,
@@ -85,13 +85,13 @@ impl Sections {
     pub(super) fn mark(&mut self, follows: Follows) {
         if self.movable {
             let end = self.chosen.len() as u32;
-            self.marks.push(Mark::new(follows, end, self.cold));
+            self.marks.push(mark(follows, end, self.cold));
         }
     }
 
     /// What changes if the block is moved, when it has been placed; `None`: it cannot be.
-    pub(super) fn marks(&self) -> Option<Box<[Mark]>> {
-        self.movable.then(|| Box::from(&*self.marks))
+    pub(super) fn marks(&self) -> Option<Words> {
+        self.movable.then(|| self.marks.as_slice().into())
     }
 
     /// Resolves all jumps for sections at these places, and moves the code out.
@@ -112,8 +112,7 @@ impl Sections {
             let displacement = address(target).wrapping_sub(address(end));
             if self.movable && (target ^ end) & COLD != 0 {
                 let cold = end & COLD != 0;
-                self.marks
-                    .push(Mark::new(Follows::Section, end & !COLD, cold));
+                self.marks.push(mark(Follows::Section, end & !COLD, cold));
             }
             let bytes = match end & COLD {
                 0 => &mut self.chosen,

@@ -69,12 +69,20 @@ fn guest_code(case: &Case) -> Vec<Instruction> {
     guest_code_at(case, RIP)
 }
 
+fn bits(case: &Case) -> u32 {
+    if case.narrow { 32 } else { 64 }
+}
+
+fn guest_bytes(case: &Case) -> Vec<u8> {
+    let mut assembler = CodeAssembler::new(bits(case)).expect("both are widths");
+    (case.code)(&mut assembler).expect("the case can be encoded");
+    let bytes = assembler.assemble(RIP);
+    bytes.expect("the case can be assembled")
+}
+
 /// The same bytes at another address.
 fn guest_code_at(case: &Case, rip: u64) -> Vec<Instruction> {
-    let bits = if case.narrow { 32 } else { 64 };
-    let mut assembler = CodeAssembler::new(bits).expect("both are widths");
-    (case.code)(&mut assembler).expect("the case can be encoded");
-    let bytes = assembler.assemble(RIP).expect("the case can be assembled");
+    let (bits, bytes) = (bits(case), guest_bytes(case));
     let once: Vec<Instruction> = Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE)
         .iter()
         .collect();

@@ -2,13 +2,15 @@
 
 use dbt::cache::code_file::{Bytes, Record, Span, spans_of};
 use dbt::cache::{Arrival, Block, BlockCache, CodeOffset, CodeRegion, Key, Translation};
+use dbt::decode::Manner;
+use dbt::guest::{CpuState, Mode};
 use dbt::run::heat_counter;
 use dbt::x86_64::{Emitted, Trampolines, emit_trampolines, moving};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use mmu::GuestPhys;
 
 use crate::cases::{Case, GROUPS};
-use crate::{Spot, guest_code_at, host_code_at, mode};
+use crate::{Spot, guest_bytes, guest_code_at, host_code_at, mode};
 
 /// Where code is first, and where it is then.
 const FROM: u64 = 0x5555_5555_4040;
@@ -109,7 +111,7 @@ fn compare(
     name: &str,
     case: &Case,
     at: [u64; 2],
-    code: [Vec<Instruction>; 2],
+    (guest, code): (&[u8], [Vec<Instruction>; 2]),
     shared: &Trampolines,
 ) {
     let [from, to] = code;
@@ -145,24 +147,20 @@ fn compare(
     let original = cache.block(id).expect("it was inserted");
     let mut code = Default::default();
     cache.read_code(original, &mut code);
-    // What the guest has there is compared elsewhere.
-    let spans = spans_of(original).into_iter().map(|(offset, _)| Span {
-        offset,
-        bytes: Bytes(&[]),
+    let spans = spans_of(original);
+    let bytes =
+        |&(offset, len): &(u16, u16)| &guest[usize::from(offset) - 0x40..][..usize::from(len)];
+    let spans = spans.iter().map(|span| Span {
+        offset: span.0,
+        bytes: Bytes(bytes(span)),
     });
     let record = Record::of(original, spans.collect(), first.jump_caches.1, &code);
     let bytes = postcard::to_stdvec(&record).expect("a record can be written");
     let record: Record<'_, Translation> = postcard::from_bytes(&bytes).expect("and read");
-    assert_eq!(record.distance(&arrival.key), at[1] - at[0], "{name}");
+    assert!(record.can_be_at(&arrival.key), "{name}");
     let mut code = Default::default();
     let read = record
-        .block(
-            second.id,
-            arrival,
-            second.jump_caches,
-            from.into(),
-            &mut code,
-        )
+        .block(second.id, arrival, second.jump_caches, manner(), &mut code)
         .expect("it is as it was written");
     compare_with_fresh(name, (case, second), &to, shared, (&read, &code));
 }
@@ -203,11 +201,18 @@ fn compare_with_fresh(
     );
 }
 
+/// How 64-bit code is decoded.
+fn manner() -> Manner {
+    let mut cpu = CpuState::at_reset();
+    cpu.mode = Mode(Mode::CODE64);
+    Manner::of(&cpu)
+}
+
 /// Whether a case may be moved from one address to the other.
 fn may_move(case: &Case, [from, to]: [u64; 2], insns: &[Instruction]) -> bool {
     let (here, distance) = (key(case, from), to - from);
-    moving::can_leave(&here, insns)
-        || moving::can_stay_high(&here, insns, 0) && moving::can_stay_high(&here, insns, distance)
+    let high = moving::high_reach(&here, insns);
+    moving::can_leave(&here, insns) || high.is_some_and(|reach| moving::stays_high(reach, distance))
 }
 
 #[test]
@@ -220,7 +225,13 @@ fn what_is_moved_is_what_is_emitted_there() {
             let at = if case.kernel { HIGH } else { [FROM, TO] };
             let code = at.map(|rip| guest_code_at(case, rip));
             if may_move(case, at, &code[0]) {
-                compare(case.name, case, at, code, &trampolines);
+                compare(
+                    case.name,
+                    case,
+                    at,
+                    (&guest_bytes(case), code),
+                    &trampolines,
+                );
                 compared += 1;
             } else {
                 assert!(case.name.contains("absolute"), "{}", case.name);
@@ -253,7 +264,7 @@ fn what_is_moved_is_what_is_emitted_there() {
             // One address is beyond what four bytes can say.
             assert_eq!(reaches, !(kernel && number == 1), "{name}");
             if reaches {
-                compare(&name, &case, at, code, &trampolines);
+                compare(&name, &case, at, (bytes, code), &trampolines);
                 compared += 1;
             }
         }

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use iced_x86::Instruction;
 use mmu::PAGE_SIZE;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cache::block::{Block, Key, Translation};
 use crate::cache::copies::Arrival;
+use crate::cache::insns::Insns;
 use crate::cache::region::CodeOffset;
+use crate::decode::Manner;
 use crate::guest::Mode;
 use crate::interpret;
 use crate::run::{at, heat_counter};
 use crate::x86_64::Entries;
-use crate::x86_64::moving::Move;
+use crate::x86_64::moving::{self, Move};
 
 /// Bytes that are read where they are.
 #[derive(Clone, Copy, Deserialize)]
@@ -39,6 +40,8 @@ pub struct Span<'a> {
 /// A block. `T`: its translation, or a reference to that.
 #[derive(Serialize, Deserialize)]
 pub struct Record<'a, T> {
+    /// What it was made for, besides its place: the mode, and whether its accesses share checks.
+    kind: (u32, bool),
     /// Its instructions.
     #[serde(borrow)]
     pub spans: Vec<Span<'a>>,
@@ -87,6 +90,7 @@ impl<'a> Record<'a, &'a Translation> {
         code: &'a [Vec<u8>; 2],
     ) -> Self {
         Record {
+            kind: (block.key.mode.0, block.key.grouped),
             spans,
             jump_caches: (block.jump_cache, far_jump_cache),
             far_mode: block.far_mode.map(|mode| mode.0),
@@ -129,29 +133,27 @@ impl Record<'_, Translation> {
         ]
     }
 
-    /// From where its translation was made to a key's RIP.
-    pub fn distance(&self, key: &Key) -> u64 {
-        key.rip.wrapping_sub(self.made.rip())
+    /// Whether it can be at a key, if its bytes are there.
+    pub fn can_be_at(&self, key: &Key) -> bool {
+        let distance = key.rip.wrapping_sub(self.made.rip());
+        let anywhere = self.made.movable && moving::can_arrive(key);
+        let high = self
+            .made
+            .high
+            .is_some_and(|reach| moving::stays_high(reach, distance));
+        self.kind == (key.mode.0, key.grouped)
+            && distance.is_multiple_of(PAGE_SIZE)
+            && (distance == 0 || anywhere || high)
     }
 
-    /// Whether it can be somewhere else.
-    pub fn is_movable(&self) -> bool {
-        self.made.movable
-    }
-
-    /// RIP of the instruction at an offset in the page, as its translation knows it.
-    pub fn made_rip(&self, offset: u16) -> u64 {
-        self.made.rip() / PAGE_SIZE * PAGE_SIZE + u64::from(offset)
-    }
-
-    /// The block for a key, which has its code; that becomes `code`. Its identifier is `id`, and what has been
-    /// decoded is where the translation was made. `None`: the record contradicts itself.
+    /// The block for a key at which it can be; `code` becomes its code, and `id` its identifier. `None`: the record
+    /// contradicts itself.
     pub fn block(
         mut self,
         id: u32,
         arrival: Arrival,
         jump_caches: JumpCaches,
-        insns: Box<[Instruction]>,
+        manner: Manner,
         code: &mut [Vec<u8>; 2],
     ) -> Option<Block> {
         let Arrival { key, mapping, to } = arrival;
@@ -160,9 +162,7 @@ impl Record<'_, Translation> {
             code.extend_from_slice(kept.0);
         }
         let sizes = [self.made.size, self.made.cold_size].map(|size| size as usize);
-        let fits = sizes == [code[0].len(), code[1].len()]
-            && insns.len() + 1 == self.made.insn_starts.len();
-        if !fits {
+        if sizes != [code[0].len(), code[1].len()] || self.made.insn_starts.is_empty() {
             return None;
         }
         let way = Move {
@@ -176,7 +176,10 @@ impl Record<'_, Translation> {
             tables: self.distances(&key, jump_caches),
         };
         way.adjust(code, self.made.marks.as_ref()?);
-        self.made.insns = insns;
+        let page = self.made.rip() / PAGE_SIZE * PAGE_SIZE;
+        let runs = self.spans.iter();
+        let runs = runs.map(|span| (page + u64::from(span.offset), span.bytes.0.into()));
+        self.made.insns = Insns::encoded(manner, runs.collect());
         let (offset, len) = self.range;
         let lowest = key.physical.page().add(u64::from(offset));
         let mut block = Block::of(
