@@ -28,7 +28,7 @@ pub use fetch::{FETCH_ENTRIES, FetchNews, FetchTlb};
 pub use physical::{AccessError, MAX_COPIES, MemoryConfig, MemoryError, PhysMem};
 pub use poison::{Fate, LINE_SIZE, MemoryEvent, Verdict, decide};
 pub use provider::Provider;
-pub use reach::{LONGEST_REACH, Reach, Reached, Reaches, SITES, Site};
+pub use reach::{LONGEST_REACH, Look, Reach, Reached, Reaches, SITES, Site};
 pub use spaces::{SPACES, Spaces};
 pub use tlb::{SECOND_SHIFT, SECOND_TURN, TLB_ENTRIES, Tlb, TlbEntry, TlbSet, View};
 pub use walk::{Mapping, PHYSICAL_BITS, PageFault, PagingRegisters, Purpose, WalkError};

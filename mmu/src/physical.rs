@@ -171,10 +171,17 @@ impl PhysMem {
                 // waits for a store to a mirror, so those are spared the clearing of large pages, but where
                 // they are provided ahead.
                 #[cfg(target_os = "linux")]
-                for chunk in 0..chunks as usize {
-                    let native = chunk * config.copies * stride;
+                for chunk in 0..chunks {
                     let len = chunk_pages as usize * PAGE_SIZE as usize;
-                    let _ = map.advise_range(memmap2::Advice::HugePage, native, len);
+                    // What pages are brought together in is filled at once, in all copies.
+                    let reserve = spare_end.saturating_sub(chunk * chunk_pages);
+                    let reserve = reserve.min(chunk_pages) as usize * PAGE_SIZE as usize;
+                    for copy in 0..config.copies {
+                        let start = (chunk as usize * config.copies + copy) * stride;
+                        let skipped = if copy == 0 { 0 } else { reserve };
+                        let (start, len) = (start + skipped, len - skipped);
+                        let _ = map.advise_range(memmap2::Advice::HugePage, start, len);
+                    }
                 }
             })
             .map(memmap2::MmapRaw::from)

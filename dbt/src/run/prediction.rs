@@ -7,11 +7,12 @@
 //! Code of the kernel does not predict: it works on another stack and other objects after each
 //! switch of processes (pipe ping-pong took 4.6 of the time).
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use iced_x86::Instruction;
-use mmu::{GuestPhys, LONGEST_REACH, Linear, PAGE_SIZE, SITES, Site};
+use mmu::{GuestPhys, LONGEST_REACH, Linear, Look, PAGE_SIZE, SITES, Site};
 use rustc_hash::FxHashSet;
 
 use super::block_state::CpuBlock;
@@ -40,12 +41,21 @@ const STRAYS: u8 = 3;
 const REMEMBERED: usize = 1 << 16;
 /// Sites that a block may have: two for each of its instructions.
 const SITES_OF_BLOCK: usize = 256;
+/// Bytes that a check is looked at around its page at first. If it goes on being wrong it is as often as much as it is wrong
+/// between two calls up.
+const NEAR: u64 = 64 << 10;
+/// Pages whose look-up takes as long as a call up.
+const LOOKS: u32 = 64;
+/// Bytes on each side of an access that are brought together at least.
+const GATHERED: u64 = 1 << 20;
 /// The time in which one page may be moved, on the average: it takes some hundredths of that. ...
 const FOR_PAGE: Duration = Duration::from_micros(20);
 /// ... Twice as much behind so many pages, ...
 const DEARER: u32 = 4096;
 /// ... and half as much behind such a time.
 const CHEAPER: Duration = Duration::from_secs(8);
+/// Time that may be owed for pages that have moved.
+const CREDIT: Duration = Duration::from_millis(160);
 
 /// How often a loop is seen running before its checks predict.
 const SEEN: u8 = 2;
@@ -60,6 +70,8 @@ struct Predictor {
     patience: u8,
     /// When it called up last, by [`Vcpu::moment`], as all moments here.
     last: Duration,
+    /// The lowest and the highest address of its accesses that have called up soon after each other.
+    seen: (u64, u64),
     /// How often it was looked at because it is wrong often, and when last.
     strikes: u8,
     struck: Option<Duration>,
@@ -77,7 +89,13 @@ struct Rules {
 impl Predictor {
     /// Notes a call up, which has led to a longer run or not. `spared`: there are too many calls up altogether. Returns
     /// whether it is wrong often, for all that.
-    fn called_up(&mut self, extended: bool, now: Duration, spared: bool, rules: Rules) -> bool {
+    fn called_up(
+        &mut self,
+        (address, extended): (u64, bool),
+        now: Duration,
+        spared: bool,
+        rules: Rules,
+    ) -> bool {
         let Rules { most, eager } = rules;
         let since = now.saturating_sub(self.last) / self.patience.into();
         self.last = now;
@@ -86,7 +104,7 @@ impl Predictor {
             && self
                 .struck
                 .is_some_and(|at| now.saturating_sub(at) < INTERVAL);
-        let strike = often && !pause && self.patience == most && !extended;
+        let strike = often && !spared && !pause && self.patience == most && !extended;
         if strike {
             self.strikes = self.strikes.saturating_add(1);
             self.struck = Some(now);
@@ -94,12 +112,25 @@ impl Predictor {
             self.strikes = self.strikes.saturating_sub(1);
         }
         let soon = since < RARE || eager;
+        let (low, high) = if soon { self.seen } else { (address, address) };
+        self.seen = (low.min(address), high.max(address));
         self.patience = if spared || soon && !extended {
             self.patience.saturating_mul(2).min(most)
         } else {
             1
         };
         strike
+    }
+
+    /// What is to be brought together where an access is wrong often: all that it goes to, if checks can remember so much.
+    fn around(&self, address: u64) -> Range<u64> {
+        let (low, high) = self.seen;
+        let (low, high) = if high - low < LONGEST_REACH {
+            (low, high)
+        } else {
+            (address, address)
+        };
+        low.saturating_sub(GATHERED)..high + GATHERED
     }
 }
 
@@ -109,8 +140,10 @@ pub struct Strayed {
     places: FxHashSet<(GuestPhys, u8)>,
     /// The sites by their numbers.
     predictors: Vec<Predictor>,
-    /// When pages may be brought together again, and the time for each.
-    next_gather: Option<(Duration, Duration)>,
+    /// When pages may be brought together again.
+    next_gather: Duration,
+    /// When those will be paid for that have moved, and the time for each.
+    paid: Option<(Duration, Duration)>,
     /// When it would be time for the next call up, if they came evenly.
     due: Duration,
     /// When the time began.
@@ -128,28 +161,30 @@ impl Strayed {
         self.predictors.len() as u16
     }
 
-    /// Notes a call up; whether there are too many of them.
-    fn too_many(&mut self, now: Duration) -> bool {
-        let earliest = now.saturating_sub(RARE * BURST);
-        let due = self.due.max(earliest) + RARE;
-        // What is not allowed does not count: it comes less and less often.
-        let too_many = due > now;
-        self.due = if too_many { due - RARE } else { due };
-        too_many
+    /// Whether there are too many calls up. What is not allowed does not count: it comes less and less often.
+    fn too_many(&self, now: Duration) -> bool {
+        self.due.max(now.saturating_sub(RARE * BURST)) + RARE > now
+    }
+
+    /// Notes a call up that was not too much, which has looked at so many pages.
+    fn looked(&mut self, pages: u32, now: Duration) {
+        let due = self.due.max(now.saturating_sub(RARE * BURST));
+        self.due = due + RARE + RARE * pages / LOOKS;
     }
 
     fn may_gather(&self, now: Duration) -> bool {
-        self.next_gather.is_none_or(|(at, _)| now >= at)
+        now >= self.next_gather && self.paid.is_none_or(|(at, _)| now + CREDIT >= at)
     }
 
-    /// Notes that so many pages have moved. What does it for long has no use for it.
-    fn gathered(&mut self, moved: u32, now: Duration) {
-        let price = self.next_gather.map_or(FOR_PAGE, |(at, price)| {
+    /// Notes that so many pages have moved of those that were looked at. What does it for long has no use for it.
+    fn gathered(&mut self, (moved, looked): (u32, u32), now: Duration) {
+        let (paid, price) = self.paid.map_or((now, FOR_PAGE), |(at, price)| {
             let halves = now.saturating_sub(at).as_secs_f64() / CHEAPER.as_secs_f64();
-            FOR_PAGE.max(price.div_f64(halves.exp2()))
+            (at.max(now), FOR_PAGE.max(price.div_f64(halves.exp2())))
         });
         let dearer = price.mul_f64(1.0 + f64::from(moved) / f64::from(DEARER));
-        self.next_gather = Some((now + INTERVAL + price * moved, dearer));
+        self.paid = Some((paid + price * moved, dearer));
+        self.next_gather = now + INTERVAL + RARE * looked / LOOKS;
     }
 
     fn give_up(&mut self, at: GuestPhys, place: u8) {
@@ -201,6 +236,7 @@ impl Vcpu {
                 site,
                 patience: 1,
                 last: now,
+                seen: (0, u64::MAX),
                 strikes: 0,
                 struck: None,
             });
@@ -299,19 +335,30 @@ impl Vcpu {
         let spared = self.strayed.too_many(now) && !rules.eager;
         let predictor = &mut self.strayed.predictors[number];
         let site = predictor.site;
+        let often = predictor.patience == rules.most;
+        let look = Look {
+            most: NEAR * u64::from(if spared { 1 } else { predictor.patience }),
+            keeps: spared || !often,
+        };
         let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
         let registers = paging(cpu);
-        let limits = (wide, longest);
+        let limits = (wide, longest, look);
         let reached = tlb.reach(&mut self.mem, &registers, (number, &site), value, limits);
-        let strike = predictor.called_up(reached.extended, now, spared, rules);
+        let address = value.wrapping_add(site.displacement as u64);
+        let strike = predictor.called_up((address, reached.extended), now, spared, rules);
         // Copies of the block have the same sites, and may have been translated again already.
         let strayed = strike && predictor.strikes >= STRIKES;
+        let around = predictor.around(address);
+        let patience = predictor.patience;
+        if !spared {
+            self.strayed.looked(reached.looked, now);
+        }
         let block = self.block.get_mut();
-        block.patience[number] = predictor.patience;
+        block.patience[number] = patience;
         // Some checks find the address in the register that an upcall's result comes in.
         block.exchange.result_host = value;
         if strike && !strayed && reached.scattered {
-            self.bring_together(&site, value, now);
+            self.bring_together((Linear(address), site.write), around, now);
         }
         // What the block has found of pages that have moved holds no longer.
         let stale = self.mem.has_news();
@@ -347,19 +394,18 @@ impl Vcpu {
     }
 
     /// Has the pages around an access follow each other on the host, if it is time for that.
-    fn bring_together(&mut self, site: &Site, value: u64, now: Duration) {
+    fn bring_together(&mut self, at: (Linear, bool), around: Range<u64>, now: Duration) {
         // Reports of counted runs name frames, and would differ by what was gathered.
         let timely = !self.options.counted && self.strayed.may_gather(now);
         let may_gather = self.options.eager_prediction || timely;
         if !self.options.gather || !may_gather {
             return;
         }
-        let address = Linear(value.wrapping_add(site.displacement as u64));
         let wide = self.cpu().mode.has(Mode::CODE64);
         let CpuBlock { cpu, tlb, .. } = self.block.get_mut();
         let registers = paging(cpu);
-        let moved = tlb.gather(&mut self.mem, &registers, (address, site.write), wide);
-        self.strayed.gathered(moved as u32, now);
+        let (moved, looked) = tlb.gather(&mut self.mem, &registers, at, around, wide);
+        self.strayed.gathered((moved as u32, looked as u32), now);
         self.cache.statistics.gathered += moved as u64;
     }
 }

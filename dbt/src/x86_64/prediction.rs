@@ -105,7 +105,7 @@ impl Emitter<'_> {
             dynasm!(self.ops ; .arch x64 ; mov Rq(t0), Rq(base));
         }
         self.upcall(wrong.record);
-        dynasm!(self.ops ; .arch x64 ; jmp =>wrong.miss ; =>look);
+        dynasm!(self.ops ; .arch x64 ; =>look);
         let start = (base, site.displacement as i32);
         self.look_up(start, (site.size as u32, site.write), wrong.miss);
         dynasm!(self.ops ; .arch x64 ; jmp =>wrong.behind);
