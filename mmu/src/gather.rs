@@ -17,6 +17,8 @@ const MOST_LARGE: u32 = 1 << 14;
 const FEW: u32 = 1025;
 /// A slot that no page is in.
 const NOBODY: u32 = u32::MAX;
+/// A slot with a bad frame, which a page has left for that.
+const RETIRED: u32 = NOBODY - 1;
 
 /// Slots for pages that are brought together.
 pub(crate) struct Reserve {
@@ -74,6 +76,17 @@ impl Reserve {
     fn has(&self, slot: u32) -> bool {
         slot >= self.first && slot - self.first < self.owners.len() as u32
     }
+
+    /// Recovery has moved a page out of a slot, which may be one of these: no page goes there any more.
+    pub(crate) fn retire(&mut self, slot: u32) {
+        if self.has(slot) {
+            self.owners[(slot - self.first) as usize] = RETIRED;
+        }
+    }
+
+    fn is_retired(&self, at: u32) -> bool {
+        self.owners[at as usize] == RETIRED
+    }
 }
 
 impl PhysMem {
@@ -100,7 +113,9 @@ impl PhysMem {
         let owners = owners.filter_map(|(at, &index)| Some((at, self.owner(at)?, index)));
         let owners: Vec<_> = owners.filter(|&(_, owner, index)| owner != index).collect();
         let stays = |&(_, owner, _): &(u32, u32, u32)| !self.may_gather(self.page_address(owner));
-        if count as usize != pages.len() || owners.iter().any(stays) {
+        let retired = slots.clone().any(|at| self.reserve.is_retired(at));
+        // The next time it is the turn of others.
+        if retired || count as usize != pages.len() || owners.iter().any(stays) {
             return 0;
         }
         for (at, owner, _) in owners {
@@ -140,7 +155,10 @@ impl PhysMem {
         let start = first?.checked_sub(self.reserve.first)?;
         let slots = start..start + indices.len() as u32;
         let within = |ring: &Ring| ring.slots.start <= slots.start && slots.end <= ring.slots.end;
-        let free = |(at, &index)| self.owner(at).is_none_or(|owner| owner == index);
+        let free = |(at, &index)| {
+            let others = self.owner(at).is_some_and(|owner| owner != index);
+            !others && !self.reserve.is_retired(at)
+        };
         let room = self.reserve.rings.iter().any(within) && slots.clone().zip(indices).all(free);
         room.then_some(slots)
     }
@@ -166,7 +184,7 @@ impl PhysMem {
     /// The page that is in a slot of the reserve.
     fn owner(&self, at: u32) -> Option<u32> {
         let owner = self.reserve.owners[at as usize];
-        (owner != NOBODY && self.slot(owner) == self.reserve.first + at).then_some(owner)
+        (owner < RETIRED && self.slot(owner) == self.reserve.first + at).then_some(owner)
     }
 
     /// Moves a page, in all copies. Its translations are stale then.

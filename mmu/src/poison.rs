@@ -256,6 +256,9 @@ impl PhysMem {
             }
         }
         self.set_slot(index, new);
+        if new != old {
+            self.reserve.retire(old);
+        }
         let page_address = self.page_address(index);
         for copy in 0..copies {
             let cured = poison.lines[copy] & !lost;
