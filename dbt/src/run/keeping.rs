@@ -126,7 +126,7 @@ impl Vcpu {
         let mut blocks: Vec<Kept> = Vec::new();
         let mut known: FxHashMap<u32, usize> = FxHashMap::default();
         for id in self.cache.ids() {
-            let kept = self.to_keep(id);
+            let kept = self.worth_keeping(id);
             let Some(kept) = kept.filter(|kept| !file.has(kept.word, kept.rank)) else {
                 continue;
             };
@@ -190,7 +190,7 @@ impl Vcpu {
     }
 
     /// What is kept of a block, if anything.
-    fn to_keep(&mut self, id: u32) -> Option<Kept> {
+    fn worth_keeping(&mut self, id: u32) -> Option<Kept> {
         let block = self.cache.block(id)?;
         if block.kept || block.made.marks.is_none() {
             return None;
