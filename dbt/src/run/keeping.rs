@@ -121,6 +121,11 @@ impl Vcpu {
         let Some(mut file) = self.code_file.take() else {
             return Ok(0);
         };
+        let enough = enough.max(file.len() / PART);
+        if self.candidates() < enough {
+            self.code_file = Some(file);
+            return Ok(0);
+        }
         self.prepare_heads();
         // In the order in which they were made, which is that in which they will be wanted.
         let mut blocks: Vec<Kept> = Vec::new();
@@ -144,11 +149,18 @@ impl Vcpu {
             }
         }
         let mut written = Ok(0);
-        if blocks.len() >= enough.max(file.len() / PART) {
+        if blocks.len() >= enough {
             written = file.write(&blocks).map(|()| blocks.len());
         }
         self.code_file = Some(file);
         written
+    }
+
+    /// How many blocks may be such as the file does not have.
+    fn candidates(&self) -> usize {
+        let blocks = self.cache.ids();
+        let blocks = blocks.into_iter().filter_map(|id| self.cache.block(id));
+        blocks.filter(|block| !block.kept || block.settled).count()
     }
 
     /// Traces of several pages cannot be kept, nor can those whose checks predict, but what is known of them: their heads become

@@ -127,8 +127,11 @@ impl Vcpu {
         };
         let counted_entries = self.options.long_traces().filter(|_| counts);
         // Numbers of sites are those of one run.
-        let keeps =
-            self.code_file.is_some() && !predicting && parts.is_empty() && code_file::keeps(&key);
+        let keeps = self.code_file.is_some()
+            && !predicting
+            && parts.is_empty()
+            && code_file::keeps(&key)
+            && !moving::is_relocated(&key, insns);
         let movable = self.options.moving
             && parts.is_empty()
             && !moving::follows_calls(insns)

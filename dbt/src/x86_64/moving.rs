@@ -19,6 +19,8 @@ use crate::run::{Upcall, UpcallKind, at};
 const MOVABLE: std::ops::Range<u64> = 1 << 33..1 << 47;
 /// The first of the last 2 GiB of addresses.
 const HIGH: u64 = (1u64 << 31).wrapping_neg();
+/// From here on what looks like an address is a small negative number.
+const SMALL: u64 = (1u64 << 24).wrapping_neg();
 /// Set in a mark in the cold section.
 const COLD: u32 = 1 << 31;
 /// Where in a mark its kind is.
@@ -163,6 +165,23 @@ pub fn high_reach(key: &Key, insns: &[Instruction]) -> Option<(u64, u64)> {
         (first.min(address), last.max(address))
     });
     (first >= HIGH).then_some((first, last))
+}
+
+/// Whether a kernel's code names such an address in its bytes, other than relative to RIP: these differ when it starts
+/// at another place.
+pub fn is_relocated(key: &Key, insns: &[Instruction]) -> bool {
+    let high = |constant: u64| (HIGH..SMALL).contains(&constant);
+    let names = |insn: &Instruction| {
+        (0..insn.op_count()).any(|op| match insn.op_kind(op) {
+            OpKind::Memory if insn.memory_base() != Register::RIP => {
+                high(insn.memory_displacement64())
+            }
+            OpKind::Immediate32 => high(insn.immediate32() as i32 as u64),
+            OpKind::Immediate32to64 | OpKind::Immediate64 => high(insn.immediate(op)),
+            _ => false,
+        })
+    };
+    key.rip >= HIGH && insns.iter().any(names)
 }
 
 /// Whether such addresses are there also so far from where they were.

@@ -298,3 +298,36 @@ fn mappings_of_blocks_last() {
     cache.remove(id).expect("it was there");
     assert!(others(&mut cache).0 > forgotten);
 }
+
+/// A kernel's own addresses in its bytes are told from small negative numbers, and from what is relative to RIP.
+#[test]
+fn addresses_in_a_kernels_bytes_are_noticed() {
+    let codes: [(&[u8], bool); 9] = [
+        // mov rdi, 0xffff_ffff_8d5b_7900; the same as eight bytes; push
+        (&[0x48, 0xc7, 0xc7, 0, 0x79, 0x5b, 0x8d], true),
+        (
+            &[0x48, 0xbf, 0, 0x79, 0x5b, 0x8d, 0xff, 0xff, 0xff, 0xff],
+            true,
+        ),
+        (&[0x68, 0, 0x79, 0x5b, 0x8d], true),
+        // mov rax, [rdi * 8 + 0xffff_ffff_8d5b_7900]; cmp edi, 0x8d5b_7900
+        (&[0x48, 0x8b, 0x04, 0xfd, 0, 0x79, 0x5b, 0x8d], true),
+        (&[0x81, 0xff, 0, 0x79, 0x5b, 0x8d], true),
+        // mov rdi, -16; mov rax, [rdi - 16]; lea rax, [rip - 0x72a4_8700]; mov edi, 0x5b_7900
+        (&[0x48, 0xc7, 0xc7, 0xf0, 0xff, 0xff, 0xff], false),
+        (&[0x48, 0x8b, 0x47, 0xf0], false),
+        (&[0x48, 0x8d, 0x05, 0, 0x79, 0x5b, 0x8d], false),
+        (&[0xbf, 0, 0x79, 0x5b, 0], false),
+    ];
+    let case = |kernel| Case {
+        kernel,
+        ..Case::new("", |_| Ok(()))
+    };
+    for (bytes, relocated) in codes {
+        for (kernel, rip) in [(true, HIGH[0]), (false, FROM)] {
+            let insns = [Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE).decode()];
+            let found = moving::is_relocated(&key(&case(kernel), rip), &insns);
+            assert_eq!(found, kernel && relocated, "{}", insns[0]);
+        }
+    }
+}
