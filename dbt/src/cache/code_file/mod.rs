@@ -16,10 +16,12 @@ mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hashbrown::HashTable;
+use lru::LruCache;
 use mmu::PAGE_SIZE;
 
 pub use record::{Bytes, JumpCaches, Record, Span, spans_of};
@@ -31,6 +33,8 @@ use crate::guest::CodeSegment;
 const PIECE: u32 = 256 << 10;
 /// Bytes of a file's records at the most. One that would have more begins anew, with what the last run has used.
 const LONGEST: u32 = 128 << 20;
+/// Pieces in memory at the most: 16 MiB.
+const PIECES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// Files in a directory: those of other builds, hosts and options go, the oldest first.
 const FILES: usize = 8;
 /// The code at an entry that a record is found by, in bytes.
@@ -128,8 +132,10 @@ pub struct CodeFile {
     fingerprint: u64,
     /// What was there at the beginning.
     file: Option<File>,
-    /// Pieces that were read.
-    pieces: Vec<Option<Box<[u8]>>>,
+    /// Bytes of its records, with those that lie in front of them.
+    end: u32,
+    /// Pieces that were read last.
+    pieces: LruCache<u32, Box<[u8]>>,
     index: HashTable<Place>,
     /// What was read back.
     used: Vec<Place>,
@@ -192,7 +198,8 @@ impl CodeFile {
             path,
             fingerprint,
             file: None,
-            pieces: Vec::new(),
+            end: 0,
+            pieces: LruCache::new(PIECES),
             index: HashTable::new(),
             used: Vec::new(),
             longest: LONGEST,
@@ -247,8 +254,7 @@ impl CodeFile {
                 .entry(place.hash(), same, Place::hash)
                 .insert(place);
         }
-        let pieces = (header.index / PIECE) as usize;
-        self.pieces.resize_with(pieces, || None);
+        self.end = header.index;
         self.file = Some(file);
         Ok(())
     }
@@ -290,24 +296,24 @@ impl CodeFile {
     /// A record's bytes, if they are what was written.
     fn bytes(&mut self, place: Place) -> Option<&[u8]> {
         let offset = place.offset();
-        let piece = self.piece((offset / PIECE) as usize)?;
+        let piece = self.piece(offset / PIECE)?;
         let record = piece.get((offset % PIECE) as usize..)?;
         let (prefix, rest) = record.split_at_checked(PREFIX as usize)?;
         let bytes = rest.get(..word_at(prefix, 0) as usize)?;
         (crc32fast::hash(bytes) == word_at(prefix, 4)).then_some(bytes)
     }
 
-    fn piece(&mut self, number: usize) -> Option<&[u8]> {
-        let piece = self.pieces.get_mut(number)?;
-        if piece.is_none() {
-            let mut file = self.file.as_ref()?;
-            file.seek(SeekFrom::Start(number as u64 * u64::from(PIECE)))
-                .ok()?;
+    fn piece(&mut self, number: u32) -> Option<&[u8]> {
+        let file = &self.file;
+        let read = || {
+            let mut file = file.as_ref().ok_or_else(|| broken("there is none"))?;
+            file.seek(SeekFrom::Start(u64::from(number) * u64::from(PIECE)))?;
             let mut bytes = Vec::with_capacity(PIECE as usize);
-            file.take(PIECE.into()).read_to_end(&mut bytes).ok()?;
-            *piece = Some(bytes.into_boxed_slice());
-        }
-        piece.as_deref()
+            file.take(PIECE.into()).read_to_end(&mut bytes)?;
+            io::Result::Ok(bytes.into_boxed_slice())
+        };
+        let piece = self.pieces.try_get_or_insert(number, read);
+        piece.ok().map(|piece| &**piece)
     }
 
     /// Writes the file anew: with what it had, or as much of that as was used if all is too much by now, and with these
@@ -328,7 +334,7 @@ impl CodeFile {
         };
         writer.fill(PIECE)?;
         let more: usize = blocks.iter().map(|kept| kept.record.len()).sum();
-        let had = self.pieces.len() * PIECE as usize;
+        let had = self.end as usize;
         if had + more + more / 8 <= self.longest as usize {
             writer.take_over(self, had as u32)?;
         } else {
