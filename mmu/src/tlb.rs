@@ -9,6 +9,9 @@
 //! A page's place follows from its address. An entry that another page's would overwrite moves to a
 //! second place, where it may overwrite only one that has moved itself. Slow paths look there before
 //! they walk, so two pages that share a place do not cost a walk in each turn.
+//!
+//! The entry of a device's page has empty tags, and where the page is in place of the addend: nobody
+//! reaches it directly, but who goes through the doors need not walk.
 
 use crate::address::{GuestPhys, Linear, PAGE_SHIFT, PAGE_SIZE};
 use crate::code_pages::StalePage;
@@ -37,10 +40,11 @@ pub struct TlbEntry {
     pub read_tag: u64,
     /// Linear page address that may be written directly, in every copy.
     pub write_tag: u64,
-    /// Added to a linear address, gives the host address of its native byte.
+    /// Added to a linear address, gives the host address of its native byte. Of a device's page, its linear address.
     pub addend: u64,
     /// Guest-physical page address. Bit 0 is set for a global page, bit 1 for one with a
-    /// protection key, which is then in bits 4 to 7, and bit 2 if the page tables allow stores and have noted one.
+    /// protection key, which is then in bits 4 to 7, bit 2 if the page tables allow stores and have noted one, and bit 3
+    /// if the page is no device's.
     /// All ones in an empty entry.
     pub physical: u64,
 }
@@ -48,6 +52,7 @@ pub struct TlbEntry {
 const GLOBAL: u64 = 1 << 0;
 const KEYED: u64 = 1 << 1;
 const READY: u64 = 1 << 2;
+const MEMORY: u64 = 1 << 3;
 const KEY_SHIFT: u32 = 4;
 const PAGE: u64 = !(PAGE_SIZE - 1);
 
@@ -76,10 +81,18 @@ impl TlbEntry {
         if write { self.write_tag } else { self.read_tag }
     }
 
+    /// The linear address of its page; of an empty entry, one that does not stand here.
+    fn page(&self) -> u64 {
+        match self.physical & MEMORY {
+            0 => self.addend,
+            _ => self.read_tag,
+        }
+    }
+
     /// Where an address is, if the entry is of its page, and of a store if the page tables need not be asked. Whether
     /// it may be accessed directly is another matter.
     pub fn lookup(&self, address: Linear, write: bool) -> Option<GuestPhys> {
-        let known = address.0 ^ self.read_tag < PAGE_SIZE && (!write || self.physical & READY != 0);
+        let known = address.0 ^ self.page() < PAGE_SIZE && (!write || self.physical & READY != 0);
         known.then(|| GuestPhys(self.physical & PAGE | address.page_offset() as u64))
     }
 
@@ -263,7 +276,7 @@ impl Tlb {
     fn forget_page(&mut self, address: Linear) {
         let page = address.page_number();
         for index in [first_place(page), second_place(page)] {
-            if self.entries[index].read_tag == address.0 & PAGE {
+            if self.entries[index].page() == address.0 & PAGE {
                 self.clear(index);
             }
         }
@@ -369,8 +382,8 @@ impl Tlb {
             .map(|entry| (entry.addend, GuestPhys(entry.physical & PAGE)))
     }
 
-    /// Remembers a translation if the page may be reached directly; returns whether it may
-    /// (for a write if `write`).
+    /// Remembers a translation if the page may be reached directly, or is a device's; returns whether it may be
+    /// reached directly (for a write if `write`).
     pub fn fill(
         &mut self,
         mem: &mut PhysMem,
@@ -379,24 +392,32 @@ impl Tlb {
         write: bool,
     ) -> bool {
         let page = address.0 & !(PAGE_SIZE - 1);
-        let Some(direct) = mem.direct(mapping.physical, mapping.write_ready) else {
-            return false;
-        };
         let index = first_place(address.page_number());
+        let facts = TlbEntry::facts(mapping);
+        let entry = match mem.direct(mapping.physical, mapping.write_ready) {
+            Some(direct) => TlbEntry {
+                read_tag: page,
+                write_tag: match direct.writable && mapping.write_ready {
+                    true => page,
+                    false => empty_tag(index),
+                },
+                addend: (direct.host as u64).wrapping_sub(page),
+                physical: facts | MEMORY,
+            },
+            None if !mem.is_ram(mapping.physical) => TlbEntry {
+                addend: page,
+                physical: facts,
+                ..TlbEntry::empty_at(index)
+            },
+            None => return false,
+        };
         if self.second_places && self.entries[index].read_tag != page {
             self.move_away(index);
         }
         self.mark_used(index, mapping.global);
         self.large.add(address, mapping);
-        let writable = direct.writable && mapping.write_ready;
-        let entry = TlbEntry {
-            read_tag: page,
-            write_tag: if writable { page } else { empty_tag(index) },
-            addend: (direct.host as u64).wrapping_sub(page),
-            physical: TlbEntry::facts(mapping),
-        };
         self.put(index, entry);
-        !write || writable
+        entry.tag(write) == page
     }
 }
 

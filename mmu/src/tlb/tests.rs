@@ -29,7 +29,8 @@ fn empty_tags_match_nothing_that_may_be_accessed() {
 }
 
 /// Pages that share places, in random order, flushed one by one and together, against a list of
-/// what was filled: nothing is found that was flushed, and nothing with more rights than it has.
+/// what was filled: nothing is found that was flushed, and nothing with more rights than it has. Some are a device's,
+/// which are found only by who asks where they are.
 #[test]
 fn moved_entries_go_with_their_pages() {
     let config = MemoryConfig {
@@ -53,8 +54,12 @@ fn moved_entries_go_with_their_pages() {
             [5, 9, 5 ^ SECOND_TURN, 9 ^ SECOND_TURN].map(|at| at | turn << SECOND_SHIFT)
         })
         .collect();
+    let frame = |page: u64| match page % 3 {
+        0 => GuestPhys(0xfee0_0000 + page % 200 * PAGE_SIZE),
+        _ => GuestPhys(page % 200 * PAGE_SIZE),
+    };
     let mut known = std::collections::HashMap::new();
-    let mut moved = 0;
+    let (mut moved, mut devices) = (0, 0);
     for _ in 0..20_000 {
         let page = pages[random(pages.len() as u64) as usize];
         let address = Linear(page << PAGE_SHIFT);
@@ -72,7 +77,7 @@ fn moved_entries_go_with_their_pages() {
                     .entry(page)
                     .or_insert_with(|| (random(2) == 0, random(3) == 0));
                 let mapping = Mapping {
-                    physical: GuestPhys(page % 200 * PAGE_SIZE),
+                    physical: frame(page),
                     page_shift: PAGE_SHIFT,
                     write_ready,
                     user: true,
@@ -80,15 +85,28 @@ fn moved_entries_go_with_their_pages() {
                     global,
                     key: None,
                 };
-                set.data[0].fill(&mut mem, address, &mapping, false);
-                assert_eq!(set.data[0].entry(address).read_tag, address.0);
+                let direct = set.data[0].fill(&mut mem, address, &mapping, false);
+                let entry = set.data[0].entry(address);
+                assert_eq!(direct, mem.is_ram(frame(page)));
+                assert_eq!(entry.read_tag == address.0, direct);
+                assert_eq!(entry.lookup(address, false), Some(frame(page)));
             }
         }
         for &page in &pages {
             let address = page << PAGE_SHIFT;
             for index in [first_place(page), second_place(page)] {
                 let entry = &set.data[0].entries[index];
-                if entry.read_tag == address {
+                let found = [false, true].map(|write| entry.lookup(Linear(address), write));
+                for (write, found) in found.iter().enumerate() {
+                    let expected = known.get(&page).filter(|known| write == 0 || known.0);
+                    let expected = expected.map(|_| frame(page));
+                    assert!(found.is_none() || *found == expected);
+                }
+                if !mem.is_ram(frame(page)) {
+                    assert_ne!(entry.read_tag, address);
+                    assert_ne!(entry.write_tag, address);
+                    devices += u64::from(found[0].is_some());
+                } else if entry.read_tag == address {
                     let &(write_ready, _) = known.get(&page).expect("a page that was flushed");
                     assert_eq!(entry.write_tag == address, write_ready);
                     moved += u64::from(index != first_place(page));
@@ -99,4 +117,5 @@ fn moved_entries_go_with_their_pages() {
         }
     }
     assert!(moved > 20_000, "{moved} entries in second places");
+    assert!(devices > 20_000, "{devices} entries of devices");
 }
