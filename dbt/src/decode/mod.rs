@@ -112,7 +112,10 @@ fn ends_block(insn: &Instruction) -> bool {
         insn.flow_control(),
         FlowControl::Next | FlowControl::Interrupt | FlowControl::XbeginXabortXend
     ) || insn.is_invalid()
-        || matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac)
+        || matches!(
+            insn.mnemonic(),
+            Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Int | Mnemonic::Int3
+        )
 }
 
 /// Decodes the block at RIP. An instruction that crosses into the next page is a block of its

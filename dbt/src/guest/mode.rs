@@ -96,6 +96,12 @@ impl Mode {
         Mode(self.0 & !left | Self::RING0).with_user_pages(false)
     }
 
+    /// The mode in which code at CPL 3 arrives through a gate to 64-bit code at CPL 0, if AC is clear.
+    pub fn after_interrupt(self) -> Mode {
+        let entered = Self::CODE64 | Self::WIDE_STACK | Self::FLAT;
+        Mode(self.after_syscall().0 & !Self::CODE32 | entered)
+    }
+
     /// The mode in which SYSRETQ arrives from CPL 0, if it loads AC, TF and IOPL with zeros.
     pub fn after_sysret(self) -> Mode {
         let entered = Self::USER | Self::IO_DENIED;

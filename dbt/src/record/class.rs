@@ -73,6 +73,8 @@ pub enum Kind {
     TimeStamp,
     /// SYSCALL of 64-bit code at CPL 3.
     SystemCall,
+    /// INT n or INT3 at CPL 3 in long mode, in code that is not segmented.
+    SoftwareInterrupt,
     /// SYSRETQ.
     SystemReturn,
     /// IRETQ at CPL 0.

@@ -203,6 +203,7 @@ impl Classifier {
             _ => match (insn.mnemonic(), far_mode(insn, mode)) {
                 (Mnemonic::Syscall, Some(_)) => Kind::SystemCall,
                 (Mnemonic::Iretq, Some(_)) => Kind::InterruptReturn,
+                (Mnemonic::Int | Mnemonic::Int3, Some(_)) => Kind::SoftwareInterrupt,
                 (_, Some(_)) => Kind::SystemReturn,
                 _ => Kind::Helper,
             },
@@ -273,6 +274,11 @@ pub fn far_mode(insn: &Instruction, mode: Mode) -> Option<Mode> {
         Mnemonic::Syscall if mode.has(Mode::USER | Mode::CODE64) => Some(mode.after_syscall()),
         Mnemonic::Sysretq | Mnemonic::Iretq if mode.has(Mode::RING0 | Mode::CODE64) => {
             Some(mode.after_sysret())
+        }
+        Mnemonic::Int | Mnemonic::Int3
+            if mode.has(Mode::USER | Mode::LONG) && !mode.segmented() =>
+        {
+            Some(mode.after_interrupt())
         }
         _ => None,
     }

@@ -151,6 +151,7 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         | Kind::JumpInto
         | Kind::CallIndirectInto
         | Kind::SystemCall
+        | Kind::SoftwareInterrupt
         | Kind::SystemReturn
         | Kind::InterruptReturn => true,
         _ if !precise => false,

@@ -194,6 +194,10 @@ pub(crate) mod at {
     pub const CR4: i32 = offset_of!(CpuBlock, cpu.control.cr4) as i32;
     pub const GDTR_BASE: i32 = offset_of!(CpuBlock, cpu.control.gdtr.base) as i32;
     pub const GDTR_LIMIT: i32 = offset_of!(CpuBlock, cpu.control.gdtr.limit) as i32;
+    pub const IDTR_BASE: i32 = offset_of!(CpuBlock, cpu.control.idtr.base) as i32;
+    pub const IDTR_LIMIT: i32 = offset_of!(CpuBlock, cpu.control.idtr.limit) as i32;
+    pub const TR_BASE: i32 = offset_of!(CpuBlock, cpu.control.tr.base) as i32;
+    pub const TR_LIMIT: i32 = offset_of!(CpuBlock, cpu.control.tr.limit) as i32;
     pub const XCR0: i32 = offset_of!(CpuBlock, cpu.control.xcr0) as i32;
     pub const PKRU: i32 = offset_of!(CpuBlock, cpu.control.pkru) as i32;
     pub const NMI_MASKED: i32 = offset_of!(CpuBlock, cpu.nmi_masked) as i32;

@@ -343,6 +343,7 @@ fn emit_once(
             | Kind::JumpIndirect
             | Kind::CallIndirect
             | Kind::SystemCall
+            | Kind::SoftwareInterrupt
             | Kind::SystemReturn
             | Kind::InterruptReturn
     ) {
@@ -513,6 +514,7 @@ impl Emitter<'_> {
             Kind::FlushLine => self.flush_line(index, insn, needed),
             Kind::TimeStamp => self.time_stamp(index, insn, needed),
             Kind::SystemCall => self.system_call(index, insn),
+            Kind::SoftwareInterrupt => self.software_interrupt(index, insn),
             Kind::SystemReturn => self.system_return(index),
             Kind::InterruptReturn => self.interrupt_return(index),
             Kind::ReadKeyRights => {

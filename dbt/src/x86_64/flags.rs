@@ -134,6 +134,7 @@ impl Effect {
                     | Kind::CallIndirect
                     | Kind::PushFlags
                     | Kind::SystemCall
+                    | Kind::SoftwareInterrupt
                     | Kind::SystemReturn
                     | Kind::InterruptReturn
             ),

@@ -26,14 +26,14 @@ const RSP: i32 = at::FRAME + 24;
 const SS: i32 = at::FRAME + 32;
 
 /// The descriptor, accessed, of the flat segment that has this upper half.
-fn flat_descriptor(upper: u64) -> i64 {
+pub(super) fn flat_descriptor(upper: u64) -> i64 {
     let attributes = upper >> 48;
     (attributes << 40 | 0xf << 48 | 0xffff) as i64
 }
 
 impl Emitter<'_> {
     /// Requires that the selector in T1 names this descriptor in the GDT.
-    fn require_descriptor(&mut self, descriptor: i64, instead: DynamicLabel) {
+    pub(super) fn require_descriptor(&mut self, descriptor: i64, instead: DynamicLabel) {
         self.look_up_descriptor(instead);
         dynasm!(self.ops
             ; .arch x64

@@ -34,6 +34,7 @@ pub mod registers;
 mod sections;
 mod segment_loads;
 mod segmented;
+mod software_interrupt;
 mod stack;
 mod strings;
 mod stubs;

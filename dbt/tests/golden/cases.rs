@@ -496,6 +496,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ecx, ecx)
             }),
             Case::new("a system call", |a| a.syscall()),
+            Case::new("a software interrupt", |a| a.int(0x80)),
             Case::new("the return from one", |a| a.sysretq()).kernel(),
             Case::new("the return from an interrupt", |a| a.iretq()).kernel(),
             Case::new("the rights by protection key", |a| {

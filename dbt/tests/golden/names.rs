@@ -75,6 +75,16 @@ fn behind_gs(offset: usize) -> Option<String> {
             offset_of!(CpuBlock, cpu.control.gdtr.limit),
             "guest.gdtr.limit",
         ),
+        (
+            offset_of!(CpuBlock, cpu.control.idtr.base),
+            "guest.idtr.base",
+        ),
+        (
+            offset_of!(CpuBlock, cpu.control.idtr.limit),
+            "guest.idtr.limit",
+        ),
+        (offset_of!(CpuBlock, cpu.control.tr.base), "guest.tr.base"),
+        (offset_of!(CpuBlock, cpu.control.tr.limit), "guest.tr.limit"),
         (offset_of!(CpuBlock, cpu.control.cr4), "guest.cr4"),
         (offset_of!(CpuBlock, cpu.control.efer), "guest.efer"),
         (offset_of!(CpuBlock, cpu.msrs.star) + 4, "guest.star+4"),

@@ -51,7 +51,7 @@ fn returns_unless(a: &mut CodeAssembler, unusual: Code) -> Result<(), IcedError>
 }
 
 /// Inverts bits of one byte of a selector's descriptor.
-fn change_descriptor(
+pub fn change_descriptor(
     a: &mut CodeAssembler,
     selector: u16,
     byte: u64,
@@ -88,7 +88,7 @@ fn to_itself(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Null data segments, as 64-bit kernels leave them.
-fn null_data(cpu: &mut CpuState) {
+pub fn null_data(cpu: &mut CpuState) {
     for index in [0, 3, 4, 5] {
         cpu.segments[index] = Segment::default();
     }

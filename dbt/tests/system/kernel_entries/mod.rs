@@ -2,6 +2,7 @@
 //! what the interpreter does, and what is unusual about them is left to it.
 
 mod frames;
+mod interrupts;
 mod programs;
 
 use std::cell::Cell;
@@ -26,6 +27,8 @@ const DATA: u64 = 0x5_0000;
 /// A port that raises an interrupt.
 const RAISE: i32 = 0x80;
 const VECTOR: u8 = 0x21;
+/// The vector that programs may use, beside that of INT3.
+const CALLED: u8 = 0x30;
 
 #[derive(Clone, Default)]
 struct Counts {
@@ -95,13 +98,17 @@ fn machine(user: Code, kernel: Code, handlers: [Code; 4]) -> Machine {
     for vector in 0..64 {
         let handler = match vector {
             6 => 1,
-            13 | 14 => 2,
+            10..=14 => 2,
             17 => 3,
             _ => 0,
         };
         let low = gate(LONG_CODE0, KERNEL + HANDLER + 0x100 * handler, 14, 0, 1);
         machine.write(IDT + 16 * vector, 8, low);
         machine.write(IDT + 16 * vector + 8, 8, 0);
+    }
+    for vector in [3, u64::from(CALLED)] {
+        let low = gate(LONG_CODE0, KERNEL + HANDLER, 14, 3, 0);
+        machine.write(IDT + 16 * vector, 8, low);
     }
     for (at, handler) in (HANDLER..).step_by(0x100).zip(handlers) {
         put(&mut machine, at, &assemble(handler, KERNEL + at));
@@ -233,7 +240,10 @@ impl Case {
 
 #[test]
 fn emitted_code_goes_as_the_interpreter_does() {
-    for case in programs::cases().iter().chain(&frames::cases()) {
+    for case in (programs::cases().iter())
+        .chain(&frames::cases())
+        .chain(&interrupts::cases())
+    {
         case.check();
     }
 }
