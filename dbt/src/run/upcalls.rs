@@ -142,9 +142,7 @@ impl Vcpu {
                 interpret::Access::Read
             };
             if let Err(exception) = cx.translate(linear, access) {
-                self.give_back(total, index);
-                self.raise(exception);
-                return LEAVE;
+                return self.raise_in_block(total, index, exception);
             }
             let entry = cx.tlb.data[view as usize].entry(linear);
             let tag = entry.tag(write);
@@ -211,9 +209,7 @@ impl Vcpu {
         let mut cx = self.context();
         cx.cpu.rip = insn.ip();
         if let Err(exception) = interpret::execute(&mut cx, &insn) {
-            self.give_back(total, index);
-            self.raise(exception);
-            return LEAVE;
+            return self.raise_in_block(total, index, exception);
         }
         let cpu = self.cpu();
         let rip = cpu.rip;
@@ -238,6 +234,17 @@ impl Vcpu {
         }
         self.give_back(total, index + 1);
         if interrupted || !self.translates(self.cpu().mode) {
+            return LEAVE;
+        }
+        self.jump_to_rip()
+    }
+
+    /// Delivers an exception of an instruction of a block, and goes on in its handler.
+    fn raise_in_block(&mut self, total: usize, index: usize, exception: Exception) -> u64 {
+        self.give_back(total, index);
+        self.raise(exception);
+        self.settle();
+        if self.interrupted() || !self.translates(self.cpu().mode) {
             return LEAVE;
         }
         self.jump_to_rip()

@@ -9,8 +9,12 @@ use crate::guest::{CpuState, Exception, Mode, Register, Segment, SegmentIndex};
 use crate::interpret::Context;
 use crate::interpret::address::is_canonical;
 
-/// The largest frame: 31 parameters of a call gate, SS, ESP, CS, EIP.
-const CAPACITY: usize = 36;
+/// The largest frame of an exception: GS, FS, DS, ES, SS, ESP, EFLAGS, CS, EIP and an error code. Those of call gates
+/// may have more.
+const USUAL: usize = 10;
+
+/// A push: where, of how many bytes, and what.
+type Write = (Linear, u8, u64);
 
 /// A stack pointer with its segment, and the pushes that wait for [`Stack::commit`].
 pub struct Stack {
@@ -23,8 +27,10 @@ pub struct Stack {
     cpl: u8,
     /// The error code of #SS when a push does not fit.
     fault: u32,
-    writes: [(Linear, u8, u64); CAPACITY],
+    writes: [Write; USUAL],
     count: usize,
+    /// Those for which `writes` has no room.
+    further: Vec<Write>,
 }
 
 fn width_mask(segment: &Segment) -> u64 {
@@ -56,8 +62,9 @@ impl Stack {
             long: mask == u64::MAX,
             cpl,
             fault: 0,
-            writes: [(Linear(0), 0, 0); CAPACITY],
+            writes: [(Linear(0), 0, 0); USUAL],
             count: 0,
+            further: Vec::new(),
         }
     }
 
@@ -91,9 +98,19 @@ impl Stack {
         let offset = self.pointer.wrapping_sub(bytes) & self.mask;
         let address = self.linear(offset, bytes)?;
         self.pointer = self.pointer & !self.mask | offset;
-        self.writes[self.count] = (address, size, value);
-        self.count += 1;
+        let write = (address, size, value);
+        match self.writes.get_mut(self.count) {
+            Some(free) => {
+                *free = write;
+                self.count += 1;
+            }
+            None => self.further.push(write),
+        }
         Ok(())
+    }
+
+    fn writes(&self) -> impl Iterator<Item = &Write> {
+        self.writes[..self.count].iter().chain(&self.further)
     }
 
     /// Reads the value on top and moves past it.
@@ -120,12 +137,10 @@ impl Stack {
     /// Checks that every push may be stored.
     pub fn authorise(&self, cx: &mut Context<'_>) -> Result<(), Exception> {
         with_privilege(cx, self.cpl, |cx| {
-            self.writes[..self.count]
-                .iter()
-                .try_for_each(|&(at, size, _)| {
-                    self.check_alignment(cx.cpu, at, size)?;
-                    cx.authorise_write(at, usize::from(size))
-                })
+            self.writes().try_for_each(|&(at, size, _)| {
+                self.check_alignment(cx.cpu, at, size)?;
+                cx.authorise_write(at, usize::from(size))
+            })
         })
     }
 
@@ -142,8 +157,7 @@ impl Stack {
     /// Stores every push; they have been authorised.
     pub fn commit(&self, cx: &mut Context<'_>) -> Result<(), Exception> {
         with_privilege(cx, self.cpl, |cx| {
-            self.writes[..self.count]
-                .iter()
+            self.writes()
                 .try_for_each(|&(at, size, value)| cx.store(at, usize::from(size), value))
         })
     }
