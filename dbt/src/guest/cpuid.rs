@@ -1,6 +1,8 @@
 //! What CPUID says: one table of features, the processor models made from it, and the leaves
 //! (SDM volume 2, CPUID).
 
+use std::mem::offset_of;
+
 use super::flags::CR4_OSXSAVE;
 use super::flags::CR4_PKE;
 use super::models::{self, MODELS, Named};
@@ -414,6 +416,15 @@ impl CpuModel {
     #[inline]
     pub fn has(&self, feature: Feature) -> bool {
         self.features >> feature as u8 & 1 != 0
+    }
+
+    /// Where in a model the byte is that has a feature's bit, and that bit.
+    pub(crate) const fn place_of(feature: Feature) -> (usize, u8) {
+        let number = feature as usize;
+        (
+            offset_of!(CpuModel, features) + number / 8,
+            1 << (number % 8),
+        )
     }
 
     /// All features of the model, each at the bit of its number.

@@ -198,6 +198,7 @@ pub(crate) mod at {
     pub const IDTR_LIMIT: i32 = offset_of!(CpuBlock, cpu.control.idtr.limit) as i32;
     pub const TR_BASE: i32 = offset_of!(CpuBlock, cpu.control.tr.base) as i32;
     pub const TR_LIMIT: i32 = offset_of!(CpuBlock, cpu.control.tr.limit) as i32;
+    pub const MODEL: i32 = offset_of!(CpuBlock, cpu.model) as i32;
     pub const XCR0: i32 = offset_of!(CpuBlock, cpu.control.xcr0) as i32;
     pub const PKRU: i32 = offset_of!(CpuBlock, cpu.control.pkru) as i32;
     pub const NMI_MASKED: i32 = offset_of!(CpuBlock, cpu.nmi_masked) as i32;

@@ -8,7 +8,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 use super::emitter::{Emitter, Unencodable};
 use super::registers::{T1, number};
 use crate::guest::flags::{AC, CR4_OSXSAVE, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
-use crate::guest::{Mode, Register as Guest, Segment, SegmentIndex};
+use crate::guest::{CpuModel, Feature, Mode, Register as Guest, Segment, SegmentIndex};
 use crate::run::{UpcallKind, at};
 
 /// Bit 2 of byte 0 of CR4.
@@ -317,17 +317,23 @@ impl Emitter<'_> {
         );
     }
 
-    /// XGETBV of XCR0, where the kernel has switched XSAVE on.
+    /// XGETBV of XCR0, or of what of it is in use, which is all of it; where the kernel has switched XSAVE on.
     pub(super) fn read_extended_control(&mut self, index: usize, needed: bool) {
         const { assert!(CR4_OSXSAVE == 1 << 18) };
+        let (byte, bit) = CpuModel::place_of(Feature::Xgetbv1);
+        let whole = self.ops.new_dynamic_label();
         self.spoil_flags_and(1 << Guest::RAX | 1 << Guest::RDX, needed);
         let instead = self.interpret_instead(index);
         dynasm!(self.ops
             ; .arch x64
             ; gs test BYTE [at::CR4 + 2], OSXSAVE_IN_BYTE_2
             ; jz =>instead
-            ; test ecx, ecx
-            ; jnz =>instead
+            ; cmp ecx, 1
+            ; jb =>whole
+            ; ja =>instead
+            ; gs test BYTE [at::MODEL + byte as i32], bit as i8
+            ; jz =>instead
+            ; =>whole
             ; gs mov eax, [at::XCR0]
             ; gs mov edx, [at::XCR0 + 4]
         );
