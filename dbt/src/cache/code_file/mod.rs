@@ -32,11 +32,11 @@ use crate::guest::CodeSegment;
 /// Records do not go beyond the end of such a piece, and are read with it.
 const PIECE: u32 = 256 << 10;
 /// Bytes of a file's records at the most. One that would have more begins anew, with what the last run has used.
-const LONGEST: u32 = 128 << 20;
+const LONGEST: u32 = 256 << 20;
 /// Pieces in memory at the most: 16 MiB.
 const PIECES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// Files in a directory: those of other builds, hosts and options go, the oldest first.
-const FILES: usize = 8;
+const FILES: usize = 4;
 /// The code at an entry that a record is found by, in bytes.
 pub const START: usize = 16;
 /// In front of a record: its length and its checksum.
