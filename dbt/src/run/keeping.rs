@@ -13,7 +13,7 @@ use super::engine::EngineOptions;
 use super::translating::Tier;
 use super::vcpu::Vcpu;
 use crate::cache::code_file::{self, Bytes, CodeFile, Kept, Rank, Record, START, Span};
-use crate::cache::{Arrival, Block, FETCHED, Key};
+use crate::cache::{Block, FETCHED, Key};
 use crate::decode::{self, Manner};
 use crate::x86_64;
 
@@ -89,17 +89,12 @@ impl Vcpu {
             return None;
         }
         let jump_caches = self.jump_caches(key.mode, record.far_mode());
-        let (to, gone) = self.cache.reserve(Some(record.base().0 % FETCHED));
-        self.drop_blocks(&gone);
-        let linear = key.code.page(key.rip);
-        let mapping = self.cache.mapping(linear, key.physical, key.mode);
-        let arrival = Arrival { key, mapping, to };
-        let (id, manner) = (self.cache.next_id(), Manner::of(self.cpu()));
-        let mut code = std::mem::take(&mut self.workshop.code);
-        let block = record.block(id, arrival, jump_caches, manner, &mut code);
+        let manner = Manner::of(self.cpu());
+        let phase = record.base().0 % FETCHED;
+        let id = self.arrive(key, phase, |cache, arrival, code| {
+            record.block(cache.next_id(), arrival, jump_caches, manner, code)
+        });
         self.mem.mark_code(key.physical);
-        let id = block.map(|block| self.cache.insert(block, &code));
-        self.workshop.code = code;
         if let Some(block) = id.and_then(|id| self.cache.block(id)) {
             if block.counts {
                 self.count_entries(key, KNOWN);

@@ -7,7 +7,7 @@ use mmu::GuestPhys;
 use super::block_state::{JUMP_CACHES, JumpEntry};
 use super::recording::heat_counter;
 use super::vcpu::{Vcpu, context_of};
-use crate::cache::{Arrival, Block, FETCHED, Further, Key, Part, code_file};
+use crate::cache::{Arrival, Block, BlockCache, FETCHED, Further, Key, Part, code_file};
 use crate::decode::{self, DecodedBlock};
 use crate::guest::Mode;
 use crate::interpret::extension;
@@ -88,24 +88,34 @@ impl Vcpu {
         let original = self.cache.original(&key)?;
         let phase = self.cache.block(original)?.base.0 % FETCHED;
         let start = Instant::now();
-        let (to, gone) = self.cache.reserve(Some(phase));
-        self.drop_blocks(&gone);
-        // It may have been among those.
-        let original = self.cache.original(&key)?;
-        let mapping = self
-            .cache
-            .mapping(key.code.page(key.rip), key.physical, key.mode);
-        let mut code = std::mem::take(&mut self.workshop.code);
-        let id = self
-            .cache
-            .copy(original, Arrival { key, mapping, to }, &mut code)
-            .map(|block| self.cache.insert(block, &code));
-        self.workshop.code = code;
+        // Making room may have dropped the original.
+        let id = self.arrive(key, phase, |cache, arrival, code| {
+            cache.copy(cache.original(&key)?, arrival, code)
+        });
         let statistics = &mut self.cache.statistics;
         statistics.moved += u64::from(id.is_some());
         statistics.nanoseconds += start.elapsed().as_nanos() as u64;
         self.settle();
         id.filter(|&id| self.cache.block(id).is_some())
+    }
+
+    /// Gives a translation that was made elsewhere its place, which begins at `phase` in [`FETCHED`] bytes; `make`
+    /// makes the block and its code for that.
+    pub(super) fn arrive(
+        &mut self,
+        key: Key,
+        phase: u32,
+        make: impl FnOnce(&BlockCache, Arrival, &mut [Vec<u8>; 2]) -> Option<Block>,
+    ) -> Option<u32> {
+        let (to, gone) = self.cache.reserve(Some(phase));
+        self.drop_blocks(&gone);
+        let page = key.code.page(key.rip);
+        let mapping = self.cache.mapping(page, key.physical, key.mode);
+        let mut code = std::mem::take(&mut self.workshop.code);
+        let block = make(&self.cache, Arrival { key, mapping, to }, &mut code);
+        let id = block.map(|block| self.cache.insert(block, &code));
+        self.workshop.code = code;
+        id
     }
 
     /// Translates instructions and keeps the result. `range`: where their bytes are on the page of
