@@ -252,6 +252,9 @@ fn build(
         }
     };
     let acpi = options.acpi && boot.wants_acpi_tables();
+    if !options.interpret && !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        tracing::warn!("there is no translator for this host: everything is interpreted");
+    }
     let mut machine = Machine::new(MachineConfig {
         ram_bytes: options.ram_bytes,
         copies: options.copies,

@@ -9,6 +9,9 @@ use std::time::Duration;
 use dbt::{Platform, Stop, Vcpu};
 use mmu::TlbSet;
 
+/// Whether this host has a translator: others interpret.
+pub const TRANSLATES: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
+
 /// A machine without devices.
 pub struct NoDevices;
 

@@ -5,6 +5,7 @@ use dbt::cache::CacheStatistics;
 use dbt::{EngineOptions, Stop};
 use mmu::GuestPhys;
 
+use crate::common::TRANSLATES;
 use crate::machine::*;
 
 const FRAME: u64 = 0x11_0000;
@@ -131,6 +132,9 @@ fn a_program_at_many_addresses_is_translated_once() {
         };
         let (moved, statistics) = run_everywhere(with(true));
         assert_eq!(moved, expected, "{cold}, {traces:?}");
+        if !TRANSLATES {
+            continue;
+        }
         assert!(statistics.moved >= 6, "{statistics:?}");
         let (anew, without) = run_everywhere(with(false));
         assert_eq!(anew, expected, "{cold}, {traces:?}");

@@ -6,7 +6,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mmu::GuestPhys;
 
-use crate::common::run_for;
+use crate::common::{TRANSLATES, run_for};
 use crate::machine::*;
 
 const STACK: u64 = 0x1f_0000;
@@ -299,6 +299,9 @@ fn calls_alone_do_not_go_on_for_ever() {
 /// No code of it counts how often it is entered until a sample has found the processor there.
 #[test]
 fn where_samples_find_the_processor_traces_are_made() {
+    if !TRANSLATES {
+        return;
+    }
     let options = EngineOptions {
         cold: 0,
         long_traces: Some(64),

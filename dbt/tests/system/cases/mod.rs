@@ -12,6 +12,7 @@ mod tasks;
 use dbt::guest::Exception;
 use mmu::GuestPhys;
 
+use crate::common::TRANSLATES;
 use crate::machine::*;
 
 /// One instruction from one state.
@@ -287,5 +288,6 @@ fn interpreter_and_translator_do_what_the_manual_says() {
     }
     println!("{count} cases, {translated} of them translated");
     assert!(failures.is_empty(), "{failures:#?}");
-    assert!(translated * 3 > count * 2, "{translated} of {count}");
+    let expected = if TRANSLATES { count * 2 / 3 } else { 0 };
+    assert!(translated >= expected, "{translated} of {count}");
 }

@@ -16,6 +16,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mmu::{GuestPhys, PhysMem};
 
+use crate::common::TRANSLATES;
 use crate::machine::*;
 
 /// Where the first megabytes are mapped again, out of reach for user mode.
@@ -233,7 +234,11 @@ impl Case {
                 self.run(options, 2012).2
             };
             let (ups, few) = (asked(false), asked(true));
-            assert!(few * 4 < ups, "{}: {few} of {ups} calls", self.what);
+            assert!(
+                few * 4 < ups || !TRANSLATES,
+                "{}: {few} of {ups} calls",
+                self.what
+            );
         }
     }
 }
@@ -302,7 +307,7 @@ fn time_is_read_from_the_host_and_never_goes_back() {
     let passed = cpu.gpr[13] - (1 << 40);
     assert!((1_000_000..600_000_000_000).contains(&passed), "{passed}");
     let asked = counts.times.get();
-    assert!(asked < ROUNDS, "asked {asked} times");
+    assert!(asked < ROUNDS || !TRANSLATES, "asked {asked} times");
 }
 
 #[test]
