@@ -93,6 +93,8 @@ pub struct Exchange {
     pub budget: i64,
     /// A scratch word for emitted code.
     pub scratch: u64,
+    /// Host address of the code that looks for a block at RIP.
+    pub arrival: u64,
     /// Addends of the running block's groups of accesses.
     pub groups: [u64; GROUPS],
     /// MXCSR of the host.
@@ -180,6 +182,7 @@ pub(crate) mod at {
     pub const RESULT_HOST: i32 = offset_of!(CpuBlock, exchange.result_host) as i32;
     pub const BUDGET: i32 = offset_of!(CpuBlock, exchange.budget) as i32;
     pub const SCRATCH: i32 = offset_of!(CpuBlock, exchange.scratch) as i32;
+    pub const ARRIVAL: i32 = offset_of!(CpuBlock, exchange.arrival) as i32;
     pub const HOST_MXCSR: i32 = offset_of!(CpuBlock, exchange.host_mxcsr) as i32;
     pub const VECTORS_LIVE: i32 = offset_of!(CpuBlock, exchange.vectors_live) as i32;
     pub const INTERRUPT_WAITING: i32 = offset_of!(CpuBlock, exchange.interrupt_waiting) as i32;

@@ -18,8 +18,8 @@ pub enum UpcallKind {
     Alone = 4,
     /// A check has predicted wrong TLB entries many times.
     Strayed = 5,
-    /// A return that was not predicted: RIP is where it goes.
-    Unpredicted = 6,
+    /// RIP is where a return that was not predicted goes, or a far jump to code that is not known.
+    Unknown = 6,
     /// A block has been entered often.
     Hot = 7,
 }
@@ -33,7 +33,7 @@ impl UpcallKind {
             UpcallKind::Link
             | UpcallKind::Leave
             | UpcallKind::Alone
-            | UpcallKind::Unpredicted
+            | UpcallKind::Unknown
             | UpcallKind::Hot => false,
         }
     }

@@ -6,7 +6,7 @@ use super::block_state::CpuBlock;
 use super::recording::{Heat, LOOP_BYTES};
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
-use crate::cache::CodeOffset;
+use crate::cache::{CodeOffset, Key};
 use crate::guest::{Exception, Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
@@ -49,7 +49,8 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
             }
             LEAVE
         }
-        UpcallKind::Unpredicted => LEAVE,
+        UpcallKind::Unknown if vcpu.interrupted() => LEAVE,
+        UpcallKind::Unknown => vcpu.jump_to_rip(),
     };
     if address != LEAVE {
         vcpu.follow_segments();
@@ -260,27 +261,43 @@ impl Vcpu {
         }
     }
 
-    /// Continues at RIP in emitted code if it can.
+    /// Continues at RIP in emitted code if it can. Code that is not worth a translation yet is interpreted on
+    /// the way: leaving for the dispatch loop would look it up again.
     fn jump_to_rip(&mut self) -> u64 {
-        self.follow_mode();
-        if let Some(host) = self.remembered_jump() {
-            return self.resume(host);
-        }
-        if self.out_of_budget() {
-            return LEAVE;
-        }
-        let Ok(Some(id)) = self.block_at_rip() else {
-            return LEAVE;
-        };
-        self.remember_jump(id);
-        match self.cache.block(id) {
-            Some(block) => {
-                let entry = block.indirect_entry();
-                let address = self.cache.region().address(entry);
-                self.resume(address)
+        loop {
+            self.follow_mode();
+            if let Some(host) = self.remembered_jump() {
+                return self.resume(host);
             }
-            None => LEAVE,
+            if self.out_of_budget() {
+                return LEAVE;
+            }
+            let Ok(Some(key)) = self.key_at_rip(self.options.grouping) else {
+                return LEAVE;
+            };
+            let Some(id) = self.block_of(key) else {
+                if !self.passes_cold(key) {
+                    return LEAVE;
+                }
+                continue;
+            };
+            self.remember_jump(id);
+            return match self.cache.block(id) {
+                Some(block) => {
+                    let entry = block.indirect_entry();
+                    let address = self.cache.region().address(entry);
+                    self.resume(address)
+                }
+                None => LEAVE,
+            };
         }
+    }
+
+    /// Interprets the code at RIP up to its next jump. `false`: the dispatch loop has to look at something.
+    fn passes_cold(&mut self, key: Key) -> bool {
+        self.run_cold(Some(key));
+        self.settle();
+        !self.interrupted() && self.translates(self.cpu().mode)
     }
 
     fn link(&mut self, from: u32, exit: usize) -> u64 {
@@ -311,8 +328,14 @@ impl Vcpu {
         if self.interrupted() || self.out_of_budget() {
             return LEAVE;
         }
-        let Ok(Some(to)) = self.block_at_rip() else {
+        let Ok(Some(key)) = self.key_at_rip(self.options.grouping) else {
             return LEAVE;
+        };
+        let Some(to) = self.block_of(key) else {
+            return match self.passes_cold(key) {
+                true => self.jump_to_rip(),
+                false => LEAVE,
+            };
         };
         if let Some(hot) = self.options.traces
             && backward

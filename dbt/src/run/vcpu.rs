@@ -118,6 +118,7 @@ impl Vcpu {
         block.get_mut().tlb.use_second_places(options.second_places);
         mem.populate_ahead(options.populate_ahead);
         block.set_unpredicted(region.address(trampolines.unpredicted));
+        block.get_mut().exchange.arrival = region.address(trampolines.arrival);
         let start = region.address(CodeOffset(0));
         let registration = register_region(FaultSite {
             start,
@@ -490,11 +491,6 @@ impl Vcpu {
         }
     }
 
-    /// Finds or makes the block at RIP. `None`: the instruction there is to be interpreted.
-    pub(super) fn block_at_rip(&mut self) -> Result<Option<u32>, Exception> {
-        self.find_block(self.options.grouping)
-    }
-
     /// What a block at RIP is found by, with accesses that share checks or without; `None`: the code segment
     /// has no number.
     pub(super) fn key_at_rip(&mut self, grouped: bool) -> Result<Option<Key>, Exception> {
@@ -520,7 +516,7 @@ impl Vcpu {
     }
 
     /// Finds or makes the block of a key, which is that of RIP.
-    fn block_of(&mut self, key: Key) -> Option<u32> {
+    pub(super) fn block_of(&mut self, key: Key) -> Option<u32> {
         let Key {
             physical,
             rip,

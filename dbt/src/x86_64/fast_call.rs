@@ -7,6 +7,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::registers::{T1, number};
+use super::stubs::Stub;
 use crate::guest::flags::{AC, CR4_OSXSAVE, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
 use crate::guest::{CpuModel, Feature, Mode, Register as Guest, Segment, SegmentIndex};
 use crate::run::{UpcallKind, at};
@@ -121,13 +122,16 @@ impl Emitter<'_> {
     }
 
     /// With RIP in T0: finds it in the jump cache of the mode in which the instruction arrives, and
-    /// keeps where that is in host code.
-    pub(super) fn look_up_far_jump(&mut self, cache: usize, miss: dynasmrt::DynamicLabel) {
+    /// keeps where that is in host code: where it is not known, the code that asks for it.
+    pub(super) fn look_up_far_jump(&mut self, cache: usize) {
+        let miss = self.ops.new_dynamic_label();
+        let back = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::Unknown { label: miss, back });
         self.look_up_jump_in(cache, miss);
         let host = at::jumps(cache) + 8;
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
         self.mark_jumps(cache);
-        dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rsi);
+        dynasm!(self.ops ; .arch x64 ; =>back ; gs mov [at::SCRATCH], rsi);
     }
 
     /// Loads the arithmetic flags with T1. Uses T0 and T2.
@@ -221,7 +225,7 @@ impl Emitter<'_> {
             );
         }
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [at::LSTAR]);
-        self.look_up_far_jump(cache, instead);
+        self.look_up_far_jump(cache);
         self.load_code_address(Register::RCX, insn.next_ip());
         self.flags_image(!RF);
         dynasm!(self.ops
@@ -267,7 +271,7 @@ impl Emitter<'_> {
             ; jne =>instead
         );
         const { assert!(Guest::RCX == 1) };
-        self.look_up_far_jump(cache, instead);
+        self.look_up_far_jump(cache);
         dynasm!(self.ops
             ; .arch x64
             ; gs mov edi, [at::gpr(11)]

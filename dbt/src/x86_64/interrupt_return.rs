@@ -131,7 +131,7 @@ impl Emitter<'_> {
         );
         self.require_descriptor(flat_descriptor(stack), instead);
         dynasm!(self.ops ; .arch x64 ; =>checked ; gs mov rsi, [RIP]);
-        self.look_up_far_jump(cache, instead);
+        self.look_up_far_jump(cache);
         dynasm!(self.ops
             ; .arch x64
             ; gs mov edi, [FLAGS]

@@ -101,7 +101,7 @@ impl Emitter<'_> {
         let code = flat_upper(Segment::CODE | Segment::LONG, 0);
         self.require_descriptor(flat_descriptor(code), instead);
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [TARGET]);
-        self.look_up_far_jump(cache, instead);
+        self.look_up_far_jump(cache);
         dynasm!(self.ops
             ; .arch x64
             ; gs cmp DWORD [at::TR_LIMIT], RSP0 + 7

@@ -1,6 +1,6 @@
 //! What goes behind a block's end: slow paths, exits that are not linked, ways out of the middle.
 
-use dynasmrt::{DynamicLabel, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
 use super::astray::Astray;
 use super::crossing::Crossing;
@@ -9,7 +9,7 @@ use super::encoded::Encoded;
 use super::exits::ExitKind;
 use super::flags::{ExitFlags, FlagsPlace};
 use super::prediction::Wrong;
-use crate::run::{Upcall, UpcallKind};
+use crate::run::{Upcall, UpcallKind, at};
 
 /// Code behind the block's end.
 pub(super) enum Stub {
@@ -46,6 +46,11 @@ pub(super) enum Stub {
     Astray {
         label: DynamicLabel,
         astray: Box<Astray>,
+    },
+    /// The target of a far jump, in T0, is not in the jump cache: the jump leads to code that looks for it.
+    Unknown {
+        label: DynamicLabel,
+        back: DynamicLabel,
     },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
@@ -174,6 +179,15 @@ impl Emitter<'_> {
             Stub::Astray { label, ref astray } => {
                 let emitted = self.astray(label, astray);
                 emitted.expect("the push was emitted in line, too");
+            }
+            Stub::Unknown { label, back } => {
+                dynasm!(self.ops
+                    ; .arch x64
+                    ; =>label
+                    ; gs mov [at::RIP], rsi
+                    ; gs mov rsi, [at::ARRIVAL]
+                    ; jmp =>back
+                );
             }
             Stub::LoadVectors { label, back } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);

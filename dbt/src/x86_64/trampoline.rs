@@ -25,6 +25,8 @@ pub struct Trampolines {
     pub load_vectors: CodeOffset,
     /// Returned to when no return is predicted, with the target, 0, in T0 and the flags saved.
     pub unpredicted: CodeOffset,
+    /// Jumped to in the place of a block that is not known, with RIP in its place and the flags saved.
+    pub arrival: CodeOffset,
     /// Jumped to by the signal handler, with the guest's registers in place.
     pub signal: CodeOffset,
     /// Called by emitted code: brings the flags of a recipe without registers into EFLAGS.
@@ -134,7 +136,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
     let record = Upcall {
         block: 0,
         insn: 0,
-        kind: UpcallKind::Unpredicted,
+        kind: UpcallKind::Unknown,
         flags: FlagsAt::Saved,
         size: 0,
         write: 0,
@@ -145,6 +147,10 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         ; .arch x64
         ; lea rsp, [rsp - 8]
         ; gs mov [at::RIP], rsi
+    );
+    let arrival = here(&ops);
+    dynasm!(ops
+        ; .arch x64
         ; call ->upcall
         ; .bytes record.to_bytes()
     );
@@ -195,6 +201,7 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
         upcall: upcall_offset,
         load_vectors,
         unpredicted,
+        arrival,
         signal: signal_offset,
         evaluate,
         save_flags,

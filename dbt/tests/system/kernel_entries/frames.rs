@@ -5,7 +5,7 @@ use dbt::guest::{CpuState, Segment};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::programs::{calls, look};
+use super::programs::{calls, calls_from_many_places, look};
 use super::{Case, Code, KERNEL, RAISE};
 use crate::machine::*;
 
@@ -27,7 +27,18 @@ fn returns(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.iretq()
 }
 
-/// The same, with `unusual` done in each eighth round, so that the usual way is known by then.
+/// Returns further behind the call each time.
+fn returns_elsewhere(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    look(a)?;
+    a.inc(rbp)?;
+    a.mov(edx, ebp)?;
+    a.and(edx, 63)?;
+    a.add(rcx, rdx)?;
+    push_frame(a)?;
+    a.iretq()
+}
+
+/// The same as [`returns`], with `unusual` done in each eighth round, so that the usual way is known by then.
 fn returns_after(
     a: &mut CodeAssembler,
     unusual: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -109,6 +120,10 @@ fn case(what: &'static str, kernel: Code, inline: bool) -> Case {
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![
         case("IRETQ", returns, true),
+        Case {
+            user: calls_from_many_places,
+            ..case("IRETQ to many places", returns_elsewhere, false)
+        },
         case("IRETQ, TF", |a| returns_with(a, TF), false),
         case("IRETQ, AC", |a| returns_with(a, AC), false),
         case("IRETQ, NT", |a| returns_with(a, NT), false),

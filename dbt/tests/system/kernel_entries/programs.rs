@@ -25,6 +25,29 @@ pub fn calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(again)
 }
 
+/// A system call behind which each of 64 places is returned to.
+pub fn calls_from_many_places(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.add(eax, 0x1357)?;
+    a.sahf()?;
+    a.syscall()?;
+    for _ in 0..64 {
+        a.nop()?;
+    }
+    a.jmp(again)
+}
+
+/// Returns further behind the call each time.
+fn returns_elsewhere(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    look(a)?;
+    a.inc(rbp)?;
+    a.mov(edx, ebp)?;
+    a.and(edx, 63)?;
+    a.add(rcx, rdx)?;
+    a.sysretq()
+}
+
 /// What a handler sees goes into R13 and R14.
 pub fn look(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.pushfq()?;
@@ -120,6 +143,39 @@ pub fn cases() -> Vec<Case> {
             kernel: returns,
             prepare: |_| {},
             inline: true,
+        },
+        Case {
+            what: "to many places",
+            user: calls_from_many_places,
+            kernel: returns_elsewhere,
+            prepare: |_| {},
+            inline: false,
+        },
+        Case {
+            what: "to many places, where an interrupt is let in",
+            user: calls_from_many_places,
+            kernel: |a| {
+                a.out(RAISE, al)?;
+                returns_elsewhere(a)
+            },
+            prepare: |cpu| cpu.interrupt_flag = 1,
+            inline: false,
+        },
+        Case {
+            what: "to a page that is not there",
+            user: calls,
+            kernel: |a| {
+                let mut usual = a.create_label();
+                look(a)?;
+                a.inc(rbp)?;
+                a.test(ebp, 7)?;
+                a.jnz(usual)?;
+                a.bts(rcx, 46)?;
+                a.set_label(&mut usual)?;
+                a.sysretq()
+            },
+            prepare: |_| {},
+            inline: false,
         },
         Case {
             what: "interrupts on",
