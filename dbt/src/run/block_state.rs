@@ -93,7 +93,9 @@ pub struct Exchange {
     pub budget: i64,
     /// A scratch word for emitted code.
     pub scratch: u64,
-    /// Host address of the code that looks for a block at RIP.
+    /// Where a jump to code that is not known goes.
+    pub arriving: u64,
+    /// Host address of the code that looks for it.
     pub arrival: u64,
     /// Addends of the running block's groups of accesses.
     pub groups: [u64; GROUPS],
@@ -182,6 +184,7 @@ pub(crate) mod at {
     pub const RESULT_HOST: i32 = offset_of!(CpuBlock, exchange.result_host) as i32;
     pub const BUDGET: i32 = offset_of!(CpuBlock, exchange.budget) as i32;
     pub const SCRATCH: i32 = offset_of!(CpuBlock, exchange.scratch) as i32;
+    pub const ARRIVING: i32 = offset_of!(CpuBlock, exchange.arriving) as i32;
     pub const ARRIVAL: i32 = offset_of!(CpuBlock, exchange.arrival) as i32;
     pub const HOST_MXCSR: i32 = offset_of!(CpuBlock, exchange.host_mxcsr) as i32;
     pub const VECTORS_LIVE: i32 = offset_of!(CpuBlock, exchange.vectors_live) as i32;

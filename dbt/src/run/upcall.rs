@@ -18,7 +18,7 @@ pub enum UpcallKind {
     Alone = 4,
     /// A check has predicted wrong TLB entries many times.
     Strayed = 5,
-    /// RIP is where a return that was not predicted goes, or a far jump to code that is not known.
+    /// RIP is where a jump goes to code that is not known.
     Unknown = 6,
     /// A block has been entered often.
     Hot = 7,

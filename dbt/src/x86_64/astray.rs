@@ -123,10 +123,7 @@ impl Emitter<'_> {
             self.save_flags();
         }
         self.flags.host = false;
-        self.look_up_jump(astray.index);
-        let host = at::jumps(self.target.jump_cache) + 8;
-        dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
-        self.mark_jumps(self.target.jump_cache);
+        self.find_jump(astray.index);
         if calls {
             dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rsi);
             self.push_next(astray.index, insn, true)?;

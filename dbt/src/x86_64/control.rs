@@ -316,12 +316,54 @@ impl Emitter<'_> {
     }
 
     /// With the target's RIP in T0 and the flags saved: finds the host address in the jump
-    /// cache, leaving the entry's offset in T1; a miss has the interpreter execute the
-    /// instruction.
-    pub(super) fn look_up_jump(&mut self, index: usize) {
+    /// cache, leaving the entry's offset in T1. What is not there is looked for: `back` says where with the
+    /// host address of the code that does so in T0, `None` that nothing else is left to do. Outside of 64-bit
+    /// code the interpreter executes the instruction then.
+    fn look_up_jump(&mut self, index: usize, back: Option<DynamicLabel>) {
         let record = self.record(UpcallKind::Interpret, index);
-        let miss = self.stub(None, record);
+        let instead = self.stub(None, record);
+        let miss = match self.target.mode.has(Mode::CODE64) {
+            true => self.unknown(back, Some(instead)),
+            false => instead,
+        };
         self.look_up_jump_in(self.target.jump_cache, miss);
+    }
+
+    /// Likewise, leaving the target's host address, or that of the code that looks for it, in T0.
+    pub(super) fn find_jump(&mut self, index: usize) {
+        let back = self.ops.new_dynamic_label();
+        let host = at::jumps(self.target.jump_cache) + 8;
+        self.look_up_jump(index, Some(back));
+        dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
+        self.mark_jumps(self.target.jump_cache);
+        dynasm!(self.ops ; .arch x64 ; =>back);
+    }
+
+    /// Requires that T0 is canonical. Uses T1.
+    pub(super) fn require_canonical(&mut self, instead: DynamicLabel) {
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rdi, rsi
+            ; shl rdi, 16
+            ; sar rdi, 16
+            ; cmp rdi, rsi
+            ; jne =>instead
+        );
+    }
+
+    /// A target that is not in a jump cache, which may not be canonical if it says what is done with such.
+    pub(super) fn unknown(
+        &mut self,
+        back: Option<DynamicLabel>,
+        instead: Option<DynamicLabel>,
+    ) -> DynamicLabel {
+        let label = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::Unknown {
+            label,
+            back,
+            instead,
+        });
+        label
     }
 
     /// With a RIP in T0: finds it in a jump cache, leaving the entry's offset in T1, or goes to
@@ -405,7 +447,9 @@ impl Emitter<'_> {
             self.keep_whole(1);
             dynasm!(self.ops ; .arch x64 ; ret);
         } else {
-            self.look_up_jump(index);
+            let record = self.record(UpcallKind::Interpret, index);
+            let instead = self.stub(None, record);
+            self.look_up_jump_in(self.target.jump_cache, instead);
             self.move_stack(pops);
             self.jump_found();
         }
@@ -416,11 +460,22 @@ impl Emitter<'_> {
     /// use then, as with longjmp or another thread's stack.
     pub(super) fn unpredicted_return(&mut self, pops: i32, record: Upcall) {
         let miss = self.ops.new_dynamic_label();
+        let instead = self.ops.new_dynamic_label();
         dynasm!(self.ops ; .arch x64 ; gs mov rsp, [at::RETURN_TOP]);
         self.look_up_jump_in(self.target.jump_cache, miss);
         self.move_stack(pops);
         self.jump_found();
         dynasm!(self.ops ; .arch x64 ; =>miss);
+        if self.target.mode.has(Mode::CODE64) {
+            self.require_canonical(instead);
+            self.move_stack(pops);
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov [at::ARRIVING], rsi
+                ; gs jmp QWORD [at::ARRIVAL]
+                ; =>instead
+            );
+        }
         self.upcall(record);
     }
 
@@ -453,7 +508,7 @@ impl Emitter<'_> {
         insn: &Instruction,
     ) -> Result<(), Unencodable> {
         self.indirect_target(index, insn)?;
-        self.look_up_jump(index);
+        self.look_up_jump(index, None);
         self.jump_found();
         Ok(())
     }
@@ -466,10 +521,7 @@ impl Emitter<'_> {
         insn: &Instruction,
     ) -> Result<(), Unencodable> {
         self.indirect_target(index, insn)?;
-        self.look_up_jump(index);
-        let host = at::jumps(self.target.jump_cache) + 8;
-        dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
-        self.mark_jumps(self.target.jump_cache);
+        self.find_jump(index);
         dynasm!(self.ops ; .arch x64 ; gs mov [at::SCRATCH], rsi);
         let next = self.push_return(index, insn, true)?;
         self.call_found(next);

@@ -7,7 +7,6 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::registers::{T1, number};
-use super::stubs::Stub;
 use crate::guest::flags::{AC, CR4_OSXSAVE, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
 use crate::guest::{CpuModel, Feature, Mode, Register as Guest, Segment, SegmentIndex};
 use crate::run::{UpcallKind, at};
@@ -124,9 +123,8 @@ impl Emitter<'_> {
     /// With RIP in T0: finds it in the jump cache of the mode in which the instruction arrives, and
     /// keeps where that is in host code: where it is not known, the code that asks for it.
     pub(super) fn look_up_far_jump(&mut self, cache: usize) {
-        let miss = self.ops.new_dynamic_label();
         let back = self.ops.new_dynamic_label();
-        self.stubs.push(Stub::Unknown { label: miss, back });
+        let miss = self.unknown(Some(back), None);
         self.look_up_jump_in(cache, miss);
         let host = at::jumps(cache) + 8;
         dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + host]);
@@ -264,12 +262,8 @@ impl Emitter<'_> {
             ; gs test DWORD [at::gpr(11)], unusual
             ; jnz =>instead
             ; mov rsi, rcx
-            ; mov rdi, rcx
-            ; shl rdi, 16
-            ; sar rdi, 16
-            ; cmp rdi, rsi
-            ; jne =>instead
         );
+        self.require_canonical(instead);
         const { assert!(Guest::RCX == 1) };
         self.look_up_far_jump(cache);
         dynasm!(self.ops

@@ -78,11 +78,10 @@ impl Emitter<'_> {
             ; gs test DWORD [FLAGS], UNUSUAL
             ; jnz =>instead
             ; gs mov rsi, [RIP]
-            ; mov rdi, rsi
-            ; shl rdi, 16
-            ; sar rdi, 16
-            ; cmp rdi, rsi
-            ; jne =>instead
+        );
+        self.require_canonical(instead);
+        dynasm!(self.ops
+            ; .arch x64
             ; gs movzx edi, WORD [CS]
             ; mov r8d, edi
             ; and r8d, 7

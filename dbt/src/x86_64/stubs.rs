@@ -47,10 +47,13 @@ pub(super) enum Stub {
         label: DynamicLabel,
         astray: Box<Astray>,
     },
-    /// The target of a far jump, in T0, is not in the jump cache: the jump leads to code that looks for it.
+    /// The target of a jump, in T0, is not in the jump cache: the jump leads to code that looks for it.
     Unknown {
         label: DynamicLabel,
-        back: DynamicLabel,
+        /// With that code's host address in T0; `None`: at once.
+        back: Option<DynamicLabel>,
+        /// Where it goes instead if the target may not be canonical, and is not.
+        instead: Option<DynamicLabel>,
     },
     /// Brings the vector registers in, then goes back.
     LoadVectors {
@@ -180,14 +183,24 @@ impl Emitter<'_> {
                 let emitted = self.astray(label, astray);
                 emitted.expect("the push was emitted in line, too");
             }
-            Stub::Unknown { label, back } => {
-                dynasm!(self.ops
-                    ; .arch x64
-                    ; =>label
-                    ; gs mov [at::RIP], rsi
-                    ; gs mov rsi, [at::ARRIVAL]
-                    ; jmp =>back
-                );
+            Stub::Unknown {
+                label,
+                back,
+                instead,
+            } => {
+                dynasm!(self.ops ; .arch x64 ; =>label);
+                if let Some(instead) = instead {
+                    self.require_canonical(instead);
+                }
+                dynasm!(self.ops ; .arch x64 ; gs mov [at::ARRIVING], rsi);
+                match back {
+                    Some(back) => dynasm!(self.ops
+                        ; .arch x64
+                        ; gs mov rsi, [at::ARRIVAL]
+                        ; jmp =>back
+                    ),
+                    None => dynasm!(self.ops ; .arch x64 ; gs jmp QWORD [at::ARRIVAL]),
+                }
             }
             Stub::LoadVectors { label, back } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);

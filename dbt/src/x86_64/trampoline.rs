@@ -25,7 +25,7 @@ pub struct Trampolines {
     pub load_vectors: CodeOffset,
     /// Returned to when no return is predicted, with the target, 0, in T0 and the flags saved.
     pub unpredicted: CodeOffset,
-    /// Jumped to in the place of a block that is not known, with RIP in its place and the flags saved.
+    /// Jumped to in the place of a block that is not known, with the flags saved.
     pub arrival: CodeOffset,
     /// Jumped to by the signal handler, with the guest's registers in place.
     pub signal: CodeOffset,
@@ -146,11 +146,13 @@ pub fn emit(upcall: u64, signal: u64, copies: usize, stride: i32) -> (Vec<u8>, T
     dynasm!(ops
         ; .arch x64
         ; lea rsp, [rsp - 8]
-        ; gs mov [at::RIP], rsi
+        ; gs mov [at::ARRIVING], rsi
     );
     let arrival = here(&ops);
     dynasm!(ops
         ; .arch x64
+        ; gs mov rsi, [at::ARRIVING]
+        ; gs mov [at::RIP], rsi
         ; call ->upcall
         ; .bytes record.to_bytes()
     );
