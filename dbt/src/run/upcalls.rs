@@ -49,8 +49,7 @@ pub(super) extern "sysv64" fn upcall(vcpu: *mut Vcpu, record: *const Upcall, lin
             }
             LEAVE
         }
-        UpcallKind::Unknown if vcpu.interrupted() => LEAVE,
-        UpcallKind::Unknown => vcpu.jump_to_rip(),
+        UpcallKind::Unknown => vcpu.go_on(),
     };
     if address != LEAVE {
         vcpu.follow_segments();
@@ -261,14 +260,28 @@ impl Vcpu {
         }
     }
 
-    /// Continues at RIP in emitted code if it can. Code that is not worth a translation yet is interpreted on
-    /// the way: leaving for the dispatch loop would look it up again.
+    /// Continues at RIP in emitted code if it can.
     fn jump_to_rip(&mut self) -> u64 {
+        self.follow_mode();
+        match self.remembered_jump() {
+            Some(host) => self.resume(host),
+            None => self.find_rip(),
+        }
+    }
+
+    /// A jump has been executed, to code at RIP that is not known.
+    fn go_on(&mut self) -> u64 {
+        if self.interrupted() || !self.translates(self.cpu().mode) {
+            return LEAVE;
+        }
+        self.find_rip()
+    }
+
+    /// Likewise, where no indirect jump is known to go there. Code that is not worth a translation yet is interpreted
+    /// on the way: leaving for the dispatch loop would look it up again.
+    fn find_rip(&mut self) -> u64 {
         loop {
             self.follow_mode();
-            if let Some(host) = self.remembered_jump() {
-                return self.resume(host);
-            }
             if self.out_of_budget() {
                 return LEAVE;
             }
@@ -333,7 +346,7 @@ impl Vcpu {
         };
         let Some(to) = self.block_of(key) else {
             return match self.passes_cold(key) {
-                true => self.jump_to_rip(),
+                true => self.find_rip(),
                 false => LEAVE,
             };
         };
