@@ -67,8 +67,14 @@ pub enum Kind {
     Decimal,
     /// BOUND.
     Bound,
+    /// PUSH of 16 bits in flat code, other than of memory.
+    ShortPush,
+    /// POP of 16 bits to a register in flat code.
+    ShortPop,
     /// MOV of a segment's selector to a register.
     ReadSelector,
+    /// LAR, LSL, VERR or VERW in protected mode, at CPL 0 and 3.
+    AskSelector,
     /// RDTSC or RDTSCP.
     TimeStamp,
     /// SYSCALL of 64-bit code at CPL 3.

@@ -163,6 +163,16 @@ impl Classifier {
                 Mnemonic::Pop if stack_width(insn) == word && insn.op0_kind() == OpKind::Memory => {
                     Kind::PopMemory
                 }
+                Mnemonic::Push
+                    if stack_width(insn) == 2
+                        && insn.op0_kind() != OpKind::Memory
+                        && is_simple_push(insn) =>
+                {
+                    Kind::ShortPush
+                }
+                Mnemonic::Pop if stack_width(insn) == 2 && insn.op0_register().is_gpr() => {
+                    Kind::ShortPop
+                }
                 Mnemonic::Leave if stack_width(insn) == word => Kind::Leave,
                 Mnemonic::Leave => Kind::Helper,
                 _ if let Some(kind) = elements::kind(insn, mode) => kind,
@@ -336,7 +346,8 @@ pub fn width(insn: &Instruction, mode: Mode) -> u32 {
     if short { 2 } else { 4 }
 }
 
-fn stack_width(insn: &Instruction) -> u32 {
+/// Bytes that an instruction pushes or pops.
+pub fn stack_width(insn: &Instruction) -> u32 {
     match insn.code() {
         // What iced-x86 says of these is a matter of the frame.
         Code::Leavew => 2,

@@ -225,6 +225,8 @@ pub fn checks_access(kind: Kind) -> bool {
         Kind::Plain(operand) => operand != Operand::None,
         Kind::Push
         | Kind::Pop
+        | Kind::ShortPush
+        | Kind::ShortPop
         | Kind::PopMemory
         | Kind::PushAll
         | Kind::PopAll
@@ -240,6 +242,7 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::PushFlags
         | Kind::PopFlags
         | Kind::LoadSegment
+        | Kind::AskSelector
         | Kind::LoadVectorControl
         | Kind::FlushLine
         | Kind::Masked(_)
@@ -263,6 +266,8 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Nop
             | Kind::Push
             | Kind::Pop
+            | Kind::ShortPush
+            | Kind::ShortPop
             | Kind::PopMemory
             | Kind::PushAll
             | Kind::PopAll

@@ -44,6 +44,10 @@ pub(super) fn kind(insn: &Instruction, mode: Mode) -> Option<Kind> {
         {
             Kind::ReadSelector
         }
+        Mnemonic::Lar | Mnemonic::Lsl | Mnemonic::Verr | Mnemonic::Verw => {
+            let protected = mode.has(Mode::PROTECTED) && !mode.has(Mode::VM86);
+            return (protected && (ring0 || mode.has(Mode::USER))).then_some(Kind::AskSelector);
+        }
         Mnemonic::Mov | Mnemonic::Pop if loads_data_segment(insn) => {
             return (ring0 || mode.has(Mode::USER)).then_some(Kind::LoadSegment);
         }

@@ -32,7 +32,7 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        let word = self.width(insn);
+        let word = classify::stack_width(insn);
         let by = -(word as i32);
         let slot = Address::based(Guest::RSP, self.stack_ahead + by, self.target.mode);
         match insn.op0_kind() {
@@ -107,7 +107,7 @@ impl Emitter<'_> {
         insn: &Instruction,
         needed: bool,
     ) -> Result<(), Unencodable> {
-        let word = self.width(insn);
+        let word = classify::stack_width(insn);
         let slot = Address::based(Guest::RSP, self.stack_ahead, self.target.mode);
         let memory = self.check(index, (Place::Stack, &slot), word, false, needed)?;
         let guest = number(insn.op0_register());

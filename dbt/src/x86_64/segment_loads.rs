@@ -7,8 +7,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use mmu::View;
 
 use super::emitter::{Emitter, Unencodable};
+use super::flags::FlagsPlace;
 use super::operands::Address;
-use super::registers::{T1, T2, number};
+use super::registers::{T0, T1, T2, number};
 use crate::guest::{Mode, Register as Guest, Segment, SegmentIndex};
 use crate::record::grouping::Place;
 use crate::run::at;
@@ -27,6 +28,10 @@ const KEPT: i32 = 0xf0ff;
 const ATTRIBUTES: i8 = 40;
 /// The bits of its DPL.
 const DPL: i8 = ATTRIBUTES + 5;
+/// What LAR tells of the upper half of a descriptor.
+const RIGHTS: i32 = 0x00f0_ff00;
+/// ZF as LAHF leaves it.
+const SAVED_ZERO: i32 = 1 << 14;
 /// A descriptor's limit, granularity, base and right to write, as far as flat data has them.
 const FLAT: u64 = 0x0080_0200_0000_0000 | FLAT_LIMIT;
 const FLAT_LIMIT: u64 = 0x000f_0000_0000_ffff;
@@ -94,6 +99,108 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// LAR, LSL, VERR and VERW, where the answer is yes (SDM volume 3, 5.10).
+    pub(super) fn ask_selector(
+        &mut self,
+        index: usize,
+        insn: &Instruction,
+        needed: bool,
+    ) -> Result<(), Unencodable> {
+        let answers = matches!(insn.mnemonic(), Mnemonic::Lar | Mnemonic::Lsl);
+        let selector = u32::from(answers);
+        let address = match insn.op_kind(selector) {
+            OpKind::Register => None,
+            _ => Some(self.operand(insn)?),
+        };
+        if needed {
+            self.flags_to_saved();
+        }
+        if let Some(address) = address {
+            let memory = self.check(index, (Place::Operand, &address), 2, false, needed)?;
+            self.put(&memory.load(T1, 2));
+        } else {
+            self.load_guest(T1, number(insn.op_register(selector)));
+            dynasm!(self.ops ; .arch x64 ; movzx edi, di);
+        }
+        self.spoil_flags(needed);
+        let instead = self.interpret_instead(index);
+        dynasm!(self.ops
+            ; .arch x64
+            ; test edi, 4
+            ; jnz =>instead
+            ; gs mov [at::SCRATCH], rdi
+        );
+        self.look_up_descriptor(instead);
+        // Of data, which conforms to nothing, with a DPL that may be seen.
+        let (kind, wanted) = match insn.mnemonic() {
+            Mnemonic::Verw => (Segment::WRITABLE, Segment::WRITABLE),
+            _ => (0, 0),
+        };
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rdi, [rsi]
+            ; mov rsi, rdi
+            ; shr rsi, ATTRIBUTES
+            ; mov r8d, esi
+            ; and r8d, i32::from(Segment::NOT_SYSTEM | Segment::CODE | kind)
+            ; cmp r8d, i32::from(Segment::NOT_SYSTEM | wanted)
+            ; jne =>instead
+            ; shr esi, DPL - ATTRIBUTES
+            ; and esi, 3
+        );
+        self.require_level(instead);
+        if answers {
+            if insn.mnemonic() == Mnemonic::Lsl {
+                self.limit_of_descriptor();
+            } else {
+                dynasm!(self.ops ; .arch x64 ; shr rdi, 32 ; mov esi, edi ; and esi, RIGHTS);
+            }
+            let size = insn.op0_register().size() as u32;
+            self.store_part(number(insn.op0_register()), T0, size);
+        }
+        if needed {
+            dynasm!(self.ops ; .arch x64 ; gs or DWORD [at::SAVED_FLAGS], SAVED_ZERO);
+            self.flags = FlagsPlace::SAVED;
+        } else {
+            dynasm!(self.ops ; .arch x64 ; cmp esi, esi);
+            self.flags = FlagsPlace::HOST;
+        }
+        Ok(())
+    }
+
+    /// Requires that a DPL, in T0, is that of CPL 3, or not below the RPL of the selector that is in the scratch word.
+    fn require_level(&mut self, instead: DynamicLabel) {
+        if self.target.mode.has(Mode::USER) {
+            dynasm!(self.ops ; .arch x64 ; cmp esi, 3 ; jne =>instead);
+        } else {
+            dynasm!(self.ops
+                ; .arch x64
+                ; gs mov r8d, [at::SCRATCH]
+                ; and r8d, 3
+                ; cmp r8d, esi
+                ; ja =>instead
+            );
+        }
+    }
+
+    /// Puts the limit of the descriptor in T1 into T0.
+    fn limit_of_descriptor(&mut self) {
+        let byte_units = self.ops.new_dynamic_label();
+        dynasm!(self.ops
+            ; .arch x64
+            ; mov rsi, rdi
+            ; shr rsi, 32
+            ; and esi, 0xf_0000
+            ; movzx r8d, di
+            ; or esi, r8d
+            ; bt rdi, 55
+            ; jnc =>byte_units
+            ; shl esi, 12
+            ; or esi, 0xfff
+            ; =>byte_units
+        );
+    }
+
     /// Loads the selector in T1 in real or virtual-8086 mode. In real mode the limit stays as it is, if the segment
     /// was present.
     fn load_paragraph(&mut self, register: Register, instead: DynamicLabel) {
@@ -141,8 +248,7 @@ impl Emitter<'_> {
                 .iter()
                 .any(|&index| index as usize == segment);
         let upper = at::segment_limit(segment);
-        let (named, byte_units, written, done) = (
-            self.ops.new_dynamic_label(),
+        let (named, written, done) = (
             self.ops.new_dynamic_label(),
             self.ops.new_dynamic_label(),
             self.ops.new_dynamic_label(),
@@ -177,17 +283,7 @@ impl Emitter<'_> {
             ; shr rsi, DPL
             ; and esi, 3
         );
-        if mode.has(Mode::USER) {
-            dynasm!(self.ops ; .arch x64 ; cmp esi, 3 ; jne =>instead);
-        } else {
-            dynasm!(self.ops
-                ; .arch x64
-                ; gs mov r8d, [at::SCRATCH]
-                ; and r8d, 3
-                ; cmp r8d, esi
-                ; ja =>instead
-            );
-        }
+        self.require_level(instead);
         if flat {
             dynasm!(self.ops
                 ; .arch x64
@@ -208,16 +304,10 @@ impl Emitter<'_> {
             ; shl r8d, 24
             ; or esi, r8d
             ; gs mov [at::segment_base(segment)], rsi
-            ; mov rsi, rdi
-            ; shr rsi, 32
-            ; and esi, 0xf_0000
-            ; movzx r8d, di
-            ; or esi, r8d
-            ; bt rdi, 55
-            ; jnc =>byte_units
-            ; shl esi, 12
-            ; or esi, 0xfff
-            ; =>byte_units
+        );
+        self.limit_of_descriptor();
+        dynasm!(self.ops
+            ; .arch x64
             ; gs mov [upper], esi
             ; gs mov [at::read_bound(segment)], rsi
             ; shr rdi, ATTRIBUTES

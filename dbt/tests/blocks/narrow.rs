@@ -46,7 +46,7 @@ fn store(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
 fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
     let at = random.below(9) as i32 * 4;
     let value = VALUES[random.below(5) as usize];
-    match random.below(33) {
+    match random.below(35) {
         0 => a.lea(value, ptr(DATA + at as u64)),
         1 => a.lea(value, ptr(bx + si + at)),
         2 => a.lea(value, ptr(value + edx * 2 + 5)),
@@ -73,6 +73,8 @@ fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> 
         18 => a.lock().cmpxchg8b(qword_ptr(at).fs()),
         19 => a.setc(byte_ptr(edi + at)),
         20 => a.inc(value),
+        32 => a.push(cx),
+        33 => a.pop(dx),
         21 => a.xlatb(),
         22 => a.bound(value, dword_ptr(BOUNDS)),
         23 => {

@@ -80,7 +80,17 @@ pub fn operation(reserved: &Reserved, seed: u64, index: usize) -> Piece {
         }
         32..=33 => {
             let wide: &[u8] = if bits == 64 { &[0x48] } else { &[] };
-            match random.below(3) {
+            match random.below(4) {
+                // push or pop of 16 bits
+                3 => {
+                    let register = reserved.free(&mut random);
+                    piece.put(&[0x66]);
+                    if register >= 8 {
+                        piece.put(&[0x41]);
+                    }
+                    let opcode = if random.one_in(2) { 0x50 } else { 0x58 };
+                    piece.put(&[opcode | register & 7]);
+                }
                 // push rsp; pop rsp
                 0 => piece.put(&[0x54, 0x5c]),
                 1 => {

@@ -1,5 +1,5 @@
 //! Loads of DS, ES, FS and GS: of all kinds of selectors, at both levels, with SMAP and without, and what is reached by
-//! way of them.
+//! way of them; and questions about selectors.
 
 use dbt::guest::Segment;
 use dbt::{EngineOptions, Stop};
@@ -94,20 +94,106 @@ fn run(machine: &mut Machine, program: &Program, descriptor: u64) -> End {
     (cpu.gpr, cpu.rip, cpu.segments, memory)
 }
 
-#[test]
-fn segment_registers_are_loaded_as_interpreted() {
+/// LAR, LSL, VERR and VERW: opcode, and what its byte with the operands has besides.
+const QUESTIONS: [(u8, u8); 4] = [(0x02, 0x10), (0x03, 0x10), (0x00, 0x20), (0x00, 0x28)];
+
+/// Three rounds of a question about a selector. Behind it all flags are seen, or ZF only.
+fn asking(
+    bits: u32,
+    (opcode, operands): (u8, u8),
+    selector: u32,
+    (memory, short, all): (bool, bool, bool),
+) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(bits)?;
+    let mut again = a.create_label();
+    a.mov(ecx, 3)?;
+    a.set_label(&mut again)?;
+    a.mov(eax, selector)?;
+    a.mov(edi, DATA as u32)?;
+    a.db(&[0x89, 0x07])?;
+    a.mov(edx, 0x8765_4321u32)?;
+    a.add(ebx, 0x3fff_fff5)?;
+    if short {
+        a.db(&[0x66])?;
+    }
+    a.db(&[0x0f, opcode, if memory { 0x07 } else { 0xc0 } | operands])?;
+    if all {
+        a.lahf()?;
+        a.seto(al)?;
+    } else {
+        a.sete(al)?;
+        a.test(ebx, ebx)?;
+    }
+    a.lea(ebp, ptr(edx + ebp * 2))?;
+    a.add(ebp, eax)?;
+    a.dec(ecx)?;
+    a.jne(again)?;
+    a.ud2()?;
+    a.assemble(CHANGING)
+}
+
+/// A machine that interprets, and those that are compared with it.
+fn reference_and_others() -> (Machine, Vec<(EngineOptions, Machine)>) {
     let interpreting = EngineOptions {
         interpret_only: true,
         ..EngineOptions::default()
     };
-    let mut reference = Machine::new(interpreting, 2);
     let engines = [true, false].map(|grouping| EngineOptions {
         cold: 0,
         grouping,
         traces: grouping.then_some(2),
         ..EngineOptions::default()
     });
-    let mut machines = machines(engines);
+    (Machine::new(interpreting, 2), machines(engines))
+}
+
+#[test]
+fn questions_about_selectors_are_answered_as_interpreted() {
+    let (mut reference, mut machines) = reference_and_others();
+    let mut answered = [0; 4];
+    for setting in 0..16 {
+        let (bits, ring, smap, all) = (
+            [32, 64][setting & 1],
+            [0, 3][setting >> 1 & 1],
+            setting & 4 != 0,
+            setting & 8 != 0,
+        );
+        for (question, form) in QUESTIONS.into_iter().enumerate() {
+            for (number, selector) in SELECTORS.into_iter().enumerate() {
+                let (memory, short) = (number & 1 != 0, (number + setting) & 2 != 0);
+                let code = asking(bits, form, selector, (memory, short, all))
+                    .expect("it can be assembled");
+                let mut program = looping_in(bits, &code);
+                program.ring = ring;
+                program.smap = smap && ring == 0;
+                for descriptor in DESCRIPTORS {
+                    let expected = run(&mut reference, &program, descriptor);
+                    // ZF is the lowest bit of AL, or bit 6 of AH.
+                    let zero = if all { 14 } else { 0 };
+                    answered[question] += expected.0[0] >> zero & 1;
+                    for (options, machine) in &mut machines {
+                        let found = run(machine, &program, descriptor);
+                        let what = format!(
+                            "{bits} bits, level {ring}, SMAP {smap}, question {question} of \
+                             {selector:#x}, memory {memory}, {descriptor:#x}, {options:?}"
+                        );
+                        assert_eq!(found.0, expected.0, "{what}");
+                        assert_eq!(found.1, expected.1, "{what}");
+                        assert!(found.3 == expected.3, "memory, {what}");
+                    }
+                    if !matches!(selector, 0x28 | 0x2b) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    assert!(answered.iter().all(|&yes| yes > 60), "{answered:?}");
+}
+
+#[test]
+fn segment_registers_are_loaded_as_interpreted() {
+    let (mut reference, mut machines) = reference_and_others();
     let mut reached = 0;
     for setting in 0..8 {
         let (bits, ring, smap) = (

@@ -73,6 +73,20 @@ pub const CASES: &[Case] = &[
         a.bts(qword_ptr(rbx), rsi)?;
         a.xor(eax, eax)
     }),
+    Case::new("PUSH and POP of 16 bits", |a| {
+        a.push(dx)?;
+        a.pop(bx)?;
+        a.xor(ecx, ecx)
+    }),
+    Case::new("VERW, the flags needed", |a| {
+        a.add(eax, ecx)?;
+        a.verw(word_ptr(rbx))
+    }),
+    Case::new("LSL", |a| {
+        a.lsl(edx, ecx)?;
+        a.setne(al)?;
+        a.xor(ecx, ecx)
+    }),
     Case::new("a control word", |a| {
         a.fldcw(word_ptr(rbx + 4))?;
         a.xor(eax, eax)
