@@ -1,7 +1,6 @@
 //! Translations from earlier runs, and for later ones ([`CodeFile`]).
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
-use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
@@ -17,8 +16,6 @@ use crate::cache::{Block, FETCHED, Key};
 use crate::decode::{self, Manner};
 use crate::x86_64;
 
-/// A file is written anew for one block more of so many that it has.
-const PART: usize = 32;
 /// Entries after which a trace is made of code that was hot in another run.
 const KNOWN: u16 = 256;
 /// Of what the host's CPUID says: leaves and subleaves.
@@ -74,11 +71,7 @@ impl Vcpu {
         if kept.is_empty() || !code_file::keeps(&key) {
             return None;
         }
-        let mut start = [0; START];
-        let room = START.min(PAGE_SIZE as usize - key.physical.page_offset());
-        let start = &mut start[..room];
-        self.mem.load(key.physical, start).ok()?;
-        let word = code_file::word(&key, start);
+        let word = self.word(&key)?;
         let record = kept.find(word)?;
         let page = key.physical.page();
         let is_there = |span: &Span<'_>| {
@@ -106,49 +99,56 @@ impl Vcpu {
         id.filter(|&id| self.cache.block(id).is_some())
     }
 
-    /// Writes the translations that there are for later runs, if that is worth it: if there are so many that the file
-    /// does not have, and for one that has some, a part of that. Returns how many were added.
+    /// Adds the translations that the file does not have to it, for later runs, if there are so many, and notes which of
+    /// those that it has were of use. Returns how many were added.
     ///
     /// # Errors
     ///
-    /// The host's, if the file cannot be written. The old one is there still.
+    /// The host's, if the file cannot be written. What was there is there still.
     pub fn keep_code(&mut self, enough: usize) -> io::Result<usize> {
         let Some(mut file) = self.code_file.take() else {
             return Ok(0);
         };
-        let enough = enough.max(file.len() / PART);
-        if self.candidates() < enough {
-            self.code_file = Some(file);
-            return Ok(0);
+        let mut blocks = Vec::new();
+        if self.candidates() >= enough {
+            self.prepare_heads(&file);
+            blocks = self.new_to(&file);
         }
-        self.prepare_heads();
-        // In the order in which they were made, which is that in which they will be wanted.
+        if blocks.len() < enough {
+            blocks.clear();
+        }
+        let written = file.write(&blocks);
+        self.code_file = Some(file);
+        written
+    }
+
+    /// What is kept of the blocks that a file does not have, in the order in which they were made, which is that in which
+    /// they will be wanted.
+    fn new_to(&mut self, file: &CodeFile) -> Vec<Kept> {
         let mut blocks: Vec<Kept> = Vec::new();
         let mut known: FxHashMap<u32, usize> = FxHashMap::default();
         for id in self.cache.ids() {
-            let kept = self.worth_keeping(id);
-            let Some(kept) = kept.filter(|kept| !file.has(kept.word, kept.rank)) else {
+            let Some((word, rank)) = self.worth_keeping(id) else {
                 continue;
             };
-            match known.entry(kept.word) {
-                Entry::Vacant(entry) => {
-                    entry.insert(blocks.len());
+            let other = known.get(&word).copied();
+            let better = other.is_none_or(|other| blocks[other].rank < rank);
+            if !better || file.has(word, rank) {
+                continue;
+            }
+            let Some(record) = self.kept_record(id) else {
+                continue;
+            };
+            let kept = Kept { word, rank, record };
+            match other {
+                Some(other) => blocks[other] = kept,
+                None => {
+                    known.insert(word, blocks.len());
                     blocks.push(kept);
-                }
-                Entry::Occupied(entry) => {
-                    let other = &mut blocks[*entry.get()];
-                    if other.rank < kept.rank {
-                        *other = kept;
-                    }
                 }
             }
         }
-        let mut written = Ok(0);
-        if blocks.len() >= enough {
-            written = file.write(&blocks).map(|()| blocks.len());
-        }
-        self.code_file = Some(file);
-        written
+        blocks
     }
 
     /// How many blocks may be such as the file does not have.
@@ -159,20 +159,25 @@ impl Vcpu {
     }
 
     /// Traces of several pages cannot be kept, nor can those whose checks predict, but what is known of them: their heads become
-    /// blocks again that count how often they are entered, or loops that may come to predict.
-    fn prepare_heads(&mut self) {
+    /// blocks again that count how often they are entered, or loops that may come to predict, unless the file has such.
+    fn prepare_heads(&mut self, file: &CodeFile) {
         for id in self.cache.ids() {
             let Some(block) = self.cache.block(id) else {
                 continue;
             };
-            let key = block.key;
+            let (key, predicting) = (block.key, block.predicting);
             let several = !block.further.is_empty() && !block.crosses();
-            if !block.settled || key.grouped != self.options.grouping {
+            let usual = key.grouped == self.options.grouping;
+            if !block.settled || !usual || !(several || predicting) {
+                continue;
+            }
+            let rank = if several { Rank::Counting } else { Rank::Hot };
+            if self.word(&key).is_none_or(|word| file.has(word, rank)) {
                 continue;
             }
             if several {
                 self.begin_again(id, key);
-            } else if block.predicting {
+            } else {
                 self.replace(id, Tier::Hot { predicting: false });
             }
         }
@@ -196,27 +201,55 @@ impl Vcpu {
         }
     }
 
-    /// What is kept of a block, if anything.
-    fn worth_keeping(&mut self, id: u32) -> Option<Kept> {
+    /// What a block is found by, if it can be kept, and how much went into it.
+    fn worth_keeping(&mut self, id: u32) -> Option<(u32, Rank)> {
         let block = self.cache.block(id)?;
         if block.kept || block.made.marks.is_none() {
             return None;
         }
-        let page = block.key.physical.page();
+        let rank = match block {
+            Block { counts: true, .. } => Rank::Counting,
+            Block { settled: true, .. } => Rank::Hot,
+            _ => Rank::First,
+        };
+        let key = block.key;
+        Some((self.word(&key)?, rank))
+    }
+
+    /// What a block of a key is found by.
+    fn word(&mut self, key: &Key) -> Option<u32> {
+        let room = START.min(PAGE_SIZE as usize - key.physical.page_offset());
+        let start = &mut [0; START][..room];
+        self.mem.load(key.physical, start).ok()?;
+        Some(code_file::word(key, start))
+    }
+
+    /// A block's record.
+    fn kept_record(&mut self, id: u32) -> Option<Vec<u8>> {
+        let block = self.cache.block(id)?;
         let far = block.far_mode;
         let far = far.and_then(|far| self.jump_modes.iter().position(|&known| known == far));
         if far.is_none() && block.far_mode.is_some() {
             return None;
         }
-        let mut code = std::mem::take(&mut self.workshop.code);
-        self.cache.read_code(block, &mut code);
-        let record = keep(block, far, &code, |offset, len| {
-            let mut bytes = vec![0; len];
-            self.mem.load(page.add(offset), &mut bytes).ok()?;
+        let page = block.key.physical.page();
+        let mem = &mut self.mem;
+        let spans = code_file::spans_of(block);
+        let bytes = spans.iter().map(|&(offset, len)| {
+            let mut bytes = vec![0; len.into()];
+            mem.load(page.add(offset.into()), &mut bytes).ok()?;
             Some(bytes)
         });
-        self.workshop.code = code;
-        record
+        let bytes: Option<Vec<Vec<u8>>> = bytes.collect();
+        let bytes = bytes?;
+        let spans = spans.iter().zip(&bytes).map(|(&(offset, _), bytes)| Span {
+            offset,
+            bytes: Bytes(bytes),
+        });
+        let code = &mut self.workshop.code;
+        self.cache.read_code(block, code);
+        let record = Record::of(block, spans.collect(), far, code);
+        postcard::to_stdvec(&record).ok()
     }
 }
 
@@ -229,34 +262,4 @@ fn is_there(mem: &mut PhysMem, mut at: GuestPhys, bytes: &[u8]) -> bool {
         at = at.add(chunk.len() as u64);
         loaded.is_ok() && found == chunk
     })
-}
-
-/// A block's word and record. `load`: the guest's bytes in its page.
-fn keep(
-    block: &Block,
-    far_jump_cache: Option<usize>,
-    code: &[Vec<u8>; 2],
-    mut load: impl FnMut(u64, usize) -> Option<Vec<u8>>,
-) -> Option<Kept> {
-    let offset = block.key.physical.page_offset();
-    let start = load(offset as u64, START.min(PAGE_SIZE as usize - offset))?;
-    let word = code_file::word(&block.key, &start);
-    let spans = code_file::spans_of(block);
-    let bytes: Option<Vec<Vec<u8>>> = spans
-        .iter()
-        .map(|&(offset, len)| load(offset.into(), len.into()))
-        .collect();
-    let bytes = bytes?;
-    let spans = spans.iter().zip(&bytes).map(|(&(offset, _), bytes)| Span {
-        offset,
-        bytes: Bytes(bytes),
-    });
-    let record = Record::of(block, spans.collect(), far_jump_cache, code);
-    let rank = match block {
-        Block { counts: true, .. } => Rank::Counting,
-        Block { settled: true, .. } => Rank::Hot,
-        _ => Rank::First,
-    };
-    let record = postcard::to_stdvec(&record).ok()?;
-    Some(Kept { word, rank, record })
 }
