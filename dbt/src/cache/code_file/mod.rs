@@ -152,7 +152,7 @@ impl CodeFile {
     /// Takes in what a file has, up to what is damaged or has been cut.
     fn read_from(&mut self, file: File) -> io::Result<()> {
         self.forget_all();
-        let len = file.metadata()?.len().min(self.longest.into()) as u32;
+        let len = file.metadata()?.len().min(LONGEST.into()) as u32;
         let mut read = Ok(());
         while self.end < len {
             match Segment::read(&file, self.end, len, self.fingerprint) {

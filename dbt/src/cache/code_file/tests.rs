@@ -149,11 +149,14 @@ fn what_was_not_used_for_longest_goes_first() {
     let known = file.known(80).unwrap();
     assert_eq!(file.generations[known.number as usize], 3);
 
-    // What there is no room for is left out.
+    // What is new and has no room is left out.
     file.longest = 3 * PIECE;
+    file.note_use(5);
     file.write(&records(300..400)).unwrap();
     let file = open(&directory);
-    assert!(file.len() > 5 && size(&file) < u64::from(4 * PIECE));
+    assert!(words(&file, 300..400).len() > 5 && size(&file) < u64::from(4 * PIECE));
+    // It leaves out nothing that was used.
+    assert_eq!(words(&file, 0..300), [5]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! that one that was begun in vain is written over by the next. Readers need no lock. Where the file is to become
 //! shorter another one is renamed to it, and those who have the old one open go on reading that.
 
+use std::cmp::Reverse;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -186,7 +187,7 @@ impl CodeFile {
         let mut old: Vec<Known> = old
             .filter(|known| !replaced.contains(&known.place.word))
             .collect();
-        self.keep_last_used(&mut old, bytes);
+        self.keep_last_used(&mut old, bytes, run);
         let older = run.saturating_sub(APART);
         let records = old.len() + blocks.len();
         let mut writer = Writer::new(new.as_file(), 0, records, self.longest)?;
@@ -208,28 +209,24 @@ impl CodeFile {
         Ok(())
     }
 
-    /// Leaves out what has not been of use for longest, so that so many bytes have room. What is left is in the
-    /// order in which it was added, and so in that in which it will be wanted.
-    fn keep_last_used(&self, known: &mut Vec<Known>, bytes: usize) {
+    /// Leaves out what has not been of use for longest, so that so many bytes have room; what is new leaves out nothing
+    /// that this run has used. What is left is in the order in which it was added, and so in that in which it will be
+    /// wanted.
+    fn keep_last_used(&self, known: &mut Vec<Known>, bytes: usize, run: u16) {
         let len = |known: &Known| room(1, known.place.len as usize);
-        let all: usize = known.iter().map(len).sum();
+        let last_use = |known: &Known| self.generations[known.number as usize];
         let order = |known: &Known| known.number;
+        let all: usize = known.iter().map(len).sum();
         if all + all / 8 + bytes > self.longest as usize {
-            let room = (self.longest as usize / 4 * 3).saturating_sub(bytes);
-            let age = |known: &Known| {
-                (
-                    std::cmp::Reverse(self.generations[known.number as usize]),
-                    order(known),
-                )
-            };
-            known.sort_unstable_by_key(age);
+            known.sort_unstable_by_key(|known| (Reverse(last_use(known)), order(known)));
+            let most = self.longest as usize / 4 * 3;
             let mut taken = 0;
             let fits = |known: &Known| {
                 taken += len(known) + len(known) / 8;
-                taken <= room
+                let others = if last_use(known) == run { 0 } else { bytes };
+                taken + others <= most
             };
-            let kept = known.iter().copied().take_while(fits);
-            *known = kept.collect();
+            *known = known.iter().copied().take_while(fits).collect();
         }
         known.sort_unstable_by_key(order);
     }
