@@ -117,6 +117,15 @@ impl Translation {
 /// A linear page, where it is in the guest's memory, and the mode.
 pub(super) type Mapping = (u64, GuestPhys, Mode);
 
+/// What a block that may be kept for later runs was made from: at its end the memory may hold something else.
+#[derive(Debug)]
+pub struct Source {
+    /// By what it is found in the code file.
+    pub word: u32,
+    /// The bytes of its instructions, each run of them ([`super::code_file::spans_of`]) behind the one before.
+    pub bytes: Box<[u8]>,
+}
+
 /// A translated block.
 pub struct Block {
     /// What it was made from.
@@ -164,8 +173,8 @@ pub struct Block {
     pub predicting: bool,
     /// How many of them were wrong too often.
     pub strays: u8,
-    /// It is in the code file, or not worth it.
-    pub kept: bool,
+    /// What it was made from, if it may be kept in the code file, and is not from there.
+    pub source: Option<Arc<Source>>,
     /// What the page guard has to hold.
     pub mapping: u32,
     /// The mode's jump cache.
@@ -258,7 +267,7 @@ impl Block {
             seen: 0,
             predicting: false,
             strays: 0,
-            kept: false,
+            source: None,
             mapping,
             jump_cache,
             far_mode: None,
@@ -281,7 +290,7 @@ impl Block {
             loops: self.loops,
             predicting: self.predicting,
             strays: self.strays,
-            kept: self.kept,
+            source: self.source.clone(),
             far_mode: self.far_mode,
             ..Block::of(
                 key,

@@ -32,7 +32,7 @@ mod trace;
 mod words;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub use block::{Block, Key, Translation};
+pub use block::{Block, Key, Source, Translation};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use blocks::{BlockCache, FETCHED};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -4,18 +4,21 @@ use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use mmu::{GuestPhys, PAGE_SIZE, PhysMem};
 use rustc_hash::FxHashMap;
 
 use super::engine::EngineOptions;
-use super::translating::Tier;
 use super::vcpu::Vcpu;
 use crate::cache::code_file::{self, Bytes, CodeFile, Kept, Rank, Record, START, Span};
-use crate::cache::{Block, FETCHED, Key};
-use crate::decode::{self, Manner};
+use crate::cache::{Block, BlockCache, FETCHED, Key, Source};
+use crate::decode::Manner;
+use crate::guest::Mode;
 use crate::x86_64;
 
+/// Bytes of what is kept of blocks that are gone before the end of a run, at the most.
+const DROPPED: usize = 32 << 20;
 /// Entries after which a trace is made of code that was hot in another run.
 const KNOWN: u16 = 256;
 /// Of what the host's CPUID says: leaves and subleaves.
@@ -109,111 +112,46 @@ impl Vcpu {
         let Some(mut file) = self.code_file.take() else {
             return Ok(0);
         };
-        let mut blocks = Vec::new();
-        if self.candidates() >= enough {
-            self.prepare_heads(&file);
-            blocks = self.new_to(&file);
+        let mut blocks = std::mem::take(&mut self.dropped);
+        for id in self.cache.ids() {
+            if let Some(block) = self.cache.block(id) {
+                let code = &mut self.workshop.code;
+                blocks.add(block, (&self.cache, &self.jump_modes), Some(&file), code);
+            }
         }
-        if blocks.len() < enough {
-            blocks.clear();
-        }
-        let written = file.write(&blocks);
+        let blocks = blocks.blocks;
+        let worth_it = blocks.len() >= enough;
+        let written = file.write(if worth_it { &blocks } else { &[] });
         self.code_file = Some(file);
         written
     }
 
-    /// What is kept of the blocks that a file does not have, in the order in which they were made, which is that in which
-    /// they will be wanted.
-    fn new_to(&mut self, file: &CodeFile) -> Vec<Kept> {
-        let mut blocks: Vec<Kept> = Vec::new();
-        let mut known: FxHashMap<u32, usize> = FxHashMap::default();
-        for id in self.cache.ids() {
-            let Some((word, rank)) = self.worth_keeping(id) else {
-                continue;
-            };
-            let other = known.get(&word).copied();
-            let better = other.is_none_or(|other| blocks[other].rank < rank);
-            if !better || file.has(word, rank) {
-                continue;
-            }
-            let Some(record) = self.kept_record(id) else {
-                continue;
-            };
-            let kept = Kept { word, rank, record };
-            match other {
-                Some(other) => blocks[other] = kept,
-                None => {
-                    known.insert(word, blocks.len());
-                    blocks.push(kept);
-                }
-            }
-        }
-        blocks
-    }
-
-    /// How many blocks may be such as the file does not have.
-    fn candidates(&self) -> usize {
-        let blocks = self.cache.ids();
-        let blocks = blocks.into_iter().filter_map(|id| self.cache.block(id));
-        blocks.filter(|block| !block.kept || block.settled).count()
-    }
-
-    /// Traces of several pages cannot be kept, nor can those whose checks predict, but what is known of them: their heads become
-    /// blocks again that count how often they are entered, or loops that may come to predict, unless the file has such.
-    fn prepare_heads(&mut self, file: &CodeFile) {
-        for id in self.cache.ids() {
-            let Some(block) = self.cache.block(id) else {
-                continue;
-            };
-            let (key, predicting) = (block.key, block.predicting);
-            let several = !block.further.is_empty() && !block.crosses();
-            let usual = key.grouped == self.options.grouping;
-            if !block.settled || !usual || !(several || predicting) {
-                continue;
-            }
-            let rank = if several { Rank::Counting } else { Rank::Hot };
-            if self.word(&key).is_none_or(|word| file.has(word, rank)) {
-                continue;
-            }
-            if several {
-                self.begin_again(id, key);
-            } else {
-                self.replace(id, Tier::Hot { predicting: false });
+    /// Notes what is to be kept of blocks that were removed, while their code is still there.
+    pub(super) fn keep_dropped(&mut self, gone: &[Block]) {
+        for block in gone.iter().filter(|block| block.source.is_some()) {
+            if self.dropped.bytes < DROPPED {
+                let mut code = std::mem::take(&mut self.workshop.code);
+                let (own, file) = ((&self.cache, &*self.jump_modes), self.code_file.as_ref());
+                self.dropped.add(block, own, file, &mut code);
+                self.workshop.code = code;
             }
         }
     }
 
-    /// Puts a block that counts its entries in the place of a trace.
-    fn begin_again(&mut self, trace: u32, key: Key) {
-        if key.mode.code_size() != self.cpu().mode.code_size() {
-            return;
+    /// What a block is made from, which is in memory still.
+    pub(super) fn source(&mut self, block: &Block) -> Option<Arc<Source>> {
+        let page = block.key.physical.page();
+        let spans = code_file::spans_of(block);
+        let len = spans.iter().map(|&(_, len)| usize::from(len)).sum();
+        let mut bytes = vec![0; len].into_boxed_slice();
+        let mut rest = &mut bytes[..];
+        for (offset, len) in spans {
+            let (span, behind) = rest.split_at_mut(len.into());
+            self.mem.load(page.add(offset.into()), span).ok()?;
+            rest = behind;
         }
-        if let Some(gone) = self.cache.remove(trace) {
-            self.drop_blocks(&[gone]);
-        }
-        let mut insns = Vec::new();
-        let rip = std::mem::replace(&mut self.cpu_mut().rip, key.rip);
-        let decoded = decode::block_at(&mut self.context(), key.physical, &mut insns);
-        self.cpu_mut().rip = rip;
-        if let Some(decoded) = decoded.filter(|decoded| decoded.second.is_none()) {
-            let range = (key.physical, decoded.len);
-            self.place(key, &insns, range, &[], Tier::Sampled);
-        }
-    }
-
-    /// What a block is found by, if it can be kept, and how much went into it.
-    fn worth_keeping(&mut self, id: u32) -> Option<(u32, Rank)> {
-        let block = self.cache.block(id)?;
-        if block.kept || block.made.marks.is_none() {
-            return None;
-        }
-        let rank = match block {
-            Block { counts: true, .. } => Rank::Counting,
-            Block { settled: true, .. } => Rank::Hot,
-            _ => Rank::First,
-        };
-        let key = block.key;
-        Some((self.word(&key)?, rank))
+        let word = self.word(&block.key)?;
+        Some(Arc::new(Source { word, bytes }))
     }
 
     /// What a block of a key is found by.
@@ -223,34 +161,76 @@ impl Vcpu {
         self.mem.load(key.physical, start).ok()?;
         Some(code_file::word(key, start))
     }
+}
 
-    /// A block's record.
-    fn kept_record(&mut self, id: u32) -> Option<Vec<u8>> {
-        let block = self.cache.block(id)?;
-        let far = block.far_mode;
-        let far = far.and_then(|far| self.jump_modes.iter().position(|&known| known == far));
-        if far.is_none() && block.far_mode.is_some() {
-            return None;
+/// Blocks that are to be kept, in the order in which they come: of those with the same word the one into which most went.
+#[derive(Default)]
+pub(super) struct Keeping {
+    blocks: Vec<Kept>,
+    /// Where in these a word's is.
+    places: FxHashMap<u32, usize>,
+    /// Of all their records.
+    bytes: usize,
+}
+
+impl Keeping {
+    /// Adds a block, if it may be kept and a file has none as good.
+    fn add(
+        &mut self,
+        block: &Block,
+        (cache, jump_modes): (&BlockCache, &[Mode]),
+        file: Option<&CodeFile>,
+        code: &mut [Vec<u8>; 2],
+    ) {
+        let Some(source) = &block.source else {
+            return;
+        };
+        let rank = match block {
+            Block { counts: true, .. } => Rank::Counting,
+            Block { settled: true, .. } => Rank::Hot,
+            _ => Rank::First,
+        };
+        let word = source.word;
+        let other = self.places.get(&word).copied();
+        let better = other.is_none_or(|other| self.blocks[other].rank < rank);
+        if !better || file.is_some_and(|file| file.has(word, rank)) {
+            return;
         }
-        let page = block.key.physical.page();
-        let mem = &mut self.mem;
-        let spans = code_file::spans_of(block);
-        let bytes = spans.iter().map(|&(offset, len)| {
-            let mut bytes = vec![0; len.into()];
-            mem.load(page.add(offset.into()), &mut bytes).ok()?;
-            Some(bytes)
-        });
-        let bytes: Option<Vec<Vec<u8>>> = bytes.collect();
-        let bytes = bytes?;
-        let spans = spans.iter().zip(&bytes).map(|(&(offset, _), bytes)| Span {
-            offset,
-            bytes: Bytes(bytes),
-        });
-        let code = &mut self.workshop.code;
-        self.cache.read_code(block, code);
-        let record = Record::of(block, spans.collect(), far, code);
-        postcard::to_stdvec(&record).ok()
+        let far = block.far_mode;
+        let far = far.and_then(|far| jump_modes.iter().position(|&known| known == far));
+        if far.is_none() && block.far_mode.is_some() {
+            return;
+        }
+        cache.read_code(block, code);
+        let Ok(record) =
+            postcard::to_stdvec(&Record::of(block, spans(block, &source.bytes), far, code))
+        else {
+            return;
+        };
+        self.bytes += record.len();
+        let kept = Kept { word, rank, record };
+        match other {
+            Some(other) => self.blocks[other] = kept,
+            None => {
+                self.places.insert(word, self.blocks.len());
+                self.blocks.push(kept);
+            }
+        }
     }
+}
+
+/// A block's runs of instructions.
+fn spans<'a>(block: &Block, mut bytes: &'a [u8]) -> Vec<Span<'a>> {
+    let spans = code_file::spans_of(block).into_iter();
+    let spans = spans.map(|(offset, len)| {
+        let (own, rest) = bytes.split_at(len.into());
+        bytes = rest;
+        Span {
+            offset,
+            bytes: Bytes(own),
+        }
+    });
+    spans.collect()
 }
 
 /// Whether the guest's memory holds these bytes.

@@ -296,6 +296,8 @@ impl Vcpu {
     /// Translates a block again, for what is known of it now.
     pub(super) fn replace(&mut self, id: u32, tier: Tier) -> Option<u32> {
         let old = self.cache.remove(id)?;
+        // What is made now may come to where its code is.
+        self.keep_dropped(std::slice::from_ref(&old));
         let range = (old.lowest, old.len);
         let parts: Vec<Part> = old.further.iter().map(|further| further.part).collect();
         let insns: Vec<Instruction> = old.insns().collect();
@@ -313,7 +315,7 @@ impl Vcpu {
                 self.link_to(from, usize::from(exit), new);
             }
         }
-        self.drop_blocks(&[old]);
+        self.let_go(&[old]);
         new
     }
 

@@ -216,6 +216,8 @@ impl Vcpu {
             key.rip,
             target,
         );
+        // Marking a page makes news of its own.
+        let as_decoded = !self.mem.has_news();
         self.mem.mark_code(key.physical);
         for part in parts {
             self.mem.mark_code(part.lowest);
@@ -234,7 +236,9 @@ impl Vcpu {
         block.predicting = predicting;
         block.counts = counts;
         block.far_mode = far_mode;
-        block.kept = !keeps;
+        if keeps && as_decoded {
+            block.source = self.source(&block);
+        }
         let id = self.cache.insert(block, &emitted.code);
         self.cache.statistics.translated += 1;
         self.cache.statistics.allotted += u64::from(!emitted.places.are_usual());

@@ -9,6 +9,7 @@ use super::cold::Visits;
 use super::engine::{EngineOptions, Stop, VcpuError};
 use super::guards::Guards;
 use super::host::{GsBase, counter_is_invariant, load_x87, store_x87};
+use super::keeping::Keeping;
 use super::other_pages::Others;
 use super::prediction::Strayed;
 use super::raising::{self, LastException};
@@ -55,6 +56,8 @@ pub struct Vcpu {
     pub(super) visits: Visits,
     /// Translations from earlier runs.
     pub(super) code_file: Option<CodeFile>,
+    /// What is to be kept of blocks that are gone.
+    pub(super) dropped: Keeping,
     pub(super) code_segments: CodeSegments,
     /// What emitted code was told of the segments.
     pub(super) followed: Followed,
@@ -145,6 +148,7 @@ impl Vcpu {
             goal: 0,
             visits: Visits::new(options.cold),
             code_file: None,
+            dropped: Keeping::default(),
             code_segments: CodeSegments::default(),
             followed: Followed::default(),
             guards: Guards::default(),
@@ -449,6 +453,7 @@ impl Vcpu {
         if self.mem.has_news() {
             for (at, len) in self.mem.take_code_writes() {
                 let gone = self.cache.invalidate(at, len);
+                self.keep_dropped(&gone);
                 self.forget_blocks(&gone);
                 for block in &gone {
                     self.visits.rewritten(block.key.physical, block.key.rip);
@@ -551,8 +556,15 @@ impl Vcpu {
         id.filter(|&id| self.confirm(id))
     }
 
-    /// Forgets blocks that were removed: their jump cache entries, and their pages' marks.
+    /// Forgets blocks that were removed: their jump cache entries, and their pages' marks. Their code is still there, and is
+    /// kept for later runs.
     pub(super) fn drop_blocks(&mut self, gone: &[Block]) {
+        self.keep_dropped(gone);
+        self.let_go(gone);
+    }
+
+    /// Likewise, where their code may be gone, too.
+    pub(super) fn let_go(&mut self, gone: &[Block]) {
         self.forget_blocks(gone);
         for block in gone {
             for page in block.pages() {

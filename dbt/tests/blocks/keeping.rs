@@ -66,12 +66,15 @@ fn run_twice(bits: u32, seed: u64) {
     }
     let [before, after] = [&first, &second].map(|machine| machine.vcpu.statistics());
     assert!(kept > 300, "{kept}");
-    // What has been overwritten by the end of a program is not kept.
     assert!(
         after.recalled * 3 > before.translated,
         "{before:?} {after:?}"
     );
-    assert!(after.translated < before.translated, "{before:?} {after:?}");
+    // What has been overwritten by the end of a program is kept, too.
+    assert!(
+        after.translated * 9 < before.translated,
+        "{before:?} {after:?}"
+    );
 }
 
 #[test]

@@ -192,7 +192,6 @@ impl Record<'_, Translation> {
         );
         block.far_mode = self.far_mode.map(Mode);
         (block.open, block.settled, block.loops, block.attempts) = self.found;
-        block.kept = true;
         block.counts = self.heat.is_some();
         for exit in block.exits() {
             exit.lead_to_stub(code, to);
