@@ -99,6 +99,8 @@ impl Engine {
             late_stack: false,
             late_slots: false,
             late_stores: false,
+            late_index: false,
+            prefetch: false,
             slot_registers: false,
             sure_accesses: false,
             hoisting: false,

@@ -127,6 +127,8 @@ pub enum Kind {
     Environment,
     /// CLFLUSH, CLFLUSHOPT or CLWB.
     FlushLine,
+    /// PREFETCHh or PREFETCHW in flat code.
+    Prefetch,
     /// LDMXCSR or VLDMXCSR.
     LoadVectorControl,
     /// The interpreter executes it.

@@ -122,13 +122,16 @@ impl Classifier {
                 | Mnemonic::Reservednop
                 | Mnemonic::Endbr32
                 | Mnemonic::Endbr64
-                | Mnemonic::Prefetchnta
+                | Mnemonic::Pause => Kind::Nop,
+                Mnemonic::Prefetchnta
                 | Mnemonic::Prefetcht0
                 | Mnemonic::Prefetcht1
                 | Mnemonic::Prefetcht2
                 | Mnemonic::Prefetchw
-                | Mnemonic::Prefetch
-                | Mnemonic::Pause => Kind::Nop,
+                | Mnemonic::Prefetch => match segmented {
+                    true => Kind::Nop,
+                    false => Kind::Prefetch,
+                },
                 Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
                     if repeats(insn) && flat(insn, mode) =>
                 {
@@ -229,6 +232,7 @@ impl Classifier {
                 | Kind::JumpIndirect
                 | Kind::CallIndirect
                 | Kind::Nop
+                | Kind::Prefetch
                 | Kind::Fill
                 | Kind::Copy
                 | Kind::Scan => kind,

@@ -313,6 +313,7 @@ impl Finder {
             Kind::Plain(Operand::None | Operand::Read)
             | Kind::Lea
             | Kind::Nop
+            | Kind::Prefetch
             | Kind::Jump
             | Kind::Branch
             | Kind::Pop

@@ -158,6 +158,7 @@ pub fn exposes(class: &Class, precise: bool) -> bool {
         Kind::Plain(Operand::None) => class.faults,
         Kind::Lea
         | Kind::Nop
+        | Kind::Prefetch
         | Kind::Jump
         | Kind::Cli
         | Kind::Direction(_)
@@ -245,6 +246,7 @@ pub fn checks_access(kind: Kind) -> bool {
         | Kind::AskSelector
         | Kind::LoadVectorControl
         | Kind::FlushLine
+        | Kind::Prefetch
         | Kind::Masked(_)
         | Kind::MaskedBytes
         | Kind::Gather
@@ -289,6 +291,7 @@ pub fn leaves_alone(kind: Kind) -> bool {
             | Kind::Enter
             | Kind::LoadVectorControl
             | Kind::FlushLine
+            | Kind::Prefetch
             | Kind::Masked(_)
             | Kind::MaskedBytes
             | Kind::Gather

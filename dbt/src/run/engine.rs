@@ -60,6 +60,13 @@ pub struct EngineOptions {
     pub late_slots: bool,
     /// Of several stores in a row that share a check, make those to the mirrors first.
     pub late_stores: bool,
+    /// Accesses with a base and an index whose checks predict wait for one of the two registers only.
+    pub late_index: bool,
+    /// Have the host prefetch what the guest does.
+    pub prefetch: bool,
+    /// What a trace's exits lead to is entered by polls, where samples find the processor and entries are counted, until it
+    /// is part of a trace.
+    pub exit_polls: bool,
     /// What leads to a group of accesses may be in a register that a trace does not need.
     pub slot_registers: bool,
     /// Accesses that a check before them covers let nobody see the flags, and returns that find what their calls have
@@ -119,6 +126,9 @@ impl Default for EngineOptions {
             late_stack: true,
             late_slots: true,
             late_stores: true,
+            late_index: true,
+            prefetch: true,
+            exit_polls: true,
             slot_registers: true,
             sure_accesses: true,
             hoisting: true,

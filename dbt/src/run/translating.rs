@@ -194,6 +194,8 @@ impl Vcpu {
             late_stack: self.options.late_stack,
             late_slots: self.options.late_slots,
             late_stores: self.options.late_stores,
+            late_index: self.options.late_index,
+            prefetch: self.options.prefetch,
             slot_registers: self.options.slot_registers,
             sure_accesses: self.options.sure_accesses,
             hoisting: self.options.hoisting && tier.is_hot(),

@@ -381,6 +381,8 @@ impl Vcpu {
         let kind = source.exit(exit)?.kind;
         // Blocks that each begin further above lead nowhere again: any other way polls.
         let ahead = target > source.key.rip;
+        // Neither samples nor counters would find code to which only jumps ahead lead.
+        let unknown = self.options.exit_polls && source.settled && !block.settled;
         let cross = !source.has_page_of(target);
         let entry = if kind == ExitKind::Return {
             // Where the caller's page is mapped has not changed since the call; that of the page
@@ -392,7 +394,7 @@ impl Vcpu {
             }
         } else if cross {
             block.guarded_entry()
-        } else if !ahead || kind == ExitKind::Call {
+        } else if !ahead || unknown || kind == ExitKind::Call {
             // Each call polls, so that calls and returns alone cannot go on for ever.
             block.poll_entry()
         } else {

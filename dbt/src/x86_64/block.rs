@@ -505,6 +505,8 @@ impl Emitter<'_> {
                 Mnemonic::Fnstenv | Mnemonic::Fnsave => self.store_environment(index, insn, needed),
                 _ => self.load_environment(index, insn, needed),
             },
+            Kind::Prefetch if !self.target.prefetch => Ok(()),
+            Kind::Prefetch => self.prefetch(insn, needed),
             _ if !self.target.system_inline => Err(Unencodable),
             Kind::LoadSegment => self.load_segment(index, insn, needed),
             Kind::AskSelector => self.ask_selector(index, insn, needed),

@@ -52,6 +52,7 @@ pub(super) fn memory(base: Register, index: Register, displacement: i32) -> Host
     HostMemory {
         base,
         index,
+        scale: 1,
         displacement,
     }
 }

@@ -81,6 +81,10 @@ pub struct Target<'a> {
     pub late_slots: bool,
     /// Of several stores in a row, those to the mirrors come first.
     pub late_stores: bool,
+    /// Accesses with a base and an index whose checks predict wait for one of the two only.
+    pub late_index: bool,
+    /// The host prefetches what the guest does.
+    pub prefetch: bool,
     /// What leads to a group may be in a register that the code does not need.
     pub slot_registers: bool,
     /// Whether accesses that have been checked before let nobody see the flags, and returns that find what their calls

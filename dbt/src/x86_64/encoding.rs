@@ -200,6 +200,7 @@ fn prefix_of(register: Register) -> Option<u8> {
 }
 
 /// An operand in memory with a base register.
+#[derive(Clone, Copy)]
 pub(super) struct Memory {
     pub base: u8,
     pub index: u8,

@@ -5,9 +5,11 @@ use mmu::PAGE_SIZE;
 
 use super::emitter::{Emitter, Held};
 use super::flags::FlagsPlace;
+use super::memory::T0_NUMBER;
 use super::operands::{Address, based_segment};
 use super::places::Places;
-use super::registers::T0;
+use super::prediction::Start;
+
 use crate::record::grouping::{Group, Place, Steady};
 
 impl Emitter<'_> {
@@ -34,7 +36,7 @@ impl Emitter<'_> {
                 // Nothing has been done before the first instruction: that is where a wrong one leaves.
                 self.may_predict = true;
                 let site = (0, Place::Operand);
-                if !self.predict(site, (Self::scratch(T0), 0), covers, label) {
+                if !self.predict(site, (Start::Register(T0_NUMBER), 0), covers, label) {
                     self.translate_linear(covers.0, covers.1, label);
                 }
                 self.may_predict = false;
@@ -65,6 +67,7 @@ fn address_of(group: Group, steady: Steady, places: Places) -> Address {
         whole: false,
         limited: false,
         short: false,
+        apart: false,
     };
     match steady {
         Steady::Page { page, relative } => Address {

@@ -11,6 +11,7 @@ use super::encoded::Encoded;
 use super::encoding::{Memory, NO_INDEX, Opcode, WIDE, with_memory, with_register};
 use super::moving::Follows;
 use super::operands::{Address, HostMemory};
+use super::prediction::Start;
 use super::registers::{T0, T1, T2, pinned, sized};
 use super::stubs::Stub;
 use crate::interpret::view;
@@ -18,7 +19,7 @@ use crate::record::grouping::{Group, Member, Place};
 use crate::run::{UpcallKind, at};
 
 /// RSI's number.
-const T0_NUMBER: u8 = 6;
+pub(super) const T0_NUMBER: u8 = 6;
 const T2_NUMBER: u8 = 8;
 
 impl Emitter<'_> {
@@ -244,6 +245,7 @@ impl Emitter<'_> {
             self.crossing_load(size)
         };
         let mut slow = self.stubs.len();
+        let mut added = None;
         let constant = address.constant().filter(|constant| {
             constant % PAGE_SIZE + u64::from(size) <= PAGE_SIZE
                 && constant % PAGE_SIZE <= i32::MAX as u64
@@ -256,15 +258,30 @@ impl Emitter<'_> {
             record.wants_addend = 1;
             let stub = self.stub(Some(lea), record);
             let displacement = address.displacement as i32;
-            let start = (base, displacement);
+            let start = (Start::Register(base), displacement);
             if !self.predict((insn, place), start, (size, write), stub) {
-                self.look_up(start, (size, write), stub);
+                self.look_up((base, displacement), (size, write), stub);
             }
+        } else if let Some((base, index, scale)) = address.sum().filter(|_| address.apart) {
+            let lea = self.lea(address)?;
+            record.wants_addend = 1;
+            let stub = self.stub(Some(lea), record);
+            let sum = Memory {
+                base,
+                index,
+                scale,
+                displacement: 0,
+                displaced: false,
+            };
+            let displacement = address.displacement as i32;
+            let start = (Start::Sum(sum), displacement);
+            self.predict((insn, place), start, (size, write), stub);
+            added = Some(base);
         } else {
             self.linear_within(insn, address, size, write)?;
             slow = self.stubs.len();
             let stub = self.stub(None, record);
-            let start = (T0_NUMBER, 0);
+            let start = (Start::Register(T0_NUMBER), 0);
             if !self.predict((insn, place), start, (size, write), stub) {
                 self.translate_linear(size, write, stub);
             }
@@ -277,6 +294,9 @@ impl Emitter<'_> {
             record.extra = resume;
             *crossing = crosses;
         }
+        if let Some(base) = added {
+            dynasm!(self.ops ; .arch x64 ; add rsi, Rq(base));
+        }
         Ok(())
     }
 
@@ -286,19 +306,30 @@ impl Emitter<'_> {
     pub(super) fn look_up(
         &mut self,
         (base, displacement): (u8, i32),
-        (size, write): (u32, bool),
+        access: (u32, bool),
         miss: DynamicLabel,
     ) {
+        let addend = self.find_entry((base, displacement), access, miss);
+        if base == T0_NUMBER {
+            self.add_addend(addend);
+        } else {
+            self.load_addend(addend);
+        }
+    }
+
+    /// Likewise, but leaves the offset of the entry in T1, and returns that of its addend from there.
+    pub(super) fn find_entry(
+        &mut self,
+        (base, displacement): (u8, i32),
+        (size, write): (u32, bool),
+        miss: DynamicLabel,
+    ) -> i32 {
         let tlb = at::tlb(view(self.target.mode));
         let tag = tlb + if write { at::WRITE_TAG } else { at::READ_TAG };
         self.address_to_compare(base, displacement);
         self.tlb_index(T2);
         self.compare_tag(tag, PAGE_SIZE as i32 - size as i32, miss);
-        if base == T0_NUMBER {
-            self.add_addend(tlb + at::ADDEND);
-        } else {
-            self.load_addend(tlb + at::ADDEND);
-        }
+        tlb + at::ADDEND
     }
 
     /// Puts a base register and a displacement into T2.
@@ -334,7 +365,7 @@ impl Emitter<'_> {
     }
 
     /// Loads the addend of the TLB entry whose offset is in T1 into T0.
-    fn load_addend(&mut self, addend: i32) {
+    pub(super) fn load_addend(&mut self, addend: i32) {
         match i8::try_from(addend) {
             Ok(addend) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [BYTE rdi + addend]),
             Err(_) => dynasm!(self.ops ; .arch x64 ; gs mov rsi, [rdi + addend]),
@@ -424,10 +455,10 @@ impl Emitter<'_> {
                 Some(base) => (base, address.displacement as i32 + below),
                 None => (T0_NUMBER, below),
             };
-            let start = (base, displacement);
+            let start = (Start::Register(base), displacement);
             let covers = ((group.high - group.low) as u32, group.write);
             if !self.predict((insn, place), start, covers, stub) {
-                self.look_up(start, covers, stub);
+                self.look_up((base, displacement), covers, stub);
             }
         }
         let held = first_held(member, address);

@@ -15,6 +15,7 @@ use crate::record::classify::is_limited;
 pub struct HostMemory {
     pub base: Register,
     pub index: Register,
+    pub scale: u32,
     pub displacement: i32,
 }
 
@@ -39,6 +40,8 @@ pub struct Address {
     pub limited: bool,
     /// The offset wraps at 16 bits.
     pub short: bool,
+    /// The host operand names the index: see [`Address::apart`].
+    pub apart: bool,
 }
 
 impl Address {
@@ -59,6 +62,7 @@ impl Address {
             whole: changes_base(insn),
             limited: false,
             short: false,
+            apart: false,
         };
         let base = insn.memory_base();
         if base.is_ip() {
@@ -123,6 +127,7 @@ impl Address {
             whole: false,
             limited: true,
             short: size == 2,
+            apart: false,
         })
     }
 
@@ -139,6 +144,7 @@ impl Address {
             whole: false,
             limited,
             short: limited && !mode.has(Mode::WIDE_STACK),
+            apart: false,
         }
     }
 
@@ -165,13 +171,42 @@ impl Address {
         pinned(self.base?)
     }
 
+    /// Base, index and scale, where the host operand can be addend + base, which are added up, index * scale and
+    /// displacement.
+    pub(super) fn sum(&self) -> Option<(u8, u8, u32)> {
+        let near = (self.displacement as i64).unsigned_abs() < 1 << 28;
+        if self.narrow || self.segment.is_some() || !near {
+            return None;
+        }
+        let (index, scale) = self.index?;
+        Some((pinned(self.base?)?, pinned(index)?, scale))
+    }
+
+    /// Has the access wait for the index alone, where base and index are added up and the check does not find out the
+    /// host address. `later`: the base was written last.
+    pub(super) fn set_apart(&mut self, later: bool) {
+        self.apart = true;
+        if let (Some(base), Some((index, 1)), true) = (self.base, self.index, later) {
+            (self.base, self.index) = (Some(index), Some((base, 1)));
+        }
+    }
+
     /// The host operand that [`Emitter::check`] will leave for this address.
     pub fn host_memory(&self) -> HostMemory {
+        let displacement = self.displacement as i32;
+        if let Some((_, index, scale)) = self.sum().filter(|_| self.apart) {
+            return HostMemory {
+                base: T0,
+                index: sized(index, 8),
+                scale,
+                displacement,
+            };
+        }
         match self.simple_base() {
             Some(base) => HostMemory {
-                base: T0,
                 index: sized(base, 8),
-                displacement: self.displacement as i32,
+                displacement,
+                ..HostMemory::AT_T0
             },
             None => HostMemory::AT_T0,
         }
@@ -208,6 +243,7 @@ impl HostMemory {
     pub const AT_T0: HostMemory = HostMemory {
         base: T0,
         index: Register::None,
+        scale: 1,
         displacement: 0,
     };
 
@@ -224,7 +260,7 @@ impl HostMemory {
         MemoryOperand::new(
             self.base,
             self.index,
-            1,
+            self.scale,
             i64::from(self.displacement),
             u32::from(self.displacement != 0),
             false,
@@ -265,7 +301,7 @@ impl HostMemory {
                 Register::None => NO_INDEX,
                 index => number(index) as u8,
             },
-            scale: 1,
+            scale: self.scale,
             displacement: self.displacement,
             displaced: false,
         }
@@ -276,7 +312,7 @@ impl HostMemory {
         insn.set_segment_prefix(Register::None);
         insn.set_memory_base(self.base);
         insn.set_memory_index(self.index);
-        insn.set_memory_index_scale(1);
+        insn.set_memory_index_scale(self.scale);
         insn.set_memory_displacement64(i64::from(self.displacement) as u64);
         insn.set_memory_displ_size(u32::from(self.displacement != 0));
     }

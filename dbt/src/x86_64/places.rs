@@ -193,6 +193,7 @@ impl Places {
                 | Kind::LoadControl
                 | Kind::LoadVectorControl
                 | Kind::FlushLine
+                | Kind::Prefetch
                 | Kind::ComparePair => {
                     high |= high_bytes(insn);
                     stays |= class.implied | high;

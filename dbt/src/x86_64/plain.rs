@@ -11,7 +11,7 @@ use super::encoding;
 use super::flags::FlagsPlace;
 use super::late_stores::{addresses, moves};
 use super::moving::Follows;
-use super::operands::HostMemory;
+use super::operands::{Address, HostMemory};
 use super::places::Places;
 use super::registers::{T0, T1, is_high_byte, number, sized};
 use crate::guest::Mode;
@@ -234,7 +234,8 @@ impl Emitter<'_> {
         operand: Operand,
         need: Need,
     ) -> Result<(), Unencodable> {
-        let address = self.operand(insn)?;
+        let mut address = self.operand(insn)?;
+        self.set_apart(index, insn, &mut address);
         let at = (Place::Operand, &address);
         let checked = self.host_memory(index, at);
         let size = insn.memory_size().size() as u32;
@@ -366,6 +367,28 @@ impl Emitter<'_> {
         self.changed_flags(class);
         dynasm!(self.ops ; .arch x64 ; =>behind);
         Ok(())
+    }
+
+    /// Where the access of an instruction is checked alone, and predicts, it is to wait for one register only: the one that is
+    /// not known until late, as far as that can be seen.
+    fn set_apart(&mut self, index: usize, insn: &Instruction, address: &mut Address) {
+        use Mnemonic::{Cmpxchg, Xadd, Xchg};
+        if !self.target.late_index || address.sum().is_none() {
+            return;
+        }
+        self.may_predict = true;
+        let at = (index, Place::Operand);
+        // Those change registers before the last store.
+        let changes = matches!(insn.mnemonic(), Cmpxchg | Xadd | Xchg);
+        if self.may_predict(at) && self.groups.of(index, at.1).is_none() && !changes {
+            let [base, scaled] =
+                [insn.memory_base(), insn.memory_index()].map(|register| 1 << number(register));
+            let written = (self.flow.classes[..index].iter().rev())
+                .map(|class| class.writes & (base | scaled))
+                .find(|&written| written != 0);
+            address.set_apart(written == Some(base));
+        }
+        self.may_predict = false;
     }
 
     /// Makes T0 the address of an operand. Leaves the flags alone.

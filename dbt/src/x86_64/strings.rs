@@ -383,8 +383,7 @@ impl Emitter<'_> {
     fn copy_to_each(&mut self, shift: i8) -> Result<(), Unencodable> {
         let memory = HostMemory {
             base: T1,
-            index: Register::None,
-            displacement: 0,
+            ..HostMemory::AT_T0
         };
         self.store_all(memory, |emitter, memory| {
             let displacement = memory.displacement;

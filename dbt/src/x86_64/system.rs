@@ -2,11 +2,12 @@
 //! processor's state. The block's mode vouches for the privilege.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, Register};
+use iced_x86::{Code, Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
-use super::operands::Address;
+use super::memory::T0_NUMBER;
+use super::operands::{Address, HostMemory};
 use super::registers::{T1, number, pinned, sized};
 use crate::guest::{Mode, Register as Guest, SegmentIndex, flags};
 use crate::record::grouping::Place;
@@ -182,6 +183,31 @@ impl Emitter<'_> {
     ) -> Result<(), Unencodable> {
         let address = self.operand(insn)?;
         self.check(index, (Place::Operand, &address), 1, false, needed)?;
+        Ok(())
+    }
+
+    /// PREFETCHh and PREFETCHW (SDM volume 2B): the host has the same hints, where the TLB knows the page. A guest
+    /// can neither fault by them nor see what became of them.
+    pub(super) fn prefetch(&mut self, insn: &Instruction, needed: bool) -> Result<(), Unencodable> {
+        let Ok(address) = self.operand(insn) else {
+            return Ok(());
+        };
+        self.leave_t0();
+        self.spoil_flags(needed);
+        self.linear(&address)?;
+        let unknown = self.ops.new_dynamic_label();
+        let addend = self.find_entry((T0_NUMBER, 0), (1, false), unknown);
+        self.add_addend(addend);
+        let to_store = insn.mnemonic() == Mnemonic::Prefetchw;
+        let copies = if to_store { self.target.copies } else { 1 };
+        for copy in 0..copies as i32 {
+            let memory = HostMemory::AT_T0.further(copy * self.target.stride);
+            let hint = Instruction::with1(insn.code(), memory.operand());
+            let hint = self.encode(&hint.map_err(|_| Unencodable)?)?;
+            self.put(&hint);
+        }
+        dynasm!(self.ops ; .arch x64 ; =>unknown);
+        self.keep_flags();
         Ok(())
     }
 

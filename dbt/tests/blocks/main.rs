@@ -16,6 +16,7 @@ mod elements;
 mod indirect;
 mod instruction;
 mod keeping;
+mod late_index;
 mod late_stores;
 mod long_blocks;
 mod machine;
@@ -98,6 +99,9 @@ fn switches(copies: usize) -> EngineOptions {
         late_stack: copies != 4,
         late_slots: copies != 3,
         late_stores: copies != 4,
+        late_index: copies != 2,
+        prefetch: copies != 3,
+        exit_polls: copies != 1,
         slot_registers: copies != 4,
         hoisting: copies != 3,
         whole_jumps: copies != 1,

@@ -269,6 +269,7 @@ pub fn assert_same_registers(found: &Seen, expected: &Seen, what: &str) {
 
 fn engines() -> impl Iterator<Item = EngineOptions> {
     (0..16).map(|bits| EngineOptions {
+        late_index: bits % 7 != 0,
         slot_registers: bits % 5 != 0,
         hoisting: bits % 3 != 0,
         grouping: bits & 1 != 0,

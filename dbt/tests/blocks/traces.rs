@@ -197,3 +197,47 @@ fn a_loop_may_change_its_way() {
     assert_eq!(machine.vcpu.statistics().traces - before, 2);
     assert_eq!(translated[1], translated[2]);
 }
+
+/// What a jump ahead out of a loop's trace leads to counts its entries, and becomes a trace.
+#[test]
+fn exits_of_traces_lead_to_traces() {
+    let assemble = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let (mut head, mut seldom, mut on) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(ebp, 100_000)?;
+        a.set_label(&mut head)?;
+        a.imul_3(eax, eax, 0x19_660d)?;
+        a.add(eax, 0x3c6e_f35f)?;
+        a.test(eax, 0x70_0000)?;
+        a.je(seldom)?;
+        a.rol(rcx, 1)?;
+        a.jmp(on)?;
+        a.set_label(&mut seldom)?;
+        a.lea(rbx, ptr(rbx + rax))?;
+        a.test(ebp, ebp)?;
+        a.js(on)?;
+        a.ror(rbx, 3)?;
+        a.set_label(&mut on)?;
+        a.dec(ebp)?;
+        a.jne(head)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    };
+    let program = looping(&assemble().expect("the loop can be assembled"));
+    let [without, with] = [false, true].map(|exit_polls| {
+        let options = EngineOptions {
+            exit_polls,
+            // A block that goes on behind jumps is as good as a trace here.
+            long_blocks: false,
+            samples: false,
+            long_traces: Some(64),
+            cold: 0,
+            ..EngineOptions::default()
+        };
+        let mut machine = Machine::new(options, 2);
+        machine.set_up(&program);
+        assert_eq!(machine.vcpu.run(), Stop::Halted);
+        machine.vcpu.statistics().traces
+    });
+    assert!(with > without, "{with} traces, and {without}");
+}

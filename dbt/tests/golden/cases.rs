@@ -243,6 +243,22 @@ pub const GROUPS: &[(&str, &[Case])] = &[
                 a.xor(ecx, ecx)
             })
             .predicting(),
+            Case::new("load, index known first", |a| {
+                a.lea(rbx, ptr(rbx + 1))?;
+                a.mov(al, byte_ptr(rbx + rcx))?;
+                a.xor(ecx, ecx)
+            })
+            .predicting(),
+            Case::new("exchange, base and index", |a| {
+                a.xchg(qword_ptr(rbx + rcx), rcx)?;
+                a.xor(ecx, ecx)
+            })
+            .predicting(),
+            Case::new("prefetches", |a| {
+                a.prefetcht0(byte_ptr(rbx + 64))?;
+                a.prefetchw(byte_ptr(rbx + rcx * 8))?;
+                a.xor(ecx, ecx)
+            }),
             Case::new("load, absolute", |a| {
                 a.mov(rax, qword_ptr(0x40_3000))?;
                 a.xor(ecx, ecx)

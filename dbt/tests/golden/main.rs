@@ -148,6 +148,8 @@ fn host_code_at(
         late_stack: true,
         late_slots: true,
         late_stores: true,
+        late_index: true,
+        prefetch: true,
         slot_registers: true,
         sure_accesses: true,
         hoisting: case.allotting,

@@ -159,6 +159,21 @@ pub const SWITCHES: &[Switch] = &[
         |engine| &mut engine.late_stores,
     ),
     flag(
+        "late-index=on|off",
+        "accesses with a base and an index whose checks predict wait for one of the two registers only",
+        |engine| &mut engine.late_index,
+    ),
+    flag(
+        "prefetch=on|off",
+        "the host prefetches what the guest does",
+        |engine| &mut engine.prefetch,
+    ),
+    flag(
+        "exit-polls=on|off",
+        "what a trace's exits lead to is sampled, and counts its entries, until it is part of a trace",
+        |engine| &mut engine.exit_polls,
+    ),
+    flag(
         "slot-registers=on|off",
         "what leads to accesses that share a check may be in a register that a trace does not need",
         |engine| &mut engine.slot_registers,

@@ -161,6 +161,9 @@ fn optimisations_have_switches() {
             && usual.late_stack
             && usual.late_slots
             && usual.late_stores
+            && usual.late_index
+            && usual.prefetch
+            && usual.exit_polls
             && usual.slot_registers
             && usual.sure_accesses
             && usual.hoisting
@@ -174,7 +177,7 @@ fn optimisations_have_switches() {
             && usual.cold > 0
     );
     let off = engine(
-        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,wide-reach=off,gather=off,registers=off,crossing=off,late-stack=off,late-slots=off,late-stores=off,slot-registers=off,sure-accesses=off,hoisting=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
+        "-accel kmemvisor,grouping=off,system-inline=off,memory-inline=off,vector-strings=off,returns=off,large-code=off,pcid-tlb=off,second-places=off,populate-ahead=off,precise-flags=off,lazy-flags=off,prediction=off,wide-reach=off,gather=off,registers=off,crossing=off,late-stack=off,late-slots=off,late-stores=off,late-index=off,prefetch=off,exit-polls=off,slot-registers=off,sure-accesses=off,hoisting=off,whole-jumps=off,long-blocks=off,memory-operands=off,moving=off,traces=off,long-traces=off,indirect-traces=off,segmented=off,cold=off,tb-size=32",
     );
     assert!(
         !off.grouping
@@ -196,6 +199,9 @@ fn optimisations_have_switches() {
             && !off.late_stack
             && !off.late_slots
             && !off.late_stores
+            && !off.late_index
+            && !off.prefetch
+            && !off.exit_polls
             && !off.slot_registers
             && !off.sure_accesses
             && !off.hoisting
