@@ -8,6 +8,8 @@ mod block_state;
 mod cold;
 mod engine;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod finding;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod guards;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
