@@ -57,6 +57,8 @@ impl Emitter<'_> {
         host.set_op0_kind(OpKind::MemorySegRDI);
         let native = self.encode(&host)?;
         self.lead_to_whole(index, &address, (size, true), needed)?;
+        // MASKMOVQ raises an exception of the x87 that is pending.
+        self.note_flags(index);
         self.store_all(HostMemory::AT_T0, |emitter, memory| {
             dynasm!(emitter.ops ; .arch x64 ; lea rdi, [rsi + memory.displacement]);
             emitter.put(&native);

@@ -240,6 +240,29 @@ fn frames_of_divide_errors_have_all_flags() {
     }
 }
 
+/// MASKMOVQ checks its operand, and then raises what an instruction of the x87 has left pending.
+#[test]
+fn frames_of_pending_exceptions_have_all_flags() {
+    let mut bench = Bench::new();
+    for (name, undefined, producer) in PRODUCERS {
+        let assemble = || -> Result<Vec<u8>, IcedError> {
+            let mut a = CodeAssembler::new(64)?;
+            // Divisions by 0 are not masked.
+            a.mov(dword_ptr(rdi + 0x40), 0x37b)?;
+            a.fldcw(word_ptr(rdi + 0x40))?;
+            a.fld1()?;
+            a.fldz()?;
+            a.fdivp(st1, st0)?;
+            producer(&mut a)?;
+            a.maskmovq(mm1, mm2)?;
+            a.hlt()?;
+            a.assemble(CODE)
+        };
+        let code = assemble().expect("it assembles");
+        bench.compare(name, &code, *undefined);
+    }
+}
+
 /// A NOP becomes LAHF after the code that overwrites all flags behind it was translated.
 #[test]
 fn flags_are_there_for_code_that_comes_late() {
