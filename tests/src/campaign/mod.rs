@@ -302,6 +302,8 @@ pub fn case(mode: Mode, seed: u64, compare: bool, tally: &mut Tally) -> Result<(
     Ok(())
 }
 
+/// Exceptions in a row that are followed.
+const EXCEPTIONS: usize = 4;
 /// Instructions of a block at the most.
 const LONGEST_BLOCK: u64 = 64;
 
@@ -309,7 +311,7 @@ const LONGEST_BLOCK: u64 = 64;
 enum Difference {
     /// Not at all.
     None,
-    /// Perhaps by flags that the manual leaves undefined.
+    /// Perhaps by something that the manual leaves undefined.
     Undefined,
     /// As this says.
     Found(String),
@@ -346,6 +348,17 @@ fn may_depend_on_undefined(insns: &[Option<Instruction>]) -> bool {
     undefined != 0
 }
 
+/// Whether a repeated store has been executed that overwrote itself: when the processor notices is not defined.
+fn is_overwritten(machine: &mut Machine, insn: &Instruction) -> bool {
+    if !insn.is_string_instruction() || !(insn.has_rep_prefix() || insn.has_repne_prefix()) {
+        return false;
+    }
+    let rip = std::mem::replace(&mut machine.vcpu.cpu_mut().rip, insn.ip());
+    let there = dbt::decode::one(&mut machine.vcpu.context());
+    machine.vcpu.cpu_mut().rip = rip;
+    there.is_ok_and(|there| there != *insn)
+}
+
 /// Where the interpreted guest first differs from the translated one.
 fn first_difference(mode: Mode, seed: u64) -> Result<Difference, String> {
     let differs = |budget: u64| -> Result<Option<(Outcome, Outcome)>, String> {
@@ -376,17 +389,27 @@ fn first_difference(mode: Mode, seed: u64) -> Result<Difference, String> {
         return Ok(Difference::None);
     };
     // A goal within a block has its beginning interpreted: what differs may be anything since then.
-    let start = different.saturating_sub(LONGEST_BLOCK);
-    let (_, mut machine, _) = guest(mode, seed, true, start)?;
     let mut insns = Vec::new();
     let mut insn = Err(dbt::guest::Exception::invalid_opcode());
-    for _ in 0..2 * LONGEST_BLOCK {
-        if machine.vcpu.instructions() >= different {
-            break;
+    let mut last: Option<Instruction> = None;
+    for before in different.saturating_sub(LONGEST_BLOCK)..different {
+        let (_, mut machine, _) = guest(mode, seed, true, before)?;
+        if last.is_some_and(|last| is_overwritten(&mut machine, &last)) {
+            return Ok(Difference::Undefined);
         }
-        insn = dbt::decode::one(&mut machine.vcpu.context());
-        insns.push(insn.ok());
-        machine.vcpu.step();
+        // Behind an exception another instruction counts in its place.
+        for exceptions in 0..=EXCEPTIONS {
+            insn = dbt::decode::one(&mut machine.vcpu.context());
+            let decoded = insn.as_ref().ok().copied();
+            insns.push(decoded);
+            if exceptions == 0 {
+                last = decoded;
+            }
+            machine.vcpu.step();
+            if machine.vcpu.instructions() != before {
+                break;
+            }
+        }
     }
     if may_depend_on_undefined(&insns) {
         return Ok(Difference::Undefined);
