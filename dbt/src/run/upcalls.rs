@@ -6,7 +6,7 @@ use super::block_state::CpuBlock;
 use super::recording::{Heat, LOOP_BYTES};
 use super::upcall::{FlagsAt, Upcall, UpcallKind};
 use super::vcpu::Vcpu;
-use crate::cache::{CodeOffset, Key};
+use crate::cache::{Block, CodeOffset, Key};
 use crate::guest::{Exception, Mode, flags};
 use crate::interpret::address::is_canonical;
 use crate::interpret::native::{host_exception, pack_flags, unpack_flags};
@@ -271,10 +271,15 @@ impl Vcpu {
 
     /// A jump has been executed, to code at RIP that is not known.
     fn go_on(&mut self) -> u64 {
-        if self.interrupted() || !self.translates(self.cpu().mode) {
-            return LEAVE;
+        match self.stays() {
+            true => self.find_rip(),
+            false => LEAVE,
         }
-        self.find_rip()
+    }
+
+    /// Whether the dispatch loop has nothing to look at, before translated code goes on.
+    fn stays(&mut self) -> bool {
+        !self.interrupted() && self.translates(self.cpu().mode)
     }
 
     /// Likewise, where no indirect jump is known to go there. Code that is not worth a translation yet is interpreted
@@ -295,14 +300,7 @@ impl Vcpu {
                 continue;
             };
             self.remember_jump(id);
-            return match self.cache.block(id) {
-                Some(block) => {
-                    let entry = block.indirect_entry();
-                    let address = self.cache.region().address(entry);
-                    self.resume(address)
-                }
-                None => LEAVE,
-            };
+            return self.enter_at(self.cache.block(id).map(Block::indirect_entry));
         }
     }
 
@@ -310,7 +308,7 @@ impl Vcpu {
     fn passes_cold(&mut self, key: Key) -> bool {
         self.run_cold(Some(key));
         self.settle();
-        !self.interrupted() && self.translates(self.cpu().mode)
+        self.stays()
     }
 
     fn link(&mut self, from: u32, exit: usize) -> u64 {
@@ -364,13 +362,8 @@ impl Vcpu {
                 }
             }
         }
-        match self.link_to(from, exit, to) {
-            Some(entry) => {
-                let address = self.cache.region().address(entry);
-                self.resume(address)
-            }
-            None => LEAVE,
-        }
+        let entry = self.link_to(from, exit, to);
+        self.enter_at(entry)
     }
 
     /// Links an exit to the block that it leads to; returns the entry.
@@ -417,11 +410,18 @@ impl Vcpu {
 
     /// Enters a block by its polling entry.
     fn continue_at(&mut self, id: u32) -> u64 {
-        let Some(entry) = self.cache.block(id).map(|block| block.poll_entry()) else {
-            return LEAVE;
-        };
-        let address = self.cache.region().address(entry);
-        self.resume(address)
+        self.enter_at(self.cache.block(id).map(Block::poll_entry))
+    }
+
+    /// Goes on in emitted code, at the entry of a block that may be gone.
+    fn enter_at(&mut self, entry: Option<CodeOffset>) -> u64 {
+        match entry {
+            Some(entry) => {
+                let address = self.cache.region().address(entry);
+                self.resume(address)
+            }
+            None => LEAVE,
+        }
     }
 
     /// Goes on with the rest of a block in code without groups of accesses.

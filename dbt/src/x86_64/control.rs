@@ -339,14 +339,20 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; =>back);
     }
 
-    /// Requires that T0 is canonical. Uses T1.
-    pub(super) fn require_canonical(&mut self, instead: DynamicLabel) {
+    /// Requires that the address in a scratch register is canonical. Uses another.
+    pub(super) fn require_canonical(
+        &mut self,
+        address: Register,
+        other: Register,
+        instead: DynamicLabel,
+    ) {
+        let (address, other) = (Self::scratch(address), Self::scratch(other));
         dynasm!(self.ops
             ; .arch x64
-            ; mov rdi, rsi
-            ; shl rdi, 16
-            ; sar rdi, 16
-            ; cmp rdi, rsi
+            ; mov Rq(other), Rq(address)
+            ; shl Rq(other), 16
+            ; sar Rq(other), 16
+            ; cmp Rq(other), Rq(address)
             ; jne =>instead
         );
     }
@@ -467,7 +473,7 @@ impl Emitter<'_> {
         self.jump_found();
         dynasm!(self.ops ; .arch x64 ; =>miss);
         if self.target.mode.has(Mode::CODE64) {
-            self.require_canonical(instead);
+            self.require_canonical(T0, T1, instead);
             self.move_stack(pops);
             dynasm!(self.ops
                 ; .arch x64

@@ -6,7 +6,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
-use super::registers::{T1, number};
+use super::registers::{T0, T1, T2, number};
 use crate::guest::flags::{AC, CR4_OSXSAVE, CR4_PKE, EFER_SCE, IOPL, RF, SYSTEM, TF};
 use crate::guest::{CpuModel, Feature, Mode, Register as Guest, Segment, SegmentIndex};
 use crate::run::{UpcallKind, at};
@@ -263,7 +263,7 @@ impl Emitter<'_> {
             ; jnz =>instead
             ; mov rsi, rcx
         );
-        self.require_canonical(instead);
+        self.require_canonical(T0, T1, instead);
         const { assert!(Guest::RCX == 1) };
         self.look_up_far_jump(cache);
         dynasm!(self.ops
@@ -389,14 +389,7 @@ impl Emitter<'_> {
             dynasm!(self.ops ; .arch x64 ; mov edi, edi);
         } else {
             let instead = self.interpret_instead(index);
-            dynasm!(self.ops
-                ; .arch x64
-                ; mov r8, rdi
-                ; shl r8, 16
-                ; sar r8, 16
-                ; cmp r8, rdi
-                ; jne =>instead
-            );
+            self.require_canonical(T1, T2, instead);
         }
         dynasm!(self.ops ; .arch x64 ; gs mov [base], rdi);
         Ok(())

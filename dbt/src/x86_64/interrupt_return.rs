@@ -6,6 +6,7 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
 use super::emitter::{Emitter, Unencodable};
 use super::fast_call::flat_upper;
+use super::registers::{T0, T1};
 use crate::guest::flags::{AC, ARITHMETIC, DF, ID, IF, IOPL, NT, TF, VIF, VIP, VM};
 use crate::guest::{Mode, Segment, SegmentIndex};
 use crate::run::at;
@@ -79,7 +80,7 @@ impl Emitter<'_> {
             ; jnz =>instead
             ; gs mov rsi, [RIP]
         );
-        self.require_canonical(instead);
+        self.require_canonical(T0, T1, instead);
         dynasm!(self.ops
             ; .arch x64
             ; gs movzx edi, WORD [CS]

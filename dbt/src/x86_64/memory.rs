@@ -262,7 +262,7 @@ impl Emitter<'_> {
             if !self.predict((insn, place), start, (size, write), stub) {
                 self.look_up((base, displacement), (size, write), stub);
             }
-        } else if let Some((base, index, scale)) = address.sum().filter(|_| address.apart) {
+        } else if let Some((base, index, scale)) = address.sum_apart() {
             let lea = self.lea(address)?;
             record.wants_addend = 1;
             let stub = self.stub(Some(lea), record);

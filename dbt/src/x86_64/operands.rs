@@ -164,8 +164,17 @@ impl Address {
 
     /// The base register, where the host operand can be addend + base + displacement.
     pub(super) fn simple_base(&self) -> Option<u8> {
+        if self.whole || self.index.is_some() {
+            return None;
+        }
+        self.near_base()
+    }
+
+    /// The base register, where nothing but displacement and index is added to it, and the host operand can have the
+    /// displacement.
+    fn near_base(&self) -> Option<u8> {
         let near = (self.displacement as i64).unsigned_abs() < 1 << 28;
-        if self.narrow || self.whole || self.segment.is_some() || self.index.is_some() || !near {
+        if self.narrow || self.segment.is_some() || !near {
             return None;
         }
         pinned(self.base?)
@@ -174,12 +183,13 @@ impl Address {
     /// Base, index and scale, where the host operand can be addend + base, which are added up, index * scale and
     /// displacement.
     pub(super) fn sum(&self) -> Option<(u8, u8, u32)> {
-        let near = (self.displacement as i64).unsigned_abs() < 1 << 28;
-        if self.narrow || self.segment.is_some() || !near {
-            return None;
-        }
         let (index, scale) = self.index?;
-        Some((pinned(self.base?)?, pinned(index)?, scale))
+        Some((self.near_base()?, pinned(index)?, scale))
+    }
+
+    /// Likewise, if it is to be so.
+    pub(super) fn sum_apart(&self) -> Option<(u8, u8, u32)> {
+        self.sum().filter(|_| self.apart)
     }
 
     /// Has the access wait for the index alone, where base and index are added up and the check does not find out the
@@ -194,7 +204,7 @@ impl Address {
     /// The host operand that [`Emitter::check`] will leave for this address.
     pub fn host_memory(&self) -> HostMemory {
         let displacement = self.displacement as i32;
-        if let Some((_, index, scale)) = self.sum().filter(|_| self.apart) {
+        if let Some((_, index, scale)) = self.sum_apart() {
             return HostMemory {
                 base: T0,
                 index: sized(index, 8),

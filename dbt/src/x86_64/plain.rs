@@ -380,7 +380,7 @@ impl Emitter<'_> {
         let at = (index, Place::Operand);
         // Those change registers before the last store.
         let changes = matches!(insn.mnemonic(), Cmpxchg | Xadd | Xchg);
-        if self.may_predict(at) && self.groups.of(index, at.1).is_none() && !changes {
+        if self.predicting(at).is_some() && self.groups.of(index, at.1).is_none() && !changes {
             let [base, scaled] =
                 [insn.memory_base(), insn.memory_index()].map(|register| 1 << number(register));
             let written = (self.flow.classes[..index].iter().rev())

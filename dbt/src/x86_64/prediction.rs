@@ -46,10 +46,10 @@ impl Predicting<'_> {
 }
 
 impl Emitter<'_> {
-    /// Whether the check of an access is to predict.
-    pub(super) fn may_predict(&self, (insn, place): (usize, Place)) -> bool {
+    /// What the check of an access needs, if it is to predict.
+    pub(super) fn predicting(&self, (insn, place): (usize, Place)) -> Option<Predicting<'_>> {
         let predicting = self.target.prediction.filter(|_| self.may_predict);
-        predicting.is_some_and(|it| it.predicts(self.rips[insn], self.target.further, place))
+        predicting.filter(|it| it.predicts(self.rips[insn], self.target.further, place))
     }
 
     /// Emits the check of an access of so many bytes from `start + displacement` on, if it is one that
@@ -61,13 +61,10 @@ impl Emitter<'_> {
         (size, write): (u32, bool),
         miss: DynamicLabel,
     ) -> bool {
-        let Some(predicting) = self.target.prediction else {
+        let Some(Predicting { first, .. }) = self.predicting((insn, place)) else {
             return false;
         };
-        if !self.may_predict((insn, place)) {
-            return false;
-        }
-        let number = predicting.first + self.sites.len() as u16;
+        let number = first + self.sites.len() as u16;
         let site = Site {
             displacement: displacement.into(),
             size: size.into(),

@@ -10,7 +10,7 @@ use super::emitter::{Emitter, Unencodable};
 use super::fast_call::flat_upper;
 use super::interrupt_return::flat_descriptor;
 use super::operands::HostMemory;
-use super::registers::T1;
+use super::registers::{T0, T1, T2};
 use crate::guest::flags::{AC, NT, RF, TF, VM};
 use crate::guest::{Exception, Mode, Segment, SegmentIndex};
 use crate::run::at;
@@ -88,11 +88,10 @@ impl Emitter<'_> {
             ; movzx r8d, di
             ; or rsi, r8
             ; gs mov [TARGET], rsi
-            ; mov r8, rsi
-            ; shl r8, 16
-            ; sar r8, 16
-            ; cmp r8, rsi
-            ; jne =>instead
+        );
+        self.require_canonical(T0, T2, instead);
+        dynasm!(self.ops
+            ; .arch x64
             ; shr edi, 16
             ; gs mov [SELECTOR], rdi
             ; test edi, 4

@@ -9,6 +9,7 @@ use super::encoded::Encoded;
 use super::exits::ExitKind;
 use super::flags::{ExitFlags, FlagsPlace};
 use super::prediction::Wrong;
+use super::registers::{T0, T1};
 use crate::run::{Upcall, UpcallKind, at};
 
 /// Code behind the block's end.
@@ -190,7 +191,7 @@ impl Emitter<'_> {
             } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);
                 if let Some(instead) = instead {
-                    self.require_canonical(instead);
+                    self.require_canonical(T0, T1, instead);
                 }
                 dynasm!(self.ops ; .arch x64 ; gs mov [at::ARRIVING], rsi);
                 match back {

@@ -6,7 +6,6 @@ use iced_x86::{Code, Instruction, Mnemonic, Register};
 
 use super::emitter::{Emitter, Unencodable};
 use super::flags::FlagsPlace;
-use super::memory::T0_NUMBER;
 use super::operands::{Address, HostMemory};
 use super::registers::{T1, number, pinned, sized};
 use crate::guest::{Mode, Register as Guest, SegmentIndex, flags};
@@ -196,8 +195,7 @@ impl Emitter<'_> {
         self.spoil_flags(needed);
         self.linear(&address)?;
         let unknown = self.ops.new_dynamic_label();
-        let addend = self.find_entry((T0_NUMBER, 0), (1, false), unknown);
-        self.add_addend(addend);
+        self.translate_linear(1, false, unknown);
         let to_store = insn.mnemonic() == Mnemonic::Prefetchw;
         let copies = if to_store { self.target.copies } else { 1 };
         for copy in 0..copies as i32 {
