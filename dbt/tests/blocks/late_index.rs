@@ -7,9 +7,8 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{DATA, HOLE};
-use crate::places::CHANGING;
 use crate::program::Program;
-use crate::side_by_side::{end_alike, machines, random_loop, stop_anywhere};
+use crate::side_by_side::{Pieces, end_alike, machines, random_loop, stop_anywhere};
 
 const ROUNDS: u32 = 60;
 const VALUES: [AsmRegister64; 5] = [rax, rcx, rdx, rbx, r12];
@@ -79,39 +78,30 @@ fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> 
     }
 }
 
-fn code(random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
-    let mut a = CodeAssembler::new(64)?;
-    let (mut head, mut over) = (a.create_label(), a.create_label());
-    a.mov(ebp, ROUNDS)?;
-    a.set_label(&mut head)?;
-    a.imul_3(r15, rbp, 0x61)?;
-    a.and(r15d, 0xfff)?;
-    a.lea(rdi, ptr(r15 + (DATA + 0x800)))?;
-    a.lea(r8, ptr(rdi + 0x40))?;
-    a.mov(r9d, r15d)?;
-    a.and(r9d, 0x7c)?;
-    a.lea(r10, ptr(r9 + 8))?;
-    a.mov(esi, r9d)?;
-    if faults {
-        a.cmp(ebp, 9)?;
-        a.jne(over)?;
-        a.mov(rdi, HOLE - 0x48)?;
-        a.set_label(&mut over)?;
-    }
-    for _ in 0..4 + random.below(10) {
-        match random.below(3) {
-            0 => between(&mut a, random)?,
-            _ => access(&mut a, random)?,
-        }
-    }
-    a.dec(ebp)?;
-    a.jne(head)?;
-    a.hlt()?;
-    a.assemble(CHANGING)
-}
+const LOOP: Pieces = Pieces {
+    rounds: ROUNDS,
+    set_up: |a| {
+        a.imul_3(r15, rbp, 0x61)?;
+        a.and(r15d, 0xfff)?;
+        a.lea(rdi, ptr(r15 + (DATA + 0x800)))?;
+        a.lea(r8, ptr(rdi + 0x40))?;
+        a.mov(r9d, r15d)?;
+        a.and(r9d, 0x7c)?;
+        a.lea(r10, ptr(r9 + 8))?;
+        a.mov(esi, r9d)
+    },
+    lead_astray: |a| a.mov(rdi, HOLE - 0x48),
+    count: (4, 10),
+    piece: |a, random| match random.below(3) {
+        0 => between(a, random),
+        _ => access(a, random),
+    },
+};
 
 fn program(seed: u64) -> (bool, Program) {
-    let (faults, mut program) = random_loop(seed, seed.is_multiple_of(3), code);
+    let (faults, mut program) = random_loop(seed, seed.is_multiple_of(3), |random, faults| {
+        LOOP.code(random, faults)
+    });
     // Code of the kernel does not predict.
     program.ring = 3;
     (faults, program)

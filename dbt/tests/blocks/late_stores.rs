@@ -7,9 +7,8 @@ use iced_x86::code_asm::*;
 
 use crate::common::{Random, setting};
 use crate::machine::{DATA, HOLE, STACK_TOP};
-use crate::places::CHANGING;
 use crate::program::Program;
-use crate::side_by_side::{end_alike, machines, random_loop, stop_anywhere};
+use crate::side_by_side::{Pieces, end_alike, machines, random_loop, stop_anywhere};
 
 /// Rounds of a loop.
 const ROUNDS: u32 = 40;
@@ -60,37 +59,28 @@ fn between(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> 
     }
 }
 
-fn code(random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
-    let mut a = CodeAssembler::new(64)?;
-    let (mut head, mut over) = (a.create_label(), a.create_label());
-    a.mov(ebp, ROUNDS)?;
-    a.set_label(&mut head)?;
-    a.imul_3(r15, rbp, 0x61)?;
-    a.and(r15d, 0xff8)?;
-    a.lea(rdi, ptr(r15 + (DATA + 0x800)))?;
-    a.mov(r14, DATA + 0x2100)?;
-    a.mov(rsp, STACK_TOP - 0x400)?;
-    a.sub(rsp, r15)?;
-    if faults {
-        a.cmp(ebp, 9)?;
-        a.jne(over)?;
-        a.mov(r14, HOLE - 16)?;
-        a.set_label(&mut over)?;
-    }
-    for _ in 0..6 + random.below(14) {
-        match random.below(3) {
-            0 => between(&mut a, random)?,
-            _ => store(&mut a, random)?,
-        }
-    }
-    a.dec(ebp)?;
-    a.jne(head)?;
-    a.hlt()?;
-    a.assemble(CHANGING)
-}
+const LOOP: Pieces = Pieces {
+    rounds: ROUNDS,
+    set_up: |a| {
+        a.imul_3(r15, rbp, 0x61)?;
+        a.and(r15d, 0xff8)?;
+        a.lea(rdi, ptr(r15 + (DATA + 0x800)))?;
+        a.mov(r14, DATA + 0x2100)?;
+        a.mov(rsp, STACK_TOP - 0x400)?;
+        a.sub(rsp, r15)
+    },
+    lead_astray: |a| a.mov(r14, HOLE - 16),
+    count: (6, 14),
+    piece: |a, random| match random.below(3) {
+        0 => between(a, random),
+        _ => store(a, random),
+    },
+};
 
 fn program(seed: u64) -> (bool, Program) {
-    random_loop(seed, seed.is_multiple_of(3), code)
+    random_loop(seed, seed.is_multiple_of(3), |random, faults| {
+        LOOP.code(random, faults)
+    })
 }
 
 fn engines(counted: bool) -> Vec<EngineOptions> {

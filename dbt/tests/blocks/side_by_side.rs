@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use dbt::{EngineOptions, Stop};
 use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 
 use crate::common::Random;
 use crate::machine::{CODE, DATA, Machine};
@@ -40,6 +41,43 @@ pub fn looping_in(bits: u32, code: &[u8]) -> Program {
     program.gpr[7] = DATA;
     program.gpr[11] = 0;
     program
+}
+
+/// A loop of random pieces that counts EBP down.
+pub struct Pieces {
+    pub rounds: u32,
+    /// What each round begins with.
+    pub set_up: fn(&mut CodeAssembler) -> Result<(), IcedError>,
+    /// Has accesses of a round fault.
+    pub lead_astray: fn(&mut CodeAssembler) -> Result<(), IcedError>,
+    /// How many pieces there are at least, and how many numbers of them.
+    pub count: (u64, u64),
+    pub piece: fn(&mut CodeAssembler, &mut Random) -> Result<(), IcedError>,
+}
+
+impl Pieces {
+    /// Its code, in which one of the last rounds faults or not.
+    pub fn code(&self, random: &mut Random, faults: bool) -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(64)?;
+        let (mut head, mut over) = (a.create_label(), a.create_label());
+        a.mov(ebp, self.rounds)?;
+        a.set_label(&mut head)?;
+        (self.set_up)(&mut a)?;
+        if faults {
+            a.cmp(ebp, 9)?;
+            a.jne(over)?;
+            (self.lead_astray)(&mut a)?;
+            a.set_label(&mut over)?;
+        }
+        let (least, numbers) = self.count;
+        for _ in 0..least + random.below(numbers) {
+            (self.piece)(&mut a, random)?;
+        }
+        a.dec(ebp)?;
+        a.jne(head)?;
+        a.hlt()?;
+        a.assemble(CHANGING)
+    }
 }
 
 /// A loop made at random, in which something happens or not.

@@ -5,7 +5,7 @@ use dbt::guest::{CpuState, Segment};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::programs::{calls, calls_from_many_places, look};
+use super::programs::{calls, calls_from_many_places, each_eighth, look, move_on};
 use super::{Case, Code, KERNEL, RAISE};
 use crate::machine::*;
 
@@ -27,13 +27,9 @@ fn returns(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.iretq()
 }
 
-/// Returns further behind the call each time.
 fn returns_elsewhere(a: &mut CodeAssembler) -> Result<(), IcedError> {
     look(a)?;
-    a.inc(rbp)?;
-    a.mov(edx, ebp)?;
-    a.and(edx, 63)?;
-    a.add(rcx, rdx)?;
+    move_on(a)?;
     push_frame(a)?;
     a.iretq()
 }
@@ -43,14 +39,9 @@ fn returns_after(
     a: &mut CodeAssembler,
     unusual: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Result<(), IcedError> {
-    let mut usual = a.create_label();
     look(a)?;
     push_frame(a)?;
-    a.inc(rbp)?;
-    a.test(ebp, 7)?;
-    a.jnz(usual)?;
-    unusual(a)?;
-    a.set_label(&mut usual)?;
+    each_eighth(a, unusual)?;
     a.iretq()
 }
 

@@ -7,7 +7,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use super::frames::{change_descriptor, null_data};
-use super::programs::look;
+use super::programs::{each_eighth, look};
 use super::{CALLED, Case, Code, KERNEL};
 use crate::machine::*;
 
@@ -60,14 +60,11 @@ fn returns(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// Inverts bits of a byte in each eighth system call, so that the usual way is known by then.
 fn changes(a: &mut CodeAssembler, at: u64, bits: i32) -> Result<(), IcedError> {
-    let mut usual = a.create_label();
     look(a)?;
-    a.inc(rbp)?;
-    a.test(ebp, 7)?;
-    a.jnz(usual)?;
-    a.mov(r8, at)?;
-    a.xor(byte_ptr(r8), bits)?;
-    a.set_label(&mut usual)?;
+    each_eighth(a, |a| {
+        a.mov(r8, at)?;
+        a.xor(byte_ptr(r8), bits)
+    })?;
     a.sysretq()
 }
 

@@ -38,14 +38,31 @@ pub fn calls_from_many_places(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(again)
 }
 
-/// Returns further behind the call each time.
-fn returns_elsewhere(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    look(a)?;
+/// Has the return lead further behind the call each time.
+pub fn move_on(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.inc(rbp)?;
     a.mov(edx, ebp)?;
     a.and(edx, 63)?;
-    a.add(rcx, rdx)?;
+    a.add(rcx, rdx)
+}
+
+fn returns_elsewhere(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    look(a)?;
+    move_on(a)?;
     a.sysretq()
+}
+
+/// Does something in each eighth round, so that the usual way is known by then.
+pub fn each_eighth(
+    a: &mut CodeAssembler,
+    unusual: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
+    let mut usual = a.create_label();
+    a.inc(rbp)?;
+    a.test(ebp, 7)?;
+    a.jnz(usual)?;
+    unusual(a)?;
+    a.set_label(&mut usual)
 }
 
 /// What a handler sees goes into R13 and R14.
@@ -73,26 +90,16 @@ fn returns_at_once(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// Returns with this in R11 in each eighth round, so that the usual way is known by then.
 fn returns_with(a: &mut CodeAssembler, flags: u64) -> Result<(), IcedError> {
-    let mut usual = a.create_label();
     look(a)?;
-    a.inc(rbp)?;
-    a.test(ebp, 7)?;
-    a.jnz(usual)?;
-    a.or(r11, flags as i32)?;
-    a.set_label(&mut usual)?;
+    each_eighth(a, |a| a.or(r11, flags as i32))?;
     a.sysretq()
 }
 
 /// Changes a model-specific register by XOR, in each eighth round; if that makes the return fault,
 /// changes it back.
 fn changes(a: &mut CodeAssembler, msr: u32, low: u32, high: u32) -> Result<(), IcedError> {
-    let mut usual = a.create_label();
     look(a)?;
-    a.inc(rbp)?;
-    a.test(ebp, 7)?;
-    a.jnz(usual)?;
-    change(a, msr, low, high)?;
-    a.set_label(&mut usual)?;
+    each_eighth(a, |a| change(a, msr, low, high))?;
     a.sysretq()?;
     change(a, msr, low, high)?;
     a.sysretq()
@@ -165,13 +172,8 @@ pub fn cases() -> Vec<Case> {
             what: "to a page that is not there",
             user: calls,
             kernel: |a| {
-                let mut usual = a.create_label();
                 look(a)?;
-                a.inc(rbp)?;
-                a.test(ebp, 7)?;
-                a.jnz(usual)?;
-                a.bts(rcx, 46)?;
-                a.set_label(&mut usual)?;
+                each_eighth(a, |a| a.bts(rcx, 46))?;
                 a.sysretq()
             },
             prepare: |_| {},
@@ -254,13 +256,8 @@ pub fn cases() -> Vec<Case> {
             what: "an address that is not canonical",
             user: calls,
             kernel: |a| {
-                let mut usual = a.create_label();
                 look(a)?;
-                a.inc(rbp)?;
-                a.test(ebp, 7)?;
-                a.jnz(usual)?;
-                a.bts(rcx, 47)?;
-                a.set_label(&mut usual)?;
+                each_eighth(a, |a| a.bts(rcx, 47))?;
                 a.sysretq()?;
                 a.btr(rcx, 47)?;
                 a.sysretq()
@@ -272,13 +269,8 @@ pub fn cases() -> Vec<Case> {
             what: "an interrupt waits for the return",
             user: calls,
             kernel: |a| {
-                let mut usual = a.create_label();
                 look(a)?;
-                a.inc(rbp)?;
-                a.test(ebp, 7)?;
-                a.jnz(usual)?;
-                a.out(RAISE, al)?;
-                a.set_label(&mut usual)?;
+                each_eighth(a, |a| a.out(RAISE, al))?;
                 a.sysretq()
             },
             prepare: |cpu| cpu.interrupt_flag = 1,
